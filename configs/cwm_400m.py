@@ -1,0 +1,17 @@
+"""CWM's shape at 400M parameters (embeddings not counted), a rung of the ladder.
+
+Command:   python train.py --config configs/cwm_400m.py --set data.sources.0.path=FOLDER
+Hardware:  8 GPUs with 80 GB
+Time:      not run; 2.7 hours if H100s reach 40 % MFU (assumed)
+Result:    unknown, not run
+Values:    see configs/cwm_60m.py; the mesh is assumed
+"""
+
+from configs.cwm_60m import ladder_model, ladder_run
+from cwm_jax.config import MeshConfig, RunConfig
+
+MODEL = ladder_model(num_key_value_heads=2, num_hidden_layers=12)
+
+
+def get_config() -> RunConfig:
+    return ladder_run("cwm_400m", MODEL, per_device_batch_size=1, mesh=MeshConfig(data=8, fsdp=1))

@@ -1,0 +1,46 @@
+"""Mid-training of the 32B model as the report describes it: 5T tokens at 131072 tokens of context.
+
+Command:   python train.py --config configs/midtrain_32b.py --set checkpoint.load_full_state_path=FOLDER
+           (FOLDER: the last checkpoint of configs/pretrain_32b.py, with its optimizer state)
+Hardware:  2048 H100 (secondary: 256 data-parallel ranks x tensor 8, one row for each rank)
+Time:      not run; 21 days if H100s reach 40 % MFU (assumed)
+Result:    unknown, not run
+Values:    architecture from configs/cwm_32b.py, whose scaled RoPE begins here; optimizer, schedule and batch
+           go on from configs/pretrain_32b.py (report, section 4)
+
+Not done as in the report: its buckets by document length and their caps on global attention.
+"""
+
+import dataclasses
+
+from configs import cwm_32b, pretrain_32b
+from cwm_jax.config import BatchConfig, DataConfig, MeshConfig, RunConfig, SourceConfig
+
+MODEL = cwm_32b.MODEL
+
+
+def get_config() -> RunConfig:
+    return RunConfig(
+        run_name="midtrain_32b",
+        model=MODEL,
+        data=DataConfig(
+            sources=(  # report: 30 / 40 / 30 %; the folders are assumed
+                SourceConfig(name="world_model", kind="jsonl", path="corpus/traces", weight=0.3),
+                SourceConfig(name="code", kind="jsonl", path="corpus/code", weight=0.4),
+                SourceConfig(name="rehearsal", kind="jsonl", path="corpus/text", weight=0.3),
+            )
+        ),
+        tokenizer=cwm_32b.LLAMA3_TOKENIZER,
+        batch=BatchConfig(
+            max_target_length=131_072,  # report
+            per_device_batch_size=0.125,  # one row for the eight devices of a tensor group
+            global_batch_tokens=pretrain_32b.BATCH_SCHEDULE,
+        ),
+        optimizer=dataclasses.replace(
+            pretrain_32b.OPTIMIZER,
+            start_tokens=pretrain_32b.PRETRAIN_TOKENS,
+            train_tokens=pretrain_32b.MIDTRAIN_TOKENS,
+        ),
+        execution=cwm_32b.EXECUTION,
+        mesh=MeshConfig(fsdp=256, tensor=8),  # secondary
+    )

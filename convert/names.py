@@ -1,0 +1,198 @@
+"""Our parameters and Hugging Face's tensors: one table; names, shapes, both directions follow.
+
+Axis letters: D embed, N heads, K kv heads, H head width, F mlp width, V vocab. ``"NH D"`` has N
+groups of H rows. Both rotate RoPE's pairs (i, i + H/2): q and k are not permuted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from cwm_jax.config import ModelConfig
+
+# ours | Hugging Face's | our axes | Hugging Face's axes
+# {layer} is layers.j (with a leading axis of repeats) or tail.j; {i} counts the model's layers.
+_TABLE = (
+    ("embed_tokens.embedding", "model.embed_tokens.weight", "V D", "V D"),
+    ("{layer}.input_layernorm.scale", "model.layers.{i}.input_layernorm.weight", "D", "D"),
+    (
+        "{layer}.self_attn.q_proj.kernel",
+        "model.layers.{i}.self_attn.q_proj.weight",
+        "D N H",
+        "NH D",
+    ),
+    (
+        "{layer}.self_attn.k_proj.kernel",
+        "model.layers.{i}.self_attn.k_proj.weight",
+        "D K H",
+        "KH D",
+    ),
+    (
+        "{layer}.self_attn.v_proj.kernel",
+        "model.layers.{i}.self_attn.v_proj.weight",
+        "D K H",
+        "KH D",
+    ),
+    (
+        "{layer}.self_attn.o_proj.kernel",
+        "model.layers.{i}.self_attn.o_proj.weight",
+        "N H D",
+        "D NH",
+    ),
+    (
+        "{layer}.post_attention_layernorm.scale",
+        "model.layers.{i}.post_attention_layernorm.weight",
+        "D",
+        "D",
+    ),
+    ("{layer}.mlp.gate_proj.kernel", "model.layers.{i}.mlp.gate_proj.weight", "D F", "F D"),
+    ("{layer}.mlp.up_proj.kernel", "model.layers.{i}.mlp.up_proj.weight", "D F", "F D"),
+    ("{layer}.mlp.down_proj.kernel", "model.layers.{i}.mlp.down_proj.weight", "F D", "D F"),
+    ("norm.scale", "model.norm.weight", "D", "D"),
+    ("lm_head.kernel", "lm_head.weight", "D V", "V D"),
+)
+
+
+class ConversionError(ValueError):
+    """A folder or a parameter tree that cannot be converted; the text names the culprit."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weight:
+    """A tensor of Hugging Face and its place among our parameters.
+
+    Attributes:
+        hf_name: its name in the safetensors files.
+        path: dotted path of our array.
+        repeat: index on our array's leading axis; None for an array that is not stacked.
+        axes: our axes, without the leading one.
+        hf_axes: Hugging Face's axes; one of several letters is these axes, flattened.
+        sizes: length of each axis.
+    """
+
+    hf_name: str
+    path: str
+    repeat: int | None
+    axes: str
+    hf_axes: str
+    sizes: dict[str, int]
+
+    @property
+    def hf_shape(self) -> tuple[int, ...]:
+        return tuple(math.prod(self._lengths(group)) for group in self.hf_axes.split())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one layer's part of our array."""
+        return self._lengths(self.axes.replace(" ", ""))
+
+    @property
+    def split_axis(self) -> int:
+        """Which of our axes a range of Hugging Face's rows is a range of."""
+        return self.axes.replace(" ", "").index(self.hf_axes[0])
+
+    @property
+    def unit_rows(self) -> int:
+        """Rows of Hugging Face per entry of our ``split_axis``."""
+        return self.hf_shape[0] // self.shape[self.split_axis]
+
+    def region(self, start: int, stop: int) -> tuple[int | slice, ...]:
+        """Index of our array for Hugging Face's rows start to stop (multiples of unit_rows)."""
+        index: list[int | slice] = [slice(None)] * len(self.shape)
+        index[self.split_axis] = slice(start // self.unit_rows, stop // self.unit_rows)
+        return tuple(index) if self.repeat is None else (self.repeat, *index)
+
+    def ours_from_hf(self, rows: np.ndarray) -> np.ndarray:
+        """Our part, as a view, of some of Hugging Face's rows."""
+        trailing = self._lengths(self._hf_letters[1:])
+        return rows.reshape(-1, *trailing).transpose(self._order)
+
+    def hf_from_ours(self, part: np.ndarray) -> np.ndarray:
+        """Hugging Face's rows of a part of our array; inverse of ``ours_from_hf``."""
+        return part.transpose(np.argsort(self._order)).reshape(-1, *self.hf_shape[1:])
+
+    @property
+    def _hf_letters(self) -> str:
+        return self.hf_axes.replace(" ", "")
+
+    @property
+    def _order(self) -> list[int]:
+        return [self._hf_letters.index(letter) for letter in self.axes.replace(" ", "")]
+
+    def _lengths(self, letters: str) -> tuple[int, ...]:
+        return tuple(self.sizes[letter] for letter in letters)
+
+
+def weights(model_config: ModelConfig) -> list[Weight]:
+    """Every tensor of the model, in the order of an export."""
+    return [
+        Weight(
+            hf_name=hf_name.format(i=i),
+            path=path.format(layer=layer),
+            repeat=repeat if "{layer}" in path else None,
+            axes=axes,
+            hf_axes=hf_axes,
+            sizes=_sizes(model_config),
+        )
+        for rows in _runs_of_rows()
+        for i, layer, repeat in _layers(model_config, repeated="{layer}" in rows[0][0])
+        for path, hf_name, axes, hf_axes in rows
+    ]
+
+
+def array_shapes(model_config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Dotted path and shape of each of our arrays."""
+    repeats = model_config.num_repeats
+    return {
+        w.path: w.shape if w.repeat is None else (repeats, *w.shape) for w in weights(model_config)
+    }
+
+
+def check_names(found: set[str], expected: set[str], where: str) -> None:
+    """Raises ConversionError unless the two sets are equal."""
+    for names, kind in ((found - expected, "unknown"), (expected - found, "missing")):
+        if names:
+            first = sorted(names)
+            more = f" and {len(first) - 1} more" if len(first) > 1 else ""
+            raise ConversionError(
+                f"{where}: {kind} tensor {first[0]}{more}; the config describes "
+                f"{len(expected)} tensors, {len(found)} are there"
+            )
+
+
+def _runs_of_rows() -> list[list[tuple[str, str, str, str]]]:
+    """The table, cut where it enters and leaves the layers."""
+    runs: list[list[tuple[str, str, str, str]]] = []
+    for row in _TABLE:
+        if not runs or ("{layer}" in row[0]) != ("{layer}" in runs[-1][0][0]):
+            runs.append([])
+        runs[-1].append(row)
+    return runs
+
+
+def _layers(model_config: ModelConfig, *, repeated: bool) -> Iterator[tuple[int, str, int | None]]:
+    """(layer of the model, its name in our tree, index on the leading axis)."""
+    if not repeated:
+        yield 0, "", None
+        return
+    period, in_groups = model_config.period, model_config.period * model_config.num_repeats
+    for i in range(model_config.num_hidden_layers):
+        if i < in_groups:
+            yield i, f"layers.{i % period}", i // period
+        else:
+            yield i, f"tail.{i - in_groups}", None
+
+
+def _sizes(model_config: ModelConfig) -> dict[str, int]:
+    return {
+        "D": model_config.hidden_size,
+        "N": model_config.num_attention_heads,
+        "K": model_config.num_key_value_heads,
+        "H": model_config.head_dim,
+        "F": model_config.intermediate_size,
+        "V": model_config.vocab_size,
+    }

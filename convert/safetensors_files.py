@@ -1,0 +1,271 @@
+"""Safetensors files: strict reading by offset, and writing a tensor's block at a time.
+
+A file is the header's length (8 bytes, little endian), the header (JSON: name -> dtype, shape,
+data_offsets) and the data, which the offsets must cover without gap or overlap. Source: the
+format's specification.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.folders import json_object, read_json, read_model_config, write_json
+from convert.names import ConversionError, Weight, check_names, weights
+from convert.sources import DTYPES
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
+_TAGS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A tensor in a file: where its bytes lie and what they mean."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class HfSource:
+    """The weights of a Hugging Face folder; making one checks every header against config.json."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ConversionError naming the first thing that is not as it should be."""
+        self.folder = folder
+        self.model_config = read_model_config(folder)
+        self._records = _records_of_folder(folder)
+        expected = {weight.hf_name: weight.hf_shape for weight in weights(self.model_config)}
+        check_names(set(self._records), set(expected), str(folder))
+        for name, shape in expected.items():
+            record = self._records[name]
+            if record.shape != shape:
+                raise ConversionError(
+                    f"{record.file}: {name} has shape {record.shape}; config.json makes it {shape}"
+                )
+        self.dtypes = {name: record.dtype for name, record in self._records.items()}
+
+    def read(self, weight: Weight, start: int, stop: int) -> np.ndarray:
+        record = self._records[weight.hf_name]
+        rows = np.empty((stop - start, *record.shape[1:]), DTYPES[record.dtype])
+        with open(record.file, "rb", buffering=0) as file:
+            file.seek(record.start + start * (rows.nbytes // len(rows)))
+            _read_into(file, memoryview(rows.reshape(-1).view(np.uint8).data), record.file)
+        return rows
+
+    def unit_rows(self, weight: Weight) -> int:
+        return 1
+
+
+def is_hf_folder(folder: Path) -> bool:
+    """True if it holds a model in safetensors files."""
+    return (folder / SINGLE_FILE).exists() or (folder / INDEX_FILE).exists()
+
+
+def read_header(file: Path) -> dict[str, Record]:
+    """The tensors of one file.
+
+    Raises:
+        ConversionError: anything but a whole, well-formed file of supported dtypes.
+    """
+    num_bytes = file.stat().st_size
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if num_bytes < 8 or length > min(num_bytes - 8, _MAX_HEADER_BYTES):
+            raise ConversionError(
+                f"{file}: header of {length} bytes in a file of {num_bytes}; "
+                "truncated or not a safetensors file"
+            )
+        try:
+            header = json_object(stream.read(length))
+        except ValueError as error:
+            raise ConversionError(f"{file}: header: {error}") from error
+    header.pop("__metadata__", None)
+    data_start = 8 + length
+    records = {name: _record(file, name, entry, data_start) for name, entry in header.items()}
+    _check_coverage(file, records, data_start, num_bytes)
+    return records
+
+
+def write_shards(
+    folder: Path,
+    tensors: list[tuple[str, str, tuple[int, ...]]],
+    blocks: Callable[[str], Iterable[np.ndarray]],
+    *,
+    max_shard_bytes: int,
+) -> int:
+    """Writes ``model*.safetensors``, with an index if there are several; returns their number.
+
+    Args:
+        folder: exists.
+        tensors: name, dtype and shape of each.
+        blocks: a tensor's consecutive parts by name, together its data in C order.
+        max_shard_bytes: of tensor data in one file; a larger tensor gets a file of its own.
+    """
+    shards = _plan_shards(tensors, max_shard_bytes)
+    names = [SINGLE_FILE]
+    if len(shards) > 1:
+        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        weight_map = {t[0]: file for file, shard in zip(names, shards, strict=True) for t in shard}
+        total = sum(_num_bytes(tensor) for tensor in tensors)
+        write_json(
+            folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map}
+        )
+    for name, shard in zip(names, shards, strict=True):
+        _write_file(folder / name, shard, blocks)
+    return len(shards)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _records_of_folder(folder: Path) -> dict[str, Record]:
+    single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+    if single.exists() and index.exists():
+        raise ConversionError(
+            f"{folder} holds both {SINGLE_FILE} and {INDEX_FILE}; remove the one that is not meant"
+        )
+    if single.exists():
+        return read_header(single)
+    if not index.exists():
+        raise ConversionError(
+            f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; "
+            "expected a folder in Hugging Face's layout"
+        )
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise ConversionError(f"{index} has no weight_map of tensor names to file names")
+    return _records_of_shards(folder, weight_map)
+
+
+def _records_of_shards(folder: Path, weight_map: dict[str, str]) -> dict[str, Record]:
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file or not (folder / file).is_file():
+            raise ConversionError(f"{folder / INDEX_FILE} names {file!r}, which is not in {folder}")
+    stray = {p.name for p in folder.glob("model-*-of-*.safetensors")} - set(weight_map.values())
+    if stray:
+        raise ConversionError(
+            f"{folder / INDEX_FILE} does not name the file {min(stray)}, which may hold other "
+            "weights; remove it or mend the index"
+        )
+    headers = {file: read_header(folder / file) for file in sorted(set(weight_map.values()))}
+    for name, count in Counter(name for header in headers.values() for name in header).items():
+        if count > 1:
+            files = [file for file, header in headers.items() if name in header]
+            raise ConversionError(f"{folder}: duplicate tensor {name} in {' and '.join(files)}")
+    for file, header in headers.items():
+        indexed = {name for name, where in weight_map.items() if where == file}
+        for name in sorted(indexed - set(header)):
+            raise ConversionError(f"{folder / file} lacks {name}, which the index places there")
+        for name in sorted(set(header) - indexed):
+            raise ConversionError(f"{folder / file} holds {name}, which is not in the index")
+    return {name: record for header in headers.values() for name, record in header.items()}
+
+
+def _record(file: Path, name: str, entry: Any, data_start: int) -> Record:
+    where = f"{file}: tensor {name}"
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ConversionError(f"{where} is described by {entry!r}; expected dtype, shape, offsets")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+        raise ConversionError(f"{where} has shape {shape!r} and data_offsets {offsets!r}")
+    dtype = _TAGS.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise ConversionError(
+            f"{where} has unsupported dtype {entry['dtype']!r}; expected one of {', '.join(_TAGS)}"
+        )
+    expected = math.prod(shape) * DTYPES[dtype].itemsize
+    if offsets[1] - offsets[0] != expected:
+        raise ConversionError(
+            f"{where} spans data_offsets {offsets}; shape {shape} in {dtype} takes {expected} bytes"
+        )
+    return Record(file, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _check_coverage(file: Path, records: dict[str, Record], start: int, num_bytes: int) -> None:
+    end = start
+    for name, record in sorted(records.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if record.start != end:
+            fault = (
+                "overlaps the tensor before it" if record.start < end else "leaves a gap before it"
+            )
+            raise ConversionError(f"{file}: tensor {name} {fault}, at data byte {end - start}")
+        end = record.stop
+        if end > num_bytes:
+            raise ConversionError(
+                f"{file}: truncated: tensor {name} ends at byte {end} of a file of {num_bytes}"
+            )
+    if end != num_bytes:
+        raise ConversionError(f"{file}: {num_bytes - end} bytes after the last tensor")
+
+
+def _read_into(file: Any, buffer: memoryview, path: Path) -> None:
+    while buffer:
+        count = file.readinto(buffer)
+        if not count:
+            raise ConversionError(f"{path}: truncated while it was read")
+        buffer = buffer[count:]
+
+
+# ---------------------------------------------------------------- writing
+
+
+def _num_bytes(tensor: tuple[str, str, tuple[int, ...]]) -> int:
+    return math.prod(tensor[2]) * DTYPES[tensor[1]].itemsize
+
+
+def _plan_shards(tensors: list, max_shard_bytes: int) -> list[list]:
+    if max_shard_bytes < 1:
+        raise ConversionError(f"max_shard_bytes is {max_shard_bytes}; expected 1 or more")
+    shards: list[list] = [[]]
+    used = 0
+    for tensor in tensors:
+        if shards[-1] and used + _num_bytes(tensor) > max_shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(tensor)
+        used += _num_bytes(tensor)
+    return shards
+
+
+def _write_file(path: Path, tensors: list, blocks: Callable[[str], Iterable[np.ndarray]]) -> None:
+    # Wider dtypes first: every tensor then starts at a multiple of its item's size.
+    ordered = sorted(tensors, key=lambda tensor: -DTYPES[tensor[1]].itemsize)
+    with open(path, "wb") as file:
+        file.write(_header_bytes(ordered))
+        for name, _, _ in ordered:
+            for block in blocks(name):
+                file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+
+
+def _header_bytes(tensors: list) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header |= dict(_header_entries(tensors))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _header_entries(tensors: list) -> Iterator[tuple[str, dict[str, Any]]]:
+    tags = {dtype: tag for tag, dtype in _TAGS.items()}
+    offset = 0
+    for tensor in tensors:
+        name, dtype, shape = tensor
+        end = offset + _num_bytes(tensor)
+        yield name, {"dtype": tags[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end

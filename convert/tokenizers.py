@@ -1,0 +1,32 @@
+"""The tokenizer that travels with a model's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from convert.names import ConversionError
+from cwm_jax.config import ModelConfig
+from cwm_jax.tokenizer import Tokenizer, load_tokenizer
+
+
+def read_tokenizer(folder: Path, model_config: ModelConfig) -> Tokenizer | None:
+    """The tokenizer in ``folder``; None if it has neither tokenizer.json nor tokenizer.model.
+
+    Raises:
+        ConversionError: a tokenizer with ids that the model has no embedding for.
+        ValueError: a file that is not CWM's kind of tokenizer.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return None
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, model_config, str(folder))
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, model_config: ModelConfig, where: str) -> None:
+    """Raises ConversionError if the tokenizer has more ids than the model."""
+    if tokenizer.vocab_size > model_config.vocab_size:
+        raise ConversionError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, the model only "
+            f"{model_config.vocab_size} (vocab_size): they belong to different models"
+        )

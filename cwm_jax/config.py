@@ -1,0 +1,701 @@
+"""The only schema of a run: frozen, keyword-only dataclasses, validated when they are made.
+
+Architecture keys are those of Hugging Face's ``CwmConfig``; run-time keys are those that MaxText users
+know. Derive a variant with ``dataclasses.replace``; a required field has no default. Numbers that follow
+from others (steps, tokens per batch, FLOPs) are computed in ``cwm_jax.training.plan``, never stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from cwm_jax.schema import check_positive, check_types, nearest_hint, required_fields
+
+FULL_ATTENTION = "full_attention"
+SLIDING_ATTENTION = "sliding_attention"
+
+# Keys of a Hugging Face config.json that change neither the weights nor the logits of this architecture.
+_HF_BOOKKEEPING = frozenset(
+    [
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "chunk_size_feed_forward",
+        "default_theta",
+        "dtype",
+        "id2label",
+        "ignore_keys_at_rope_validation",
+        "initializer_range",
+        "is_encoder_decoder",
+        "label2id",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "torch_dtype",
+        "transformers_version",
+        "transformers_weights",
+        "use_cache",
+    ]
+)
+# Keys that would change the computation, with the only value this architecture has.
+_HF_FIXED: dict[str, Any] = {
+    "hidden_act": "silu",
+    "mlp_bias": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "tie_word_embeddings": False,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeParameters:
+    """Rotary position embedding: plain (``default``) or with Llama 3's frequency scaling (``llama3``).
+
+    Attributes:
+        rope_theta: base of the geometric series of wavelengths.
+        rope_type: ``default`` during 8k pre-training, ``llama3`` from mid-training on (report).
+        factor: divisor of the frequencies of long wavelengths; ``llama3`` only.
+        low_freq_factor: wavelengths above ``original / low_freq_factor`` tokens are divided by ``factor``.
+        high_freq_factor: wavelengths below ``original / high_freq_factor`` tokens are left alone.
+        original_max_position_embeddings: context length in tokens before the scaling.
+    """
+
+    rope_theta: float = 1_000_000.0  # report
+    rope_type: Literal["default", "llama3"] = "default"
+    factor: float = 16.0  # report
+    low_freq_factor: float = 1.0  # report
+    high_freq_factor: float = 4.0  # report
+    original_max_position_embeddings: int = 8192  # report
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(
+            self, "rope_theta", "factor", "low_freq_factor", "original_max_position_embeddings"
+        )
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"rope_parameters.high_freq_factor is {self.high_freq_factor}; expected more than "
+                f"low_freq_factor ({self.low_freq_factor}): the blend divides by their difference"
+            )
+
+    @classmethod
+    def from_hf(cls, mapping: Mapping[str, Any]) -> RopeParameters:
+        """Reads either spelling: ``rope_parameters``, or ``rope_theta`` with ``rope_scaling``.
+
+        Raises:
+            ValueError: no theta, two spellings that disagree, a RoPE type other than the two supported, or
+                a key that neither of them has.
+        """
+        beside = {} if mapping.get("rope_theta") is None else {"rope_theta": mapping["rope_theta"]}
+        spellings = [
+            cls._from_hf_dict(beside | _checked_dict(mapping, name), where=name)
+            for name in ("rope_parameters", "rope_scaling")
+            if mapping.get(name) is not None
+        ] or [cls._from_hf_dict(beside, where="rope_parameters")]
+        theta = beside.get("rope_theta", spellings[0].rope_theta)
+        if len(set(spellings)) > 1 or theta != spellings[0].rope_theta:
+            raise ValueError(
+                "config.json: rope_parameters, rope_theta and rope_scaling disagree; drop the wrong one"
+            )
+        return spellings[0]
+
+    @classmethod
+    def _from_hf_dict(cls, values: Mapping[str, Any], *, where: str) -> RopeParameters:
+        values = dict(values)
+        rope_type = values.pop("type", "default")  # the oldest spelling
+        rope_type = values.setdefault("rope_type", rope_type)
+        names = [f.name for f in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(names))
+        if unknown:
+            raise ValueError(f"config.json: {where} has an unknown key {unknown[0]!r}")
+        if rope_type not in ("default", "llama3"):
+            raise ValueError(
+                f"config.json: rope_type is {rope_type!r}; expected 'default' or 'llama3'"
+            )
+        needed = names if rope_type == "llama3" else ["rope_theta", "rope_type"]
+        missing = [name for name in needed if values.get(name) is None]
+        if missing:
+            raise ValueError(
+                f"config.json: {where} of type {rope_type!r} lacks {', '.join(missing)}"
+            )
+        return cls(**{name: values[name] for name in needed})
+
+    def to_hf(self) -> dict[str, Any]:
+        """The value of ``rope_parameters`` in config.json."""
+        values = dataclasses.asdict(self)
+        return (
+            values
+            if self.rope_type == "llama3"
+            else {k: values[k] for k in ("rope_theta", "rope_type")}
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture, in the words of Hugging Face's ``CwmConfig``.
+
+    Attributes:
+        vocab_size: tokens, reserved ones included.
+        hidden_size: width D of the residual stream.
+        intermediate_size: width F of the SwiGLU.
+        num_hidden_layers: layers L.
+        num_attention_heads: query heads N.
+        num_key_value_heads: key-value heads K; N must be a multiple of it.
+        head_dim: width H of a head; N x H need not equal D.
+        layer_types: one of ``full_attention`` or ``sliding_attention`` for each layer. Which layers are
+            global is data of a checkpoint, never derived here.
+        sliding_window: keys that a query of a sliding layer sees, its own included.
+        rope_parameters: see ``RopeParameters``.
+        rms_norm_eps: added to the mean square.
+        max_position_embeddings: longest context in tokens that the weights are meant for.
+        bos_token_id, eos_token_id, pad_token_id: recorded in exports; the model does not read them.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    layer_types: tuple[str, ...]
+    sliding_window: int | None = None
+    rope_parameters: RopeParameters = RopeParameters()
+    rms_norm_eps: float = 1e-5  # report
+    max_position_embeddings: int = 131072  # report
+    bos_token_id: int | None = 128000  # report
+    eos_token_id: int | tuple[int, ...] | None = (128001, 128008, 128009)  # HF's default for CWM
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(
+            self,
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "sliding_window",
+            "rms_norm_eps",
+            "max_position_embeddings",
+        )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads}); each key-value head serves as many queries"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"head_dim is {self.head_dim}; expected an even number, for RoPE rotates pairs"
+            )
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"layer_types has {len(self.layer_types)} entries; expected one for each of the "
+                f"{self.num_hidden_layers} layers (num_hidden_layers)"
+            )
+        unknown = sorted(set(self.layer_types) - {FULL_ATTENTION, SLIDING_ATTENTION})
+        if unknown:
+            raise ValueError(
+                f"layer_types holds {unknown}; expected only {FULL_ATTENTION!r} and {SLIDING_ATTENTION!r}"
+            )
+        if SLIDING_ATTENTION in self.layer_types and self.sliding_window is None:
+            raise ValueError(
+                "layer_types has sliding_attention layers: set sliding_window (in tokens)"
+            )
+
+    @property
+    def period(self) -> int:
+        """Layers in the group that is scanned; see ``_shortest_period``."""
+        return _shortest_period(self.layer_types)[0]
+
+    @property
+    def num_repeats(self) -> int:
+        """How often the group is scanned; the layers after ``num_repeats * period`` form the tail."""
+        return _shortest_period(self.layer_types)[1]
+
+    def window(self, layer_type: str) -> int | None:
+        """Keys visible to a query of such a layer, its own included; None means no limit."""
+        return self.sliding_window if layer_type == SLIDING_ATTENTION else None
+
+    @classmethod
+    def from_hf(cls, mapping: Mapping[str, Any]) -> ModelConfig:
+        """Reads the content of a Hugging Face ``config.json`` (or ``CwmConfig.to_dict()``).
+
+        Raises:
+            ValueError: ``layer_types`` absent, a key with a value that this architecture does not have
+                (biases, tied embeddings, dropout, another activation), or an unknown key that is set.
+        """
+        fields = {f.name for f in dataclasses.fields(cls)}
+        rope_keys = {"rope_parameters", "rope_theta", "rope_scaling"}
+        for name, only in _HF_FIXED.items():
+            if mapping.get(name, only) != only:
+                raise ValueError(
+                    f"config.json: {name} is {mapping[name]!r}; CWM has {only!r} alone"
+                )
+        known = fields | rope_keys | _HF_BOOKKEEPING | set(_HF_FIXED)
+        unknown = sorted(k for k, v in mapping.items() if k not in known and v not in (None, False))
+        if unknown:
+            raise ValueError(
+                f"config.json: unknown key {unknown[0]!r} = {mapping[unknown[0]]!r}"
+                f"{nearest_hint(unknown[0], known)}; refused because it may change the computation"
+            )
+        if mapping.get("layer_types") is None:
+            raise ValueError(
+                "config.json has no layer_types; which layers are global differs between published CWM "
+                "configurations, so it is never guessed: write one kind for each layer"
+            )
+        missing = sorted(
+            f.name
+            for f in required_fields(cls)
+            if mapping.get(f.name) is None and f.name != "head_dim"
+        )
+        if missing:
+            raise ValueError(f"config.json lacks {', '.join(missing)}")
+        values = {k: mapping[k] for k in fields & set(mapping) if k not in rope_keys}
+        for name in ("layer_types", "eos_token_id"):
+            if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
+        if values.get("head_dim") is None:
+            values["head_dim"] = _hf_default_head_dim(
+                mapping["hidden_size"], mapping["num_attention_heads"]
+            )
+        return cls(rope_parameters=RopeParameters.from_hf(mapping), **values)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of a ``config.json`` that transformers (4 and 5) and vLLM open as ``CwmForCausalLM``."""
+        values = dataclasses.asdict(self)
+        rope = self.rope_parameters.to_hf()
+        scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
+        values |= {
+            "architectures": ["CwmForCausalLM"],
+            "model_type": "cwm",
+            "layer_types": list(self.layer_types),
+            "eos_token_id": list(self.eos_token_id)
+            if isinstance(self.eos_token_id, tuple)
+            else self.eos_token_id,
+            "rope_parameters": rope,
+            "rope_theta": rope["rope_theta"],
+            "rope_scaling": scaling if self.rope_parameters.rope_type == "llama3" else None,
+        }
+        return values | _HF_FIXED
+
+
+def _checked_dict(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(mapping[name], dict):
+        raise ValueError(f"config.json: {name} is {mapping[name]!r}; expected its keys and values")
+    return mapping[name]
+
+
+def _hf_default_head_dim(hidden_size: Any, num_attention_heads: Any) -> int:
+    usable = isinstance(hidden_size, int) and isinstance(num_attention_heads, int)
+    if not usable or num_attention_heads < 1:
+        return 2  # ModelConfig refuses the other value and names it
+    return hidden_size // num_attention_heads
+
+
+@functools.lru_cache
+def _shortest_period(kinds: tuple[str, ...]) -> tuple[int, int]:
+    """(period, repeats) that stage the fewest layers: one period, scanned, and an unrolled tail."""
+
+    def staged(period: int) -> tuple[int, int]:
+        tail = len(kinds) - period * repeats(period)
+        return period + tail, tail
+
+    def repeats(period: int) -> int:
+        count = 1
+        while kinds[count * period : (count + 1) * period] == kinds[:period]:
+            count += 1
+        return count
+
+    period = min(range(1, len(kinds) + 1), key=staged)
+    return period, repeats(period)
+
+
+def layer_types_3_to_1(num_hidden_layers: int, *, last_global: bool = False) -> tuple[str, ...]:
+    """Layers 0, 4, 8, ... global and the rest local (report: 3:1), the last one global too if asked."""
+    kinds = [FULL_ATTENTION if i % 4 == 0 else SLIDING_ATTENTION for i in range(num_hidden_layers)]
+    if last_global:
+        kinds[-1] = FULL_ATTENTION
+    return tuple(kinds)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """How the model is computed; it changes speed and rounding, never what is computed.
+
+    Attributes:
+        dtype: of activations and of the weights in matrix products; None takes the parameters' own.
+        weight_dtype: of the master weights that ``init`` makes.
+        attention: implementation, see ``cwm_jax.kernels.attention``.
+        attention_block_tokens: queries in a block of the chunked attention; None chooses by length.
+        remat_policy: what the backward pass keeps of a layer: ``none`` keeps all, ``minimal`` the results
+            of matrix products, ``full`` the layer's input alone.
+        scan_layers: scan over the repeating group of layers (compile time independent of depth) or unroll.
+        loss_chunk_tokens: tokens whose logits exist at one time in the loss.
+    """
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    weight_dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["auto", "reference", "chunked"] = "auto"
+    attention_block_tokens: int | None = None
+    remat_policy: Literal["none", "minimal", "full"] = "none"
+    scan_layers: bool = True
+    loss_chunk_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "attention_block_tokens", "loss_chunk_tokens")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 (once) takes what the other axes leave.
+
+    Attributes:
+        data: replicas of the weights, each with rows of its own.
+        fsdp: devices that share weights, optimizer state and rows.
+        tensor: devices that share heads, FFN and vocabulary.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        sizes = dataclasses.astuple(self)
+        if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+            raise ValueError(
+                f"mesh is {dataclasses.asdict(self)}; expected sizes >= 1 and -1 at most once"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One corpus of the training mixture.
+
+    Attributes:
+        name: unique in the mixture; names its folder of shards.
+        kind: ``stdlib`` (the running interpreter's standard library), ``folder``, ``jsonl``, ``parquet``.
+        path: folder (``folder``) or file or folder of files (``jsonl``, ``parquet``).
+        glob: which files below a folder belong to it; None takes every file of the kind.
+        text_field: JSON key or Parquet column that holds the text.
+        weight: share of documents drawn from this source, relative to the others.
+        non_utf8: what to do with a document that is not UTF-8: ``skip`` it (counted in the manifest) or keep
+            its ``bytes`` as single-byte tokens.
+    """
+
+    name: str
+    kind: Literal["stdlib", "folder", "jsonl", "parquet"]
+    path: str | None = None
+    glob: str | None = None
+    text_field: str = "text"
+    weight: float = 1.0
+    non_utf8: Literal["skip", "bytes"] = "skip"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "weight")
+        if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(
+                f"source name is {self.name!r}; expected letters, digits, '-' and '_' alone"
+            )
+        if (self.path is None) != (self.kind == "stdlib"):
+            expected = "no path: it is the interpreter's own" if self.kind == "stdlib" else "a path"
+            raise ValueError(
+                f"source {self.name!r}: path is {self.path!r}; kind {self.kind!r} takes {expected}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Which tokenizer a run uses.
+
+    Attributes:
+        path: a tiktoken ``tokenizer.model``, a ``tokenizer.json`` or a folder with one; None trains a
+            byte-level BPE on the training split of the sources.
+        vocab_size: of the BPE to be trained, its reserved tokens included; None with a path.
+        training_bytes: text that the training of the BPE reads at most.
+    """
+
+    path: str | None = None
+    vocab_size: int | None = None
+    training_bytes: int = 32_000_000
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "vocab_size", "training_bytes")
+        if (self.path is None) == (self.vocab_size is None):
+            raise ValueError(
+                "tokenizer: give either path (an existing one) or vocab_size (train one)"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on.
+
+    Attributes:
+        sources: corpora, mixed by their weights.
+        cache_directory: where tokenised shards (and a trained tokenizer) are kept and found again.
+        heldout_fraction: share of documents, chosen by a hash of their name, that is never trained on.
+        packing: ``concat_then_split`` fills every row and cuts documents at its end; ``first_fit`` and
+            ``best_fit`` keep documents whole (longer ones are cut into rows first) and pad.
+        shuffle: draw documents in a random order that the run's seed fixes, anew each epoch.
+        prefetch_rows: packed rows prepared ahead of the step.
+    """
+
+    sources: tuple[SourceConfig, ...]
+    cache_directory: str = "runs/data"
+    heldout_fraction: float = 0.02
+    packing: Literal["concat_then_split", "first_fit", "best_fit"] = "concat_then_split"
+    shuffle: bool = True
+    prefetch_rows: int = 64
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "prefetch_rows")
+        names = [source.name for source in self.sources]
+        if not names:
+            raise ValueError("data.sources is empty; name at least one SourceConfig")
+        if len(set(names)) != len(names):
+            raise ValueError(
+                f"data.sources has a name twice: {sorted(names)}; each names a folder of shards"
+            )
+        if not 0 < self.heldout_fraction < 1:
+            raise ValueError(
+                f"data.heldout_fraction is {self.heldout_fraction}; expected between 0 and 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchPhase:
+    """From ``from_tokens`` of the schedule on, a step consumes ``batch_tokens``."""
+
+    from_tokens: int
+    batch_tokens: int
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "batch_tokens")
+        if self.from_tokens < 0:
+            raise ValueError(f"from_tokens is {self.from_tokens}; expected 0 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """Rows and tokens of a step.
+
+    Attributes:
+        max_target_length: tokens T in a row.
+        per_device_batch_size: rows per device in one micro-batch; a fraction where several devices share a
+            row (0.125 is one row for 8 devices with ``mesh.tensor=8``).
+        global_batch_tokens: tokens of one optimizer step; ``"law"`` takes the report's scaling law; phases
+            let it change while training; None takes one micro-batch times gradient_accumulation_steps.
+        gradient_accumulation_steps: micro-batches of a step; None derives it from global_batch_tokens.
+    """
+
+    max_target_length: int
+    per_device_batch_size: float
+    global_batch_tokens: int | Literal["law"] | tuple[BatchPhase, ...] | None = None
+    gradient_accumulation_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(
+            self,
+            "max_target_length",
+            "per_device_batch_size",
+            "gradient_accumulation_steps",
+            *(["global_batch_tokens"] if isinstance(self.global_batch_tokens, int) else []),
+        )
+        if self.global_batch_tokens is not None and self.gradient_accumulation_steps is not None:
+            raise ValueError(
+                "batch: global_batch_tokens and gradient_accumulation_steps are both set; either follows "
+                "from the other: drop one"
+            )
+        if isinstance(self.global_batch_tokens, tuple):
+            starts = [phase.from_tokens for phase in self.global_batch_tokens]
+            if not starts or starts[0] != 0 or sorted(set(starts)) != starts:
+                raise ValueError(
+                    f"batch.global_batch_tokens phases start at {starts}; expected 0 first and rising"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule, which counts tokens.
+
+    Attributes:
+        learning_rate: peak; ``"law"`` takes the report's scaling law for this run's compute.
+        warmup_tokens: linear rise from 0 to the peak.
+        schedule: ``cosine`` over ``horizon_tokens`` or ``constant`` after the warm-up.
+        horizon_tokens: where the cosine ends; None ends it with this run. Phases that share one schedule
+            (pre- and mid-training) share a horizon.
+        start_tokens: tokens of that schedule that earlier phases have consumed.
+        train_tokens: tokens that this run consumes.
+        final_learning_rate_fraction: of the peak, at the horizon.
+        adam_b1, adam_b2, adam_eps, weight_decay: AdamW; norms are not decayed.
+        gradient_clipping_threshold: of the global norm; None does not clip.
+        z_loss: weight of the squared log-partition term of the loss.
+        max_nonfinite_steps: steps in a row whose loss or gradient is not finite (each is skipped and
+            counted) after which the run stops.
+    """
+
+    learning_rate: float | Literal["law"]
+    train_tokens: int
+    warmup_tokens: int = 0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    horizon_tokens: int | None = None
+    start_tokens: int = 0
+    final_learning_rate_fraction: float = 0.01  # report: 8e-4 -> 8e-6
+    adam_b1: float = 0.9  # report
+    adam_b2: float = 0.95  # report
+    adam_eps: float = 1e-8  # assumed: not published
+    weight_decay: float = 0.1  # report
+    gradient_clipping_threshold: float | None = 1.0  # report
+    z_loss: float = 0.0  # assumed: not published
+    max_nonfinite_steps: int = 10
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(
+            self,
+            "train_tokens",
+            "horizon_tokens",
+            "gradient_clipping_threshold",
+            "adam_eps",
+            "max_nonfinite_steps",
+            *(["learning_rate"] if self.learning_rate != "law" else []),
+        )
+        for name in ("warmup_tokens", "start_tokens", "weight_decay", "z_loss"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optimizer.{name} is {getattr(self, name)}; expected 0 or more")
+        for name in ("adam_b1", "adam_b2", "final_learning_rate_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"optimizer.{name} is {getattr(self, name)}; expected between 0 and 1"
+                )
+        if self.horizon_tokens is not None and self.warmup_tokens >= self.horizon_tokens:
+            raise ValueError(
+                f"optimizer.warmup_tokens ({self.warmup_tokens}) does not end before horizon_tokens "
+                f"({self.horizon_tokens})"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a run is saved and what it starts from.
+
+    Attributes:
+        checkpoint_period: steps between saves; the last step is always saved.
+        keep_last: newest checkpoints that are kept.
+        keep_period: checkpoints at multiples of this step are kept for ever; None keeps none of them.
+        async_checkpointing: write while training goes on.
+        load_parameters_path: checkpoint or converted folder whose weights a fresh run starts from.
+        load_full_state_path: checkpoint whose weights and optimizer state it starts from (the next phase).
+    """
+
+    checkpoint_period: int = 1000
+    keep_last: int = 3
+    keep_period: int | None = None
+    async_checkpointing: bool = True
+    load_parameters_path: str | None = None
+    load_full_state_path: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "checkpoint_period", "keep_last", "keep_period")
+        if self.load_parameters_path is not None and self.load_full_state_path is not None:
+            raise ValueError(
+                "checkpoint: set load_parameters_path or load_full_state_path, not both"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What a run shows of itself; ``metrics.jsonl`` is always written.
+
+    Attributes:
+        log_period: steps between lines on the terminal.
+        eval_period: steps between held-out evaluations; the first step and the last are always evaluated.
+        eval_rows: held-out rows of an evaluation.
+        tensorboard: write TensorBoard events too.
+        profile_steps: first and last step whose JAX profile is recorded.
+        sample_prompt: completed by the trained model at the end of the run.
+        sample_tokens: length of that sample.
+        export: folder below the run's for a Hugging Face export at the end; None writes none.
+    """
+
+    log_period: int = 10
+    eval_period: int = 1000
+    eval_rows: int = 64
+    tensorboard: bool = False
+    profile_steps: tuple[int, int] | None = None
+    sample_prompt: str | None = None
+    sample_tokens: int = 128
+    export: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "log_period", "eval_period", "eval_rows", "sample_tokens")
+        if (
+            self.profile_steps is not None
+            and not 0 < self.profile_steps[0] <= self.profile_steps[1]
+        ):
+            raise ValueError(
+                f"logging.profile_steps is {self.profile_steps}; expected (first, last), from 1 on"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run; ``configs/*.py`` each return one from ``get_config()``.
+
+    Attributes:
+        run_name: names the folder below base_output_directory; a run whose folder exists is resumed.
+        seed: of the weights' initial values and of the order of the data.
+        steps: stop after this many steps (a resumable cut); None runs through optimizer.train_tokens.
+    """
+
+    run_name: str
+    model: ModelConfig
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    batch: BatchConfig
+    optimizer: OptimizerConfig
+    execution: ExecutionConfig = ExecutionConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    base_output_directory: str = "runs"
+    seed: int = 0
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "steps")
+        if not self.run_name or self.run_name.startswith(".") or "/" in self.run_name:
+            raise ValueError(f"run_name is {self.run_name!r}; expected one folder name")
+        if (
+            self.tokenizer.vocab_size is not None
+            and self.tokenizer.vocab_size != self.model.vocab_size
+        ):
+            raise ValueError(
+                f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) differs from model.vocab_size "
+                f"({self.model.vocab_size}); the model predicts each of the tokenizer's tokens"
+            )
+        if self.batch.max_target_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"batch.max_target_length ({self.batch.max_target_length}) exceeds "
+                f"model.max_position_embeddings ({self.model.max_position_embeddings})"
+            )

@@ -1,0 +1,1 @@
+"""Documents -> tokenised shards -> packed rows. Knows no JAX; only ``loader`` needs grain."""

@@ -1,0 +1,194 @@
+"""Folders of tokenised documents and the manifest that each is checked against.
+
+A folder ``<source name>-<key>`` holds ``{train,heldout}-00000-of-000NN.arrayrecord`` and
+``manifest.json``; ``cwm_jax.data.prepare`` writes it. A record is one document: ``bos``, its text,
+``eos``, as little-endian uint32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from cwm_jax.config import SourceConfig
+from cwm_jax.data.sources import DataError
+from cwm_jax.schema import check_types, from_json
+
+SCHEMA_VERSION = 1
+TOKEN_DTYPE = np.dtype("<u4")
+MANIFEST = "manifest.json"
+SPLITS = ("train", "heldout")
+
+# Up to this size, about two seconds of hashing, shards are verified each time they are opened.
+VERIFY_BYTES = 1 << 30
+
+
+@runtime_checkable
+class TextTokenizer(Protocol):
+    """What the shards need of ``cwm_jax.tokenizer.Tokenizer``."""
+
+    @property
+    def bos_id(self) -> int: ...
+    @property
+    def eos_id(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def encode_batch(self, texts: list[str], /) -> Sequence[Sequence[int]]: ...
+    def encode_bytes(self, data: bytes, /) -> Sequence[int]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardFile:
+    """One ArrayRecord file as it was written."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitManifest:
+    """One split: ``tokens`` counts ``bos`` and ``eos``; ``tokens_sha256`` is of ordered records."""
+
+    documents: int
+    tokens: int
+    tokens_sha256: str
+    files: tuple[ShardFile, ...]
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a folder of shards holds and what it was made from."""
+
+    schema_version: int
+    source: SourceConfig
+    corpus_fingerprint: str
+    tokenizer_fingerprint: str
+    vocab_size: int
+    heldout_fraction: float
+    split_rule: str
+    skipped_non_utf8_documents: int
+    bytes_documents: int
+    empty_documents: int
+    train: SplitManifest
+    heldout: SplitManifest
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """A folder of shards whose manifest has been checked."""
+
+    folder: Path
+    manifest: Manifest
+
+    def split(self, name: str) -> SplitManifest:
+        """The manifest of ``train`` or ``heldout``."""
+        return getattr(self.manifest, name)
+
+    def paths(self, split: str) -> list[str]:
+        """The files of a split in the order of their records."""
+        return [str(self.folder / file.name) for file in self.split(split).files]
+
+
+def open_shards(
+    folder: str | os.PathLike,
+    tokenizer: TextTokenizer,
+    *,
+    model_vocab_size: int | None = None,
+    verify: bool | None = None,
+) -> Shards:
+    """Opens a folder that ``prepare`` has written and checks it against its manifest.
+
+    Args:
+        folder: the folder.
+        tokenizer: of the run; its fingerprint must be the one the text was encoded with.
+        model_vocab_size: the model's; the tokenizer's must not exceed it.
+        verify: compare the files' SHA-256; None does so up to ``VERIFY_BYTES`` in all, beyond that
+            only sizes are compared here (a damaged record also fails when it is read).
+
+    Raises:
+        DataError: no or a damaged manifest, another tokenizer, a vocabulary above the model's, or a
+            file that is missing, of another size or of another content.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    if manifest.tokenizer_fingerprint != tokenizer.fingerprint:
+        raise DataError(
+            f"{folder}: tokenised with the tokenizer {manifest.tokenizer_fingerprint}, but the "
+            f"run's is {tokenizer.fingerprint}; use that tokenizer, or delete the folder to "
+            "tokenise again"
+        )
+    check_vocab_size(manifest.vocab_size, model_vocab_size, where=str(folder))
+    files = [*manifest.train.files, *manifest.heldout.files]
+    if verify is None:
+        verify = sum(file.bytes for file in files) <= VERIFY_BYTES
+    for file in files:
+        _check_file(folder / file.name, file, verify=verify)
+    return Shards(folder, manifest)
+
+
+def tokens_from_record(record: bytes) -> np.ndarray:
+    """The tokens of a document, framed by ``bos`` and ``eos``, as int32."""
+    return np.frombuffer(record, TOKEN_DTYPE).astype(np.int32)
+
+
+def check_vocab_size(vocab_size: int, model_vocab_size: int | None, *, where: str) -> None:
+    """Raises DataError if the tokenizer has more tokens than the model (None: any number)."""
+    if model_vocab_size is not None and vocab_size > model_vocab_size:
+        raise DataError(
+            f"{where}: the tokenizer has {vocab_size} tokens, the model {model_vocab_size}; "
+            "expected at most the model's: raise model.vocab_size or use another tokenizer"
+        )
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        values = json.loads(path.read_text())
+        version = values["schema_version"]
+        if version == SCHEMA_VERSION:
+            return from_json(Manifest, values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: no readable manifest ({error}); delete {folder} to tokenise again"
+        ) from error
+    raise DataError(
+        f"{path}: schema_version is {version}; expected {SCHEMA_VERSION}: delete {folder} to "
+        "tokenise again"
+    )
+
+
+def _check_file(path: Path, expected: ShardFile, *, verify: bool) -> None:
+    next_step = f"delete {path.parent} to tokenise again"
+    if not path.is_file():
+        raise DataError(f"{path}: missing, but its manifest lists it; {next_step}")
+    if path.stat().st_size != expected.bytes:
+        raise DataError(
+            f"{path}: has {path.stat().st_size} bytes; expected {expected.bytes}: {next_step}"
+        )
+    if verify and (found := file_sha256(path)) != expected.sha256:
+        raise DataError(f"{path}: sha256 is {found}; expected {expected.sha256}: {next_step}")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

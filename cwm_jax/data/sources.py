@@ -1,0 +1,210 @@
+"""The documents of a source: names and bytes, in an order that is the same on every run."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import os
+import stat
+import sys
+import sysconfig
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from cwm_jax.config import SourceConfig
+
+_SUFFIXES = {
+    "stdlib": (".py",),
+    "folder": ("",),
+    "jsonl": (".jsonl", ".jsonl.gz"),
+    "parquet": (".parquet",),
+}
+_NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
+_PARQUET_BATCH_ROWS = 1024
+
+
+class DataError(ValueError):
+    """A corpus, a shard or a data setting that cannot be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One document of a corpus.
+
+    Attributes:
+        name: path relative to the source's, with ``:line`` or ``:row`` for JSONL and Parquet; the
+            held-out split is a function of it and so does not depend on where the corpus lies.
+        data: the text in UTF-8, or whatever bytes the corpus holds instead.
+    """
+
+    name: str
+    data: bytes
+
+
+def documents(source: SourceConfig) -> Iterator[Document]:
+    """Streams the documents of ``source``, files in the order of their relative paths.
+
+    Empty documents are among them. Text that is not UTF-8 keeps its bytes: those of a file, of a
+    JSONL string or of a binary Parquet column.
+
+    Raises:
+        DataError: the path is missing or of the wrong kind, holds no file or no document, cannot be
+            read or parsed, or lacks ``text_field``.
+    """
+    empty = True
+    for name, path in corpus_files(source):
+        try:
+            for document in _documents_of_file(source, name, path):
+                empty = False
+                yield document
+        except (OSError, EOFError, zlib.error) as error:
+            raise _error(
+                source, path, f"cannot be read ({error}); check its permissions or fetch it again"
+            ) from error
+    if empty:
+        raise _error(source, source.path, "holds no document; expected at least one")
+
+
+def corpus_files(source: SourceConfig) -> list[tuple[str, Path]]:
+    """(relative name, path) of every file of ``source``, sorted by name.
+
+    Without a ``glob``, hidden files and folders (``.git``) are left out.
+
+    Raises:
+        DataError: the path is missing or of the wrong kind, a folder cannot be listed, or no file
+            is found.
+    """
+    root = Path(sysconfig.get_path("stdlib") if source.path is None else source.path)
+    if not stat.S_ISDIR(_stat(source, root).st_mode):
+        if source.kind == "folder":
+            raise _error(source, root, "is a file; kind 'folder' expects a folder")
+        return [(root.name, root)]
+    files = sorted((path.relative_to(root).as_posix(), path) for path in _walk(source, root))
+    if not files:
+        wanted = source.glob or " or ".join(f"*{suffix}" for suffix in _SUFFIXES[source.kind])
+        raise _error(source, root, f"holds no file that matches {wanted}; set glob or another path")
+    return files
+
+
+def corpus_fingerprint(source: SourceConfig) -> str:
+    """SHA-256 over the files' names, sizes and times of change, without reading them.
+
+    For the standard library the interpreter's version stands in for the times.
+    """
+    stats = [(name, _stat(source, path)) for name, path in corpus_files(source)]
+    if source.kind == "stdlib":
+        content = [sys.implementation.name, sys.version, [(n, s.st_size) for n, s in stats]]
+    else:
+        content = [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _stat(source: SourceConfig, path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise _error(
+            source, path, f"cannot be read ({error}); set path to a corpus that exists"
+        ) from error
+
+
+def _walk(source: SourceConfig, root: Path) -> Iterator[Path]:
+    # Path.glob alone passes over folders that it may not list: documents would be lost in silence.
+    def refuse(error: OSError) -> None:
+        raise _error(
+            source, error.filename, f"cannot be listed ({error}); check its permissions"
+        ) from error
+
+    try:
+        matching = None if source.glob is None else set(root.glob(source.glob))
+    except (ValueError, NotImplementedError) as error:
+        raise _error(
+            source, root, f"has the glob {source.glob!r} ({error}); expected one such as '**/*.py'"
+        ) from error
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
+        if source.kind == "stdlib":
+            subfolders[:] = [name for name in subfolders if name not in _NOT_STDLIB]
+        elif matching is None:
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for path in (Path(folder, name) for name in names):
+            by_kind = path.name.endswith(_SUFFIXES[source.kind]) and path.name[0] != "."
+            if (by_kind if matching is None else path in matching) and path.is_file():
+                yield path
+
+
+def _documents_of_file(source: SourceConfig, name: str, path: Path) -> Iterator[Document]:
+    if source.kind == "jsonl":
+        return _jsonl_documents(source, name, path)
+    if source.kind == "parquet":
+        return _parquet_documents(source, name, path)
+    return iter([Document(name, path.read_bytes())])
+
+
+def _jsonl_documents(source: SourceConfig, name: str, path: Path) -> Iterator[Document]:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                record = json.loads(line.decode("utf-8", "surrogateescape"))
+            except (ValueError, RecursionError) as error:
+                raise _error(
+                    source, where, f"is not JSON ({error}); expected one object per line"
+                ) from error
+            if not isinstance(record, dict) or source.text_field not in record:
+                got = f"has {sorted(record)}" if isinstance(record, dict) else "is no object"
+                raise _error(
+                    source, where, f"{got}; expected the key {source.text_field!r} (text_field)"
+                )
+            yield Document(
+                f"{name}:{number}", _bytes_of_value(source, where, record[source.text_field])
+            )
+
+
+def _parquet_documents(source: SourceConfig, name: str, path: Path) -> Iterator[Document]:
+    import pyarrow
+    import pyarrow.parquet
+
+    row = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            if source.text_field not in columns:
+                raise _error(
+                    source,
+                    path,
+                    f"has the columns {columns}; expected {source.text_field!r} (text_field)",
+                )
+            for batch in file.iter_batches(_PARQUET_BATCH_ROWS, columns=[source.text_field]):
+                for value in batch.column(0).to_pylist():
+                    yield Document(f"{name}:{row}", _bytes_of_value(source, f"{path}:{row}", value))
+                    row += 1
+    except pyarrow.ArrowException as error:
+        raise _error(
+            source, path, f"cannot be read as Parquet ({error}); fetch it again"
+        ) from error
+
+
+def _bytes_of_value(source: SourceConfig, where: str, value: object) -> bytes:
+    if value is None:
+        return b""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise _error(
+            source,
+            where,
+            f"{source.text_field!r} is of type {type(value).__name__}; expected text (text_field)",
+        )
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a lone "\ud800" escape: bytes that are not UTF-8 either
+        return value.encode("utf-8", "surrogatepass")
+
+
+def _error(source: SourceConfig, where: object, text: str) -> DataError:
+    return DataError(f"source {source.name!r} ({source.kind}): {where} {text}")

@@ -1,0 +1,40 @@
+"""The one mask of every attention backend: causal AND window AND same document.
+
+With documents contiguous in a row, the keys that a query sees are an interval that ends at the query, so
+the whole mask is one integer per query. ``sliding_window = W`` counts W keys, the query's own included.
+
+B batch, T query position, S key position (T = S here).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+def document_starts(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Index of the first position of the document (or run of padding) that each position belongs to."""
+    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None, :]
+    is_start = segment_ids[:, 1:] != segment_ids[:, :-1]
+    is_start = jnp.concatenate([jnp.ones_like(segment_ids[:, :1], dtype=bool), is_start], axis=1)
+    return jax.lax.cummax(jnp.where(is_start, index, 0), axis=1)
+
+
+def key_starts(segment_ids: Int[Array, "B T"], sliding_window: int | None) -> Int[Array, "B T"]:
+    """First key index that each query sees; the last is the query itself.
+
+    A padding query (segment 0) sees nothing: its start lies one past itself.
+    """
+    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None, :]
+    starts = document_starts(segment_ids)
+    if sliding_window is not None:
+        starts = jnp.maximum(starts, index - (sliding_window - 1))
+    return jnp.where(segment_ids == 0, index + 1, starts)
+
+
+def dense_mask(segment_ids: Int[Array, "B T"], sliding_window: int | None) -> Bool[Array, "B T T"]:
+    """``[b, t, s]`` is True where query t sees key s; materialises T x S, for oracles and small tests."""
+    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+    starts = key_starts(segment_ids, sliding_window)
+    return (index <= index[:, None]) & (index >= starts[:, :, None])

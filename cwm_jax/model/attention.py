@@ -1,0 +1,58 @@
+"""Grouped-query attention of one layer, local or global.
+
+B batch, T query position, D embed, N heads, K kv heads, H head width.
+"""
+
+from __future__ import annotations
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from cwm_jax.config import ModelConfig
+from cwm_jax.kernels import attention
+from cwm_jax.model.layers import Linear, residual_gain
+from cwm_jax.model.rope import apply_rope
+from cwm_jax.sharding import map_over_shards, shard
+
+_HEADS = ("batch", "seq", "act_heads", "head_dim")
+_KV_HEADS = ("batch", "kv_seq", "act_kv_heads", "head_dim")
+
+
+class Attention(nnx.Module):
+    """q, k, v projections, RoPE, masked attention and the output projection; no biases."""
+
+    def __init__(self, config: ModelConfig, layer_type: str, *, rngs: nnx.Rngs):
+        D, H = config.hidden_size, config.head_dim
+        N, K = config.num_attention_heads, config.num_key_value_heads
+        self.q_proj = Linear((D, N, H), ("embed", "heads", "head_dim"), rngs=rngs)
+        self.k_proj = Linear((D, K, H), ("embed", "kv_heads", "head_dim"), rngs=rngs)
+        self.v_proj = Linear((D, K, H), ("embed", "kv_heads", "head_dim"), rngs=rngs)
+        self.o_proj = Linear(
+            (N, H, D),
+            ("heads", "head_dim", "embed"),
+            num_in=2,
+            gain=residual_gain(config),
+            rngs=rngs,
+        )
+        self.sliding_window = config.window(layer_type)
+
+    def __call__(self, x: Float[Array, "B T D"], inputs) -> Float[Array, "B T D"]:
+        q = apply_rope(shard(self.q_proj(x), *_HEADS), inputs.cos, inputs.sin)
+        k = apply_rope(shard(self.k_proj(x), *_KV_HEADS), inputs.cos, inputs.sin)
+        v = shard(self.v_proj(x), *_KV_HEADS)
+
+        def attend(q, k, v, segment_ids):
+            return attention(
+                q,
+                k,
+                v,
+                segment_ids=segment_ids,
+                sliding_window=self.sliding_window,
+                implementation=inputs.execution.attention,
+                block_tokens=inputs.execution.attention_block_tokens,
+            )
+
+        attend = map_over_shards(
+            attend, in_axes=(_HEADS, _KV_HEADS, _KV_HEADS, ("batch", "seq")), out_axes=_HEADS
+        )
+        return self.o_proj(attend(q, k, v, inputs.segment_ids))

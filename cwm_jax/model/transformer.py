@@ -1,0 +1,257 @@
+"""The Code World Model: a pre-norm decoder with local and global attention layers.
+
+The module below says what is computed; the functions at the end make it pure: parameters are a nested
+dict of arrays, and everything else is an argument.
+
+    params = {"embed_tokens": {"embedding"}, "layers": {"0": ..., "3": ...}, "tail": {...},
+              "norm": {"scale"}, "lm_head": {"kernel"}}
+
+The layers repeat a group (three local after one global): ``layers[j]`` holds the j-th layer of each of the
+R groups, stacked on a leading axis that is scanned; ``tail`` holds the layers after the last whole group.
+
+B batch, T position, D embed, V vocab, R repeats of the group.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from cwm_jax.config import ExecutionConfig, ModelConfig
+from cwm_jax.kernels.mask import document_starts
+from cwm_jax.model.attention import Attention
+from cwm_jax.model.layers import Embedding, Linear, Mlp, RMSNorm
+from cwm_jax.model.rope import rope_tables
+from cwm_jax.sharding import shard
+
+Params = dict[str, Any]
+DEFAULT_EXECUTION = ExecutionConfig()
+
+_REMAT_POLICIES = {
+    "minimal": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerInputs:
+    """What every layer reads besides the residual stream."""
+
+    cos: Float[Array, "B T 1 half"]
+    sin: Float[Array, "B T 1 half"]
+    segment_ids: Int[Array, "B T"]
+    execution: ExecutionConfig = dataclasses.field(metadata={"static": True})
+
+
+class DecoderLayer(nnx.Module):
+    """Attention and SwiGLU, each normalised before and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer_type: str, *, rngs: nnx.Rngs):
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer_type, rngs=rngs)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = Mlp(config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T D"], inputs: LayerInputs) -> Float[Array, "B T D"]:
+        x = x + self.self_attn(self.input_layernorm(x), inputs)
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return shard(x, "batch", "seq", "act_embed")
+
+
+class Transformer(nnx.Module):
+    """Embedding, decoder layers, final norm and the untied output head."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        def stack(layer_type: str) -> DecoderLayer:
+            @nnx.split_rngs(splits=config.num_repeats)
+            @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers"})
+            def make(rngs: nnx.Rngs) -> DecoderLayer:
+                return DecoderLayer(config, layer_type, rngs=rngs)
+
+            return make(rngs)
+
+        kinds, period = config.layer_types, config.period
+        tail = kinds[period * config.num_repeats :]
+        self.embed_tokens = Embedding(config, rngs=rngs)
+        self.layers = nnx.Dict({str(j): stack(kind) for j, kind in enumerate(kinds[:period])})
+        self.tail = nnx.Dict(
+            {str(j): DecoderLayer(config, kind, rngs=rngs) for j, kind in enumerate(tail)}
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = Linear(
+            (config.hidden_size, config.vocab_size), ("embed", "vocab"), rngs=rngs
+        )
+        self.config = config
+
+    def hidden_states(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        execution: ExecutionConfig,
+    ) -> Float[Array, "B T D"]:
+        """The final norm's output, in the compute dtype."""
+        dtype = execution.dtype or self.embed_tokens.embedding[...].dtype
+        cos, sin = rope_tables(positions, self.config.rope_parameters, self.config.head_dim)
+        inputs = LayerInputs(cos, sin, segment_ids, execution)
+        x = self.embed_tokens(tokens, dtype)
+        group = [nnx.split(layer) for layer in self.layers.values()]
+
+        def run_group(x, states):
+            for (graphdef, _), state in zip(group, states, strict=True):
+                x = _run_layer(graphdef, state, x, inputs)
+            return x, None
+
+        stacked = tuple(state for _, state in group)
+        unroll = 1 if execution.scan_layers else self.config.num_repeats
+        x, _ = jax.lax.scan(run_group, x, stacked, unroll=unroll)
+        for layer in self.tail.values():
+            x = _run_layer(*nnx.split(layer), x, inputs)
+        return self.norm(x)
+
+
+def _run_layer(graphdef, state, x, inputs: LayerInputs):
+    def run(state, x, inputs):
+        return nnx.merge(graphdef, state)(x, inputs)
+
+    policy = inputs.execution.remat_policy
+    if policy != "none":
+        run = jax.checkpoint(run, prevent_cse=False, policy=_REMAT_POLICIES[policy])
+    return run(state, x, inputs)
+
+
+# ---------------------------------------------------------------- pure functions
+
+
+def init(model_config: ModelConfig, key: jax.Array, *, dtype: str = "float32") -> Params:
+    """Fresh parameters.
+
+    Args:
+        model_config: the architecture.
+        key: a JAX random key; equal keys give equal parameters.
+        dtype: of every parameter; values are drawn in float32 and rounded.
+    """
+    return _init(model_config, key, dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))  # one program instead of one for each weight
+def _init(model_config: ModelConfig, key: jax.Array, dtype: str) -> Params:
+    with nnx.use_eager_sharding(False):
+        model = Transformer(model_config, rngs=nnx.Rngs(params=key))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def forward(
+    params: Params,
+    model_config: ModelConfig,
+    tokens: Int[Array, "B T"],
+    *,
+    positions: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    execution: ExecutionConfig = DEFAULT_EXECUTION,
+) -> Float[Array, "B T V"]:
+    """Logits in float32 of the token after each position.
+
+    Args:
+        params: as from ``init`` or ``convert.load_hf``.
+        model_config: the architecture.
+        tokens: int ids below ``vocab_size``.
+        positions: place of each token in its document, for RoPE; None counts documents by segment_ids.
+        segment_ids: 0 is padding, equal neighbours are one document; None is one document per row.
+        execution: speed and rounding.
+
+    Raises:
+        ValueError: shapes that do not fit each other or the architecture.
+    """
+    x = hidden_states(
+        params,
+        model_config,
+        tokens,
+        positions=positions,
+        segment_ids=segment_ids,
+        execution=execution,
+    )
+    kernel = params["lm_head"]["kernel"].astype(x.dtype)
+    logits = jnp.einsum("btd,dv->btv", x, kernel, preferred_element_type=jnp.float32)
+    return shard(logits, "batch", "seq", "act_vocab")
+
+
+def hidden_states(
+    params: Params,
+    model_config: ModelConfig,
+    tokens: Int[Array, "B T"],
+    *,
+    positions: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    execution: ExecutionConfig = DEFAULT_EXECUTION,
+) -> Float[Array, "B T D"]:
+    """What the output head reads; arguments as for ``forward``."""
+    _check_inputs(params, model_config, tokens, positions, segment_ids)
+    if segment_ids is None:
+        segment_ids = jnp.ones_like(tokens)
+    if positions is None:
+        positions = jnp.arange(tokens.shape[1])[None] - document_starts(segment_ids)
+    graphdef, abstract = _abstract_model(model_config)
+    state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the cached one stays abstract
+    nnx.replace_by_pure_dict(state, params)
+    model = nnx.merge(graphdef, state)
+    return model.hidden_states(tokens, positions, segment_ids, execution)
+
+
+def abstract_params(model_config: ModelConfig) -> Params:
+    """Shapes and dtypes of ``init``'s result as ``jax.ShapeDtypeStruct``, without computing it."""
+    _, state = _abstract_model(model_config)
+    return nnx.to_pure_dict(state)
+
+
+def logical_axes(model_config: ModelConfig) -> Params:
+    """Logical axes of every parameter: a tuple of names where ``init`` has an array."""
+    _, state = _abstract_model(model_config)
+    return nnx.to_pure_dict(
+        jax.tree.map(
+            lambda param: param.replace(tuple(param.get_metadata("out_sharding"))),
+            state,
+            is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+        )
+    )
+
+
+def num_parameters(model_config: ModelConfig) -> int:
+    """Scalars in all parameters, embeddings and head included."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(abstract_params(model_config)))
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract_model(model_config: ModelConfig) -> tuple[Any, Any]:
+    # (nnx.GraphDef, nnx.State); beartype refuses hints that NNX's types contain
+    with nnx.use_eager_sharding(False):
+        model = nnx.eval_shape(
+            lambda: Transformer(model_config, rngs=nnx.Rngs(params=jax.random.key(0)))
+        )
+    graphdef, state = nnx.split(model, nnx.Param)
+    return graphdef, state
+
+
+def _check_inputs(params, model_config, tokens, positions, segment_ids) -> None:
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens is {tokens.dtype}{tokens.shape}; expected integers [B, T]")
+    for name, value in (("positions", positions), ("segment_ids", segment_ids)):
+        if value is not None and value.shape != tokens.shape:
+            raise ValueError(
+                f"{name} has shape {value.shape}; expected that of tokens, {tokens.shape}"
+            )
+    table = params["embed_tokens"]["embedding"].shape
+    if table != (model_config.vocab_size, model_config.hidden_size):
+        raise ValueError(
+            f"params have an embedding of shape {table}; the config says "
+            f"({model_config.vocab_size}, {model_config.hidden_size}): they belong to another model"
+        )

@@ -1,0 +1,294 @@
+"""Checkpoints of a whole run: written beside, checksummed, renamed; verified when read.
+
+    <folder>/00001000/state/         Orbax PyTree of the TrainState, plain zarr, stacked layers one per chunk
+                     config.json     architecture, as in an export
+                     run.json        resolved config, step, data-iterator state, versions
+                     tokenizer/      the run's tokenizer
+                     checksums.json  last file written: without it, or with other bytes, it does not count
+
+``python -m convert`` reads and writes the same format with ``state`` holding parameters alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from cwm_jax import schema
+from cwm_jax.config import CheckpointConfig, RunConfig
+from cwm_jax.tokenizer import Tokenizer
+from cwm_jax.training.checksums import damage, write_checksums
+
+_STATE = "state"
+_RUN_FILE = "run.json"
+_TEMPORARY = ".tmp-"
+_DAMAGED = ".damaged"
+_MIN_CHUNK_BYTES = 1 << 20  # smaller ones cost more files than they save memory
+_MAX_CHUNK_BYTES = 32 << 20
+# A run may be resumed with other values of these; every other difference is refused.
+_FREE_KEYS = (
+    "run_name",
+    "base_output_directory",
+    "steps",
+    "checkpoint.",
+    "logging.",
+    "mesh.",
+    "execution.",
+    "data.cache_directory",
+    "data.prefetch_rows",
+    "optimizer.max_nonfinite_steps",
+    "batch.per_device_batch_size",
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written, read, or used by this run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a checkpoint holds besides arrays."""
+
+    step: int
+    config: RunConfig
+    loader_state: dict[str, Any]
+
+
+class Checkpointer:
+    """Saves a run's checkpoints in the background and keeps as many as configured."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig, tokenizer: Tokenizer):
+        self._folder = folder
+        self._config = config
+        self._tokenizer = tokenizer
+        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{_TEMPORARY}*"):  # of a process that was killed while saving
+            shutil.rmtree(left)
+
+    def save(self, state: Any, record: RunRecord) -> None:
+        """Starts writing; returns when the arrays are copied to the host (at once if asynchronous).
+
+        Raises:
+            CheckpointError: this save or the one before it failed; earlier checkpoints are untouched.
+        """
+        self.wait()
+        beside = self._folder / f"{_TEMPORARY}{record.step:08d}"
+        try:
+            beside.mkdir()
+            save_args = jax.tree_util.tree_map_with_path(_save_args, state)
+            self._orbax.save(
+                (beside / _STATE).absolute(), args=ocp.args.PyTreeSave(state, save_args=save_args)
+            )
+        except Exception as error:
+            self._error = error
+            self.wait(beside)
+        self._thread = threading.Thread(target=self._finish, args=(beside, record))
+        self._thread.start()
+        if not self._config.async_checkpointing:
+            self.wait()
+
+    def wait(self, beside: Path | None = None) -> None:
+        """Returns when nothing is being written.
+
+        Raises:
+            CheckpointError: the last save failed.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            for left in self._folder.glob(f"{_TEMPORARY}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            good = next(iter(_steps(self._folder)), None)
+            kept = f"the newest complete checkpoint is {good.name}" if good else "there is none yet"
+            raise CheckpointError(
+                f"could not save a checkpoint in {self._folder}: {error}; {kept}. Free space or mend the "
+                "cause, then start the same command again: it resumes from there"
+            ) from error
+
+    def close(self) -> None:
+        self.wait()
+        self._orbax.close()
+
+    def _finish(self, beside: Path, record: RunRecord) -> None:
+        try:
+            self._orbax.wait_until_finished()
+            config = record.config
+            (beside / "config.json").write_text(json.dumps(config.model.to_hf(), indent=1))
+            run = {
+                "step": record.step,
+                "config": schema.to_json(config),
+                "loader_state": record.loader_state,
+                "versions": {"jax": jax.__version__, "orbax": ocp.__version__},
+            }
+            (beside / _RUN_FILE).write_text(json.dumps(run, indent=1))
+            self._tokenizer.save(beside / "tokenizer")
+            write_checksums(beside)
+            os.replace(beside, self._folder / f"{record.step:08d}")
+            _sync_folder(self._folder)
+            self._prune()
+        except BaseException as error:  # handed to the main thread by wait()
+            self._error = error
+
+    def _prune(self) -> None:
+        keep = self._config.keep_period
+        for path in list(_steps(self._folder))[self._config.keep_last :]:
+            if keep is None or int(path.name) % keep:
+                gone = path.with_name(f"{_TEMPORARY}{path.name}")
+                os.replace(path, gone)  # so that a kill leaves no half-deleted checkpoint
+                shutil.rmtree(gone)
+
+
+def newest_checkpoint(folder: Path, report) -> Path | None:
+    """The newest whole checkpoint; damaged ones are reported and moved aside, never deleted."""
+    for path in list(_steps(folder)):
+        problems = damage(path)
+        if not problems:
+            return path
+        aside = _free_name(path.with_name(path.name + _DAMAGED))
+        os.replace(path, aside)
+        shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+        report(
+            f"checkpoint {path} is damaged ({shown}); kept as {aside.name}, using the one before"
+        )
+    return None
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """The checkpoint meant by a checkpoint's, a ``checkpoints`` or a run's folder (its newest whole one).
+
+    Raises:
+        CheckpointError: there is none, or the one that is named is damaged.
+    """
+    path = Path(path)
+    if (path / _STATE).is_dir():
+        if problems := damage(path):
+            raise CheckpointError(f"checkpoint {path} is damaged: {'; '.join(problems[:5])}")
+        return path
+    for folder in (path / "checkpoints", path):
+        for candidate in _steps(folder):
+            if not damage(candidate):
+                return candidate
+    raise CheckpointError(
+        f"{path} holds no whole checkpoint; expected a folder with {_STATE}/ or a run's folder"
+    )
+
+
+def read_record(path: Path) -> RunRecord:
+    """What a run's checkpoint holds besides arrays.
+
+    Raises:
+        CheckpointError: it is of another version of the config, or was converted and has none.
+    """
+    try:
+        run = json.loads((path / _RUN_FILE).read_text())
+        config = schema.from_json(RunConfig, run["config"])
+        return RunRecord(step=run["step"], config=config, loader_state=run["loader_state"])
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be resumed: {_RUN_FILE}: {error}"
+        ) from error
+
+
+def check_same_run(path: Path, saved: RunConfig, config: RunConfig) -> None:
+    """Raises CheckpointError with the list of differences where the run would not be the same one."""
+    old, new = schema.flatten(saved), schema.flatten(config)
+    differences = [
+        f"  {key}: checkpoint {old[key]!r}, config {new[key]!r}"
+        for key in new
+        if old[key] != new[key]
+        and (key == "execution.weight_dtype" or not key.startswith(_FREE_KEYS))
+    ]
+    if differences:
+        lines = "\n".join(differences)
+        raise CheckpointError(
+            f"checkpoint {path} belongs to another run:\n{lines}\nuse the config it was made with, or "
+            "another run_name (checkpoint.load_parameters_path starts it from these weights)"
+        )
+
+
+def restore(path: Path, abstract: Any, shardings: Any) -> Any:
+    """Reads arrays onto the mesh; ``abstract`` may be a part of the tree (its other parts are not read).
+
+    Raises:
+        CheckpointError: an array is absent, or has another shape or dtype (Orbax would cast silently).
+    """
+    stored = dict(_stored_arrays(path / _STATE))
+    wanted = {
+        jax.tree_util.keystr(
+            key, simple=True, separator="."
+        ): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+        for key, leaf in jax.tree_util.tree_leaves_with_path(abstract)
+    }
+    if differences := _array_differences(stored, wanted):
+        raise CheckpointError(
+            f"checkpoint {path} does not fit the config:\n" + "\n".join(differences)
+        )
+    restore_args = jax.tree.map(lambda s: ocp.ArrayRestoreArgs(sharding=s), shardings)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as orbax:
+        return orbax.restore(
+            (path / _STATE).absolute(),
+            args=ocp.args.PyTreeRestore(
+                item=abstract, restore_args=restore_args, partial_restore=True
+            ),
+        )
+
+
+def _array_differences(stored: dict[str, str], wanted: dict[str, str]) -> list[str]:
+    parts = {name.split(".")[0] for name in wanted}
+    names = {name for name in stored if name.split(".")[0] in parts} | set(wanted)
+    return [
+        f"  {name}: checkpoint {stored.get(name, 'has none')}, config {wanted.get(name, 'has none')}"
+        for name in sorted(names)
+        if stored.get(name) != wanted.get(name)
+    ]
+
+
+def _stored_arrays(state: Path) -> Iterator[tuple[str, str]]:
+    for path in state.glob("*/.zarray"):
+        spec = json.loads(path.read_text())
+        yield path.parent.name, f"{np.dtype(spec['dtype'])}{spec['shape']}"
+
+
+def _save_args(path: Any, leaf: Any) -> ocp.SaveArgs:
+    """Chunks that converters can read one by one: a layer of a stack, and 32 MiB of anything."""
+    if leaf.nbytes <= _MIN_CHUNK_BYTES:
+        return ocp.SaveArgs()
+    stacked = "layers" in (getattr(key, "key", None) for key in path)
+    slice_bytes = leaf.nbytes // leaf.shape[0] if stacked else leaf.nbytes
+    chunk_bytes = max(_MIN_CHUNK_BYTES, min(slice_bytes, _MAX_CHUNK_BYTES))
+    return ocp.SaveArgs(chunk_byte_size=chunk_bytes, shard_axes=(0,))
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, newest first."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: -int(p.name))
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (candidate := path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    return candidate
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -1,0 +1,70 @@
+"""SHA-256 of every file of a folder, written beside them and verified on reading.
+
+Orbax notices truncated arrays only; a flipped or zeroed byte passes (measured with 0.12.8). A folder with
+this manifest is whole: it is the last file written before the folder is renamed into place.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import os
+from pathlib import Path
+
+CHECKSUMS_FILE = "checksums.json"
+_NUM_THREADS = 8  # hashing and reading release the GIL
+_CHUNK_BYTES = 1 << 22
+
+
+def write_checksums(folder: Path) -> None:
+    """Records size and SHA-256 of every file below ``folder`` and flushes all of it to disk."""
+    files = _files_below(folder)
+    with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+        records = pool.map(lambda path: _record(path, flush=True), files)
+        manifest = {str(p.relative_to(folder)): r for p, r in zip(files, records, strict=True)}
+    path = folder / CHECKSUMS_FILE
+    with open(path, "w") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def damage(folder: Path) -> list[str]:
+    """What is wrong with the files of ``folder``, one sentence each; empty if it is as it was written."""
+    try:
+        manifest = json.loads((folder / CHECKSUMS_FILE).read_text())
+        expected = {folder / name: (r["bytes"], r["sha256"]) for name, r in manifest.items()}
+    except FileNotFoundError:
+        return [f"{CHECKSUMS_FILE} is missing: the save did not finish"]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return [f"{CHECKSUMS_FILE} is unreadable: {error}"]
+    with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+        found = pool.map(lambda item: _compare(folder, *item), expected.items())
+        return [sentence for sentence in found if sentence]
+
+
+def _compare(folder: Path, path: Path, expected: tuple[int, str]) -> str | None:
+    name = path.relative_to(folder)
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size != expected[0]:
+        return f"{name} has {path.stat().st_size} bytes, not {expected[0]}"
+    if _record(path)["sha256"] != expected[1]:
+        return f"{name} has other bytes than were written"
+    return None
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / CHECKSUMS_FILE)
+
+
+def _record(path: Path, *, flush: bool = False) -> dict[str, int | str]:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+        size = file.tell()
+        if flush:
+            os.fsync(file.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}

@@ -1,0 +1,153 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard, terminal lines, the loss curve, device peaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+import jax.numpy as jnp
+
+# Fields of a metrics line that depend on the clock; all others repeat bit for bit in a resumed run.
+TIMING_FIELDS = frozenset({"time_s", "step_time_s", "tokens_per_s", "tflops_per_s", "mfu"})
+
+# Dense bf16 peak of one device in FLOP/s, by a word of its kind. (vendors' data sheets: secondary)
+_PEAK_FLOPS = {
+    "h200": 989e12,
+    "h100": 989e12,
+    "a100": 312e12,
+    "v4": 275e12,
+    "v5 lite": 197e12,
+    "v5e": 197e12,
+    "v5p": 459e12,
+    "v5": 459e12,
+    "v6": 918e12,
+}
+
+
+class MetricsLog:
+    """Appends one JSON object per step to ``metrics.jsonl``; also to TensorBoard if asked."""
+
+    def __init__(self, path: Path, *, tensorboard: bool = False):
+        self.path = path
+        self._file = open(path, "a")  # noqa: SIM115 (kept open for the run)
+        self._board = _tensorboard_writer(path.parent / "tensorboard") if tensorboard else None
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Appends a line and hands it to the operating system, so that it survives a kill."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in line.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name, value, line["step"])
+
+    def sync(self) -> None:
+        """Flushes to disk; a checkpoint may only exist after the lines before it do."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics.jsonl; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def keep_metrics_through(path: Path, step: int) -> None:
+    """Drops the lines after ``step``, which the resumed run will write again; atomic."""
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    beside = path.with_suffix(".tmp")
+    beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    os.replace(beside, path)
+
+
+def peak_flops() -> tuple[float, str]:
+    """(FLOP/s of all devices together, how it is known).
+
+    On a CPU, and on a device that is not in the table, the peak is that of a matrix product timed here.
+    """
+    device = jax.devices()[0]
+    kind = device.device_kind.lower()
+    for word, peak in _PEAK_FLOPS.items():
+        if word in kind:
+            return peak * jax.device_count(), f"{device.device_kind} data sheet, dense bf16"
+    return _measured_peak_flops(), f"{device.device_kind} float32 matrix product, measured"
+
+
+def _measured_peak_flops(size: int = 1024, repeats: int = 3) -> float:
+    """Best of a few products on the default device; virtual CPU devices share it."""
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul).lower(x, x).compile()
+    times = []
+    for _ in range(repeats + 1):  # the first warms up
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times[1:])
+
+
+def format_line(line: dict[str, Any], total_steps: int) -> str:
+    """One line for the terminal."""
+    parts = [f"step {line['step']:>{len(str(total_steps))}}/{total_steps}"]
+    formats = {
+        "loss": "loss {:.4f}",
+        "grad_norm": "grad {:.3f}",
+        "learning_rate": "lr {:.3g}",
+        "tokens_per_s": "{:,.0f} tok/s",
+        "tflops_per_s": "{:.3g} TFLOP/s",
+        "mfu": "MFU {:.1%}",
+        "heldout_loss": "held-out {:.4f}",
+    }
+    parts += [
+        form.format(line[name]) for name, form in formats.items() if line.get(name) is not None
+    ]
+    if line.get("skipped_steps"):
+        parts.append(f"skipped {line['skipped_steps']}")
+    return "  ".join(parts)
+
+
+def plot_loss(metrics: list[dict[str, Any]], path: Path) -> None:
+    """Writes the loss curve, training and held-out against tokens, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    train = [(m["tokens"], m["loss"]) for m in metrics if m.get("loss") is not None]
+    heldout = [
+        (m["tokens"], m["heldout_loss"]) for m in metrics if m.get("heldout_loss") is not None
+    ]
+    axes.plot(*zip(*train, strict=True), linewidth=0.8, label="training") if train else None
+    axes.plot(*zip(*heldout, strict=True), marker="o", label="held-out") if heldout else None
+    axes.set(xlabel="tokens", ylabel="cross-entropy (nats per token)", title=path.parent.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def print_line(text: str, bar: Any = None, stream: TextIO | None = None) -> None:
+    """Prints a line above the progress bar, if there is one."""
+    if bar is None:
+        print(text, file=stream, flush=True)
+    else:
+        bar.write(text)
+
+
+def _tensorboard_writer(folder: Path):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            "logging.tensorboard=true needs the package tensorboardX: pip install tensorboardX"
+        ) from error
+    return SummaryWriter(str(folder))

@@ -1,0 +1,230 @@
+"""Every number that follows from a run's config and the devices, computed here and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from cwm_jax.config import BatchPhase, RunConfig
+from cwm_jax.model.transformer import num_parameters
+from cwm_jax.sharding import MESH_AXES, mesh_shape, num_shards
+from cwm_jax.training import scaling
+from cwm_jax.training.schedule import learning_rate_at
+from cwm_jax.training.state import abstract_state, state_shardings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchStage:
+    """Steps from ``first_step`` (0-based) on with one batch size."""
+
+    first_step: int
+    first_tokens: int
+    """Tokens of the schedule consumed before ``first_step``."""
+    accumulation_steps: int
+    batch_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The derived numbers of a run; ``describe`` prints them."""
+
+    config: RunConfig
+    mesh_sizes: tuple[int, ...]
+    micro_batch_rows: int
+    """Rows over all devices in one micro-batch."""
+    stages: tuple[BatchStage, ...]
+    total_steps: int
+    peak_learning_rate: float
+    horizon_tokens: int
+    law_compute_flops: float
+    num_parameters: int
+    flops_per_token: float
+    state_bytes_per_device: int
+
+    def stage(self, step: int) -> BatchStage:
+        """The stage of the step that starts with ``step`` steps done."""
+        return [s for s in self.stages if s.first_step <= step][-1]
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens of the schedule consumed before that step."""
+        stage = self.stage(step)
+        return stage.first_tokens + (step - stage.first_step) * stage.batch_tokens
+
+    def learning_rate(self, step):
+        """Learning rate of the step that starts with ``step`` (int or int32 array) steps done."""
+        tokens = jnp.float32(0)
+        for stage in self.stages:  # at most a handful
+            ends_at = jnp.float32(stage.first_tokens) + jnp.float32(stage.batch_tokens) * (
+                jnp.asarray(step - stage.first_step + 1, jnp.float32)
+            )
+            tokens = jnp.where(jnp.asarray(step) >= stage.first_step, ends_at, tokens)
+        return learning_rate_at(
+            tokens,
+            self.config.optimizer,
+            peak=self.peak_learning_rate,
+            horizon_tokens=self.horizon_tokens,
+        )
+
+    def describe(self) -> str:
+        """A block of text with every derived number, for the start of a run and ``--dry-run``."""
+        return "\n".join(f"  {name:<22} {value}" for name, value in _rows(self))
+
+
+def make_plan(config: RunConfig, *, num_devices: int | None = None) -> Plan:
+    """Derives the plan of a run.
+
+    Raises:
+        ValueError: a batch that does not divide into micro-batches, a mesh that does not fit the devices, or
+            rows that do not divide over them.
+    """
+    num_devices = jax.device_count() if num_devices is None else num_devices
+    sizes = mesh_shape(config.mesh, num_devices)
+    rows = _micro_batch_rows(config, num_devices, sizes)
+    optimizer, T = config.optimizer, config.batch.max_target_length
+    horizon = optimizer.horizon_tokens or optimizer.start_tokens + optimizer.train_tokens
+    compute = scaling.report_flops_per_token(config.model, T) * horizon
+    stages, total_steps = _stages(config, rows * T, compute)
+    peak = optimizer.learning_rate
+    return Plan(
+        config=config,
+        mesh_sizes=sizes,
+        micro_batch_rows=rows,
+        stages=stages,
+        total_steps=min(total_steps, config.steps or total_steps),
+        peak_learning_rate=scaling.law_learning_rate(compute) if peak == "law" else float(peak),
+        horizon_tokens=horizon,
+        law_compute_flops=compute,
+        num_parameters=num_parameters(config.model),
+        flops_per_token=scaling.flops_per_token(config.model, T),
+        state_bytes_per_device=_state_bytes_per_device(config, sizes),
+    )
+
+
+def _micro_batch_rows(config: RunConfig, num_devices: int, sizes: tuple[int, ...]) -> int:
+    per_device = config.batch.per_device_batch_size
+    rows = per_device * num_devices
+    shards = num_shards(dict(zip(MESH_AXES, sizes, strict=True)), "batch")
+    if rows != int(rows) or int(rows) % shards:
+        raise ValueError(
+            f"per_device_batch_size {per_device} on {num_devices} devices gives {rows:g} rows; expected a "
+            f"multiple of {shards}, the devices along the mesh axes that split rows"
+        )
+    return int(rows)
+
+
+def _stages(
+    config: RunConfig, micro_batch_tokens: int, compute: float
+) -> tuple[tuple[BatchStage, ...], int]:
+    stages: list[BatchStage] = []
+    begin = config.optimizer.start_tokens
+    end = begin + config.optimizer.train_tokens
+    phases = _phases(config, micro_batch_tokens, compute)
+    step, tokens = 0, begin
+    for i, phase in enumerate(phases):
+        until = min(end, phases[i + 1].from_tokens if i + 1 < len(phases) else end)
+        if tokens >= until:
+            continue
+        accumulation, rest = divmod(phase.batch_tokens, micro_batch_tokens)
+        if rest:
+            legal = [n * micro_batch_tokens for n in (accumulation, accumulation + 1) if n]
+            raise ValueError(
+                f"a batch of {phase.batch_tokens} tokens is not a multiple of a micro-batch's "
+                f"{micro_batch_tokens} (per_device_batch_size x devices x max_target_length); nearest: {legal}"
+            )
+        stages.append(
+            BatchStage(
+                first_step=step,
+                first_tokens=tokens,
+                accumulation_steps=accumulation,
+                batch_tokens=phase.batch_tokens,
+            )
+        )
+        num_steps = math.ceil((until - tokens) / phase.batch_tokens)
+        step, tokens = step + num_steps, tokens + num_steps * phase.batch_tokens
+    return tuple(stages), step
+
+
+def _phases(config: RunConfig, micro_batch_tokens: int, compute: float) -> tuple[BatchPhase, ...]:
+    batch = config.batch.global_batch_tokens
+    if isinstance(batch, tuple):
+        return batch
+    if batch == "law":  # rounded to whole micro-batches
+        batch = scaling.law_batch_tokens(compute) / micro_batch_tokens
+        batch = max(1, round(batch)) * micro_batch_tokens
+    elif batch is None:
+        batch = micro_batch_tokens * (config.batch.gradient_accumulation_steps or 1)
+    return (BatchPhase(from_tokens=0, batch_tokens=batch),)
+
+
+def _state_bytes_per_device(config: RunConfig, sizes: tuple[int, ...]) -> int:
+    """Master weights and optimizer state; gradients and activations come on top."""
+    mesh = jax.sharding.AbstractMesh(sizes, MESH_AXES)
+    leaves = jax.tree.leaves(abstract_state(config))
+    shardings = jax.tree.leaves(state_shardings(config, mesh))
+    return sum(
+        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, sharding in zip(leaves, shardings, strict=True)
+    )
+
+
+def _rows(plan: Plan) -> list[tuple[str, str]]:
+    config, optimizer, batch = plan.config, plan.config.optimizer, plan.config.batch
+    end_tokens = optimizer.start_tokens + optimizer.train_tokens
+    total_flops = plan.flops_per_token * optimizer.train_tokens
+    non_embedding = scaling.num_non_embedding_parameters(config.model)
+    mesh = ", ".join(f"{a} {n}" for a, n in zip(MESH_AXES, plan.mesh_sizes, strict=True))
+    rows = [
+        ("parameters", f"{plan.num_parameters:,} ({non_embedding:,} without embeddings)"),
+        (
+            "FLOPs per token",
+            f"{plan.flops_per_token:.4g} (windows counted, T {batch.max_target_length})",
+        ),
+        ("FLOPs of the run", f"{total_flops:.4g}"),
+        ("devices", f"{math.prod(plan.mesh_sizes)} ({mesh})"),
+        ("bytes per device", f"{plan.state_bytes_per_device:,} (weights and optimizer state)"),
+        ("steps", f"{plan.total_steps:,}"),
+        (
+            "tokens",
+            f"{optimizer.train_tokens:,}, schedule {optimizer.start_tokens:,} to {end_tokens:,}",
+        ),
+    ]
+    for stage in plan.stages:
+        rows.append(
+            (
+                f"batch from step {stage.first_step:,}",
+                f"{stage.batch_tokens:,} tokens = {stage.accumulation_steps} x {plan.micro_batch_rows} rows "
+                f"x {batch.max_target_length}",
+            )
+        )
+    if "law" in (optimizer.learning_rate, batch.global_batch_tokens):
+        rows += _law_rows(plan)
+    steps = sorted({0, *_milestones(plan), plan.total_steps - 1})
+    rates = ", ".join(
+        f"{float(plan.learning_rate(step)):.3g} at step {step + 1:,}" for step in steps
+    )
+    return [*rows, ("learning rate", rates)]
+
+
+def _law_rows(plan: Plan) -> list[tuple[str, str]]:
+    C = plan.law_compute_flops
+    M = scaling.report_flops_per_token(plan.config.model, plan.config.batch.max_target_length)
+    (a, b), (c, d) = scaling.LEARNING_RATE_LAW, scaling.BATCH_TOKENS_LAW
+    return [
+        ("law: compute C", f"{C:.4g} FLOP = {M:.4g} per token x {plan.horizon_tokens:,} tokens"),
+        ("law: learning rate", f"{a} x C^{b} = {scaling.law_learning_rate(C):.4g}"),
+        ("law: batch", f"{c} x C^{d} = {scaling.law_batch_tokens(C):,.0f} tokens"),
+    ]
+
+
+def _milestones(plan: Plan) -> set[int]:
+    """Steps at the end of the warm-up, at a change of the batch and at the middle of the run."""
+    last, warmup_tokens = plan.total_steps - 1, plan.config.optimizer.warmup_tokens
+    steps = {plan.total_steps // 2} | {stage.first_step for stage in plan.stages}
+    warm = [stage for stage in plan.stages if stage.first_tokens < warmup_tokens]
+    if warm:
+        left = warmup_tokens - warm[-1].first_tokens
+        steps.add(warm[-1].first_step + math.ceil(left / warm[-1].batch_tokens) - 1)
+    return {step for step in steps if step <= last}

@@ -1,0 +1,69 @@
+"""FLOPs of a token, and the report's scaling laws evaluated on a run.
+
+Two counts, for two purposes: ``report_flops_per_token`` is the M that the laws were fitted with (every
+layer causal over the whole context); ``flops_per_token`` is what CWM's windows leave to be computed, the
+numerator of MFU.
+"""
+
+from __future__ import annotations
+
+from cwm_jax.config import ModelConfig
+
+# Fits of the technical report, section 4.3: value(C) = factor * C ** exponent, C in FLOP. (report)
+LEARNING_RATE_LAW = (19.29, -0.177)
+BATCH_TOKENS_LAW = (30.17, 0.231)
+
+
+def num_embedding_parameters(model: ModelConfig) -> int:
+    """Input embedding and output head together."""
+    return 2 * model.vocab_size * model.hidden_size
+
+
+def num_non_embedding_parameters(model: ModelConfig) -> int:
+    """All weights but the embedding and the head, in closed form."""
+    width, head = model.hidden_size, model.head_dim
+    attention = 2 * width * head * (model.num_attention_heads + model.num_key_value_heads)
+    layer = attention + 3 * width * model.intermediate_size + 2 * width
+    return model.num_hidden_layers * layer + width
+
+
+def report_flops_per_token(model: ModelConfig, context_tokens: int) -> float:
+    """M = 6 N + 6 d L S: forward and backward, causal attention over S tokens in every layer.
+
+    Source: report, section 4.3; N without embeddings. Whether windows were counted is not published.
+    """
+    attention = 6 * model.hidden_size * model.num_hidden_layers * context_tokens
+    return 6 * num_non_embedding_parameters(model) + attention
+
+
+def flops_per_token(model: ModelConfig, context_tokens: int) -> float:
+    """Forward and backward of a full row of one document, windows honoured, recomputation not counted.
+
+    Matrix products with weights cost 6 FLOP per weight (norms and the embedding's look-up none, the
+    head included); attention costs 12 N H per visible key.
+    """
+    norms = model.hidden_size * (2 * model.num_hidden_layers + 1)
+    head = model.vocab_size * model.hidden_size
+    weights = num_non_embedding_parameters(model) - norms + head
+    heads_width = model.num_attention_heads * model.head_dim
+    keys = sum(mean_visible_keys(context_tokens, model.window(kind)) for kind in model.layer_types)
+    return 6.0 * weights + 12.0 * heads_width * keys
+
+
+def mean_visible_keys(context_tokens: int, window: int | None) -> float:
+    """Keys that a query sees on average over a row, itself included."""
+    T = context_tokens
+    W = T if window is None else min(window, T)
+    return (W * (W + 1) / 2 + (T - W) * W) / T
+
+
+def law_learning_rate(compute_flops: float) -> float:
+    """Peak learning rate that the report's law gives for a training compute in FLOP."""
+    factor, exponent = LEARNING_RATE_LAW
+    return factor * compute_flops**exponent
+
+
+def law_batch_tokens(compute_flops: float) -> float:
+    """Tokens in an optimizer step that the report's law gives for a training compute in FLOP."""
+    factor, exponent = BATCH_TOKENS_LAW
+    return factor * compute_flops**exponent

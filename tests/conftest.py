@@ -1,0 +1,31 @@
+"""Eight virtual CPU devices, and shapes checked by beartype wherever a signature states them."""
+
+import os
+import tempfile
+
+# Workers, subprocesses and later runs share compiled programs.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/cwm-jax-tests-{os.getuid()}"
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
+
+import jaxtyping
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    ["cwm_jax.kernels", "cwm_jax.model", "cwm_jax.training.losses"], "beartype.beartype"
+)
+
+
+@pytest.fixture
+def unchecked_types():
+    """Lets wrong shapes reach the project's own checks, as they do outside the tests."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

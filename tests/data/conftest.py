@@ -1,0 +1,54 @@
+"""A tokenizer of single bytes and small corpora on disk."""
+
+import pytest
+
+from cwm_jax.config import DataConfig, SourceConfig
+
+
+class ByteTokenizer:
+    bos_id, eos_id, pad_id, vocab_size = 256, 257, 258, 259
+    fingerprint = "one-byte-each"
+
+    def __init__(self):
+        self.encoded_documents = 0
+
+    def encode_batch(self, texts):
+        self.encoded_documents += len(texts)
+        return [list(text.encode()) for text in texts]
+
+    def encode_bytes(self, data):
+        self.encoded_documents += 1
+        return list(data)
+
+
+@pytest.fixture
+def tokenizer():
+    return ByteTokenizer()
+
+
+@pytest.fixture
+def make_config(tmp_path):
+    """``make_config({"a": [b"text", ...]}, packing=...)``: a folder source for each name."""
+
+    def make(corpora, *, weights=None, source_settings=None, **settings):
+        sources = []
+        for name, texts in corpora.items():
+            folder = tmp_path / "corpora" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, text in enumerate(texts):
+                (folder / f"{number:04d}.txt").write_bytes(text)
+            sources.append(
+                SourceConfig(
+                    name=name,
+                    kind="folder",
+                    path=str(folder),
+                    weight=(weights or {}).get(name, 1.0),
+                    **(source_settings or {}),
+                )
+            )
+        settings = {"heldout_fraction": 0.2, **settings}
+        return DataConfig(
+            sources=tuple(sources), cache_directory=str(tmp_path / "cache"), **settings
+        )
+
+    return make

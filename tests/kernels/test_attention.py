@@ -1,0 +1,154 @@
+"""Oracle: every attention implementation against the dense reference, values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerances import ATTENTION_BF16_ATOL, ATTENTION_F32_ATOL
+
+from cwm_jax.kernels import attention
+from cwm_jax.kernels.mask import dense_mask, key_starts
+
+
+def make_inputs(B, T, N, K, H, *, cuts=(), padding=0, dtype=jnp.float32, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    q, k, v, w = (
+        jax.random.normal(key, (B, T, heads, H), dtype)
+        for key, heads in zip(keys, (N, K, K, N), strict=True)
+    )
+    segments = 1 + sum((np.arange(T) >= cut).astype(np.int32) for cut in cuts)
+    segments = np.broadcast_to(segments, (B, T)).astype(np.int32).copy()
+    if B > 1:  # rows of a batch differ
+        segments[0] = 1
+    segments[:, T - padding :] = 0
+    return q, k, v, w, jnp.asarray(segments)
+
+
+def value_and_grads(q, k, v, w, segment_ids, **kwargs):
+    def weighted(q, k, v):
+        out = attention(q, k, v, segment_ids=segment_ids, **kwargs)
+        return jnp.sum(out.astype(jnp.float32) * w.astype(jnp.float32)), out
+
+    grad = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))
+    (_, out), grads = grad(q, k, v)
+    return out, *grads
+
+
+CASES = {
+    "one document": dict(shape=(2, 64, 4, 2, 8), window=None),
+    "window at a block border": dict(shape=(1, 96, 2, 2, 8), window=16),
+    "window one over a border": dict(shape=(1, 96, 2, 2, 8), window=17),
+    "window of one": dict(shape=(1, 40, 2, 1, 8), window=1),
+    "length no multiple of a block": dict(shape=(2, 77, 6, 1, 8), window=20),
+    "packed documents": dict(shape=(2, 80, 6, 3, 8), window=None, cuts=(7, 16, 48)),
+    "packed, window, padding": dict(shape=(3, 83, 6, 1, 8), window=9, cuts=(30, 31), padding=11),
+    "GQA 6": dict(shape=(1, 48, 6, 1, 16), window=12, cuts=(5,)),
+    "shorter than a block": dict(shape=(2, 5, 2, 1, 8), window=3, padding=1),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_chunked_agrees_with_reference(case):
+    spec = dict(CASES[case])
+    shape, window = spec.pop("shape"), spec.pop("window")
+    inputs = make_inputs(*shape, **spec)
+    expected = value_and_grads(*inputs, sliding_window=window, implementation="reference")
+    got = value_and_grads(*inputs, sliding_window=window, implementation="chunked", block_tokens=16)
+    for name, a, b in zip(("out", "dq", "dk", "dv"), expected, got, strict=True):
+        np.testing.assert_allclose(b, a, atol=ATTENTION_F32_ATOL, rtol=0, err_msg=name)
+
+
+def test_chunked_in_bfloat16_keeps_dtype_and_is_close():
+    q, k, v, w, segments = make_inputs(2, 80, 6, 3, 16, cuts=(20,), dtype=jnp.bfloat16)
+    kwargs = dict(sliding_window=24)
+    got = value_and_grads(q, k, v, w, segments, implementation="chunked", block_tokens=16, **kwargs)
+    exact = [x.astype(jnp.float32) for x in (q, k, v, w)]
+    expected = value_and_grads(*exact, segments, implementation="reference", **kwargs)
+    for a, b in zip(expected, got, strict=True):
+        assert b.dtype == jnp.bfloat16
+        np.testing.assert_allclose(b.astype(jnp.float32), a, atol=ATTENTION_BF16_ATOL)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+def test_padding_outputs_zero_and_has_zero_gradient(implementation):
+    inputs = make_inputs(1, 40, 4, 2, 8, cuts=(10,), padding=9)
+    results = value_and_grads(*inputs, sliding_window=6, implementation=implementation)
+    for x in results:
+        assert not np.asarray(x)[:, -9:].any()
+        assert np.asarray(x)[:, :-9].any(axis=(0, 2, 3))[1:9].all()
+
+
+def test_blocks_outside_window_and_document_are_never_read():
+    """Poison: a NaN in a block that is read would survive its zero weight in the product with v."""
+    q, k, v, w, segments = make_inputs(1, 128, 2, 1, 8, cuts=(64,))
+    poisoned = np.asarray(k).copy(), np.asarray(v).copy()
+    for x in poisoned:
+        x[:, :64] = np.nan  # the first document: four blocks of 16
+    kwargs = dict(implementation="chunked", block_tokens=16)
+    out, dq, dk, dv = value_and_grads(q, *map(jnp.asarray, poisoned), w, segments, **kwargs)
+    clean = value_and_grads(q, k, v, w, segments, **kwargs)
+    for got, expected in zip((out, dq, dk, dv), clean, strict=True):
+        np.testing.assert_array_equal(got[:, 64:], expected[:, 64:])
+    one_document = jnp.ones_like(segments)
+    out = attention(
+        q, *map(jnp.asarray, poisoned), segment_ids=one_document, sliding_window=17, **kwargs
+    )
+    assert np.isfinite(np.asarray(out)[:, 96:]).all()  # blocks 6, 7 see keys from 80 on
+    assert np.isnan(np.asarray(out)[:, 64:80]).any()  # the guard is able to fail
+
+
+def test_chunked_never_holds_all_scores():
+    B, T, N, H = 1, 8192, 2, 8
+    x = jax.ShapeDtypeStruct((B, T, N, H), jnp.float32)
+
+    def grads(q, k, v):
+        return jax.grad(lambda *a: attention(*a, implementation="chunked").sum(), (0, 1, 2))(
+            q, k, v
+        )
+
+    memory = jax.jit(grads).lower(x, x, x).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * T * T * N / 16
+
+
+def test_mask_counts_the_querys_own_key():
+    segments = jnp.ones((1, 6), jnp.int32)
+    mask = np.asarray(dense_mask(segments, 3))[0]
+    assert mask.sum(-1).tolist() == [1, 2, 3, 3, 3, 3]
+    assert mask[5].tolist() == [False, False, False, True, True, True]
+
+
+def test_key_starts_and_dense_mask_agree_on_documents_and_padding():
+    segments = jnp.asarray([[1, 1, 2, 2, 2, 0, 0]])
+    assert key_starts(segments, None).tolist() == [[0, 0, 2, 2, 2, 6, 7]]
+    assert np.asarray(dense_mask(segments, 2))[0].sum(-1).tolist() == [1, 2, 1, 2, 2, 0, 0]
+
+
+def test_vmap_equals_batch():
+    q, k, v, _, segments = make_inputs(3, 40, 4, 2, 8, cuts=(11,))
+
+    def one(q, k, v, segments):
+        return attention(q[None], k[None], v[None], segment_ids=segments[None], block_tokens=16)[0]
+
+    expected = attention(q, k, v, segment_ids=segments, block_tokens=16)
+    got = jax.vmap(one)(q, k, v, segments)
+    np.testing.assert_allclose(got, expected, atol=ATTENTION_F32_ATOL)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(implementation="flash"), "implementation is 'flash'"),
+        (dict(sliding_window=0), "sliding_window is 0"),
+        (dict(segment_ids=jnp.ones((1, 9), jnp.int32)), "segment_ids has shape"),
+    ],
+)
+def test_refusals(change, message, unchecked_types):
+    q, k, v, _, _ = make_inputs(1, 8, 2, 1, 8)
+    with pytest.raises(ValueError, match=message):
+        attention(q, k, v, **change)
+
+
+def test_refuses_heads_that_do_not_divide(unchecked_types):
+    q, k, v, _, _ = make_inputs(1, 8, 3, 2, 8)
+    with pytest.raises(ValueError, match="3 query heads do not divide into 2"):
+        attention(q, k, v)

@@ -1,0 +1,13 @@
+"""All tolerances of the tests, in one place; never loosened to make a test pass."""
+
+# Logits against transformers' CwmForCausalLM in float32: max |difference|.
+LOGITS_ATOL = 1e-4
+# Gradient of each leaf against torch autograd: ||difference|| / ||gradient||.
+GRADIENT_RTOL = 1e-4
+# Attention implementations against the dense oracle, unit-normal inputs: max |difference|.
+ATTENTION_F32_ATOL = 1e-5
+ATTENTION_BF16_ATOL = 6e-2
+# Loss between accumulation counts, meshes and chunkings in float32: relative.
+LOSS_RTOL = 1e-6
+# Gradient of each leaf between accumulation counts and meshes: ||difference|| / ||gradient||.
+ACCUMULATION_RTOL = 1e-5

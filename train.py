@@ -1,0 +1,160 @@
+"""Trains a Code World Model: python train.py --config configs/quickstart.py [--set key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import logging
+import math
+import sys
+from pathlib import Path
+
+from cwm_jax import schema
+from cwm_jax.config import MeshConfig, RunConfig
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns 0 after a finished or a saved run, 1 after diverged training, 2 for bad input."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each array of each save
+    args = _parser().parse_args(argv)
+    try:
+        config = load_config(args.config)
+        for assignment in args.set:
+            config = schema.override(config, assignment)
+        if args.dry_run:
+            print(dry_run(config))
+            return 0
+        return _train(config)
+    except (ValueError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+
+
+def load_config(path: str) -> RunConfig:
+    """Calls ``get_config()`` of a Python file.
+
+    Raises:
+        ValueError: no such file, or it has no ``get_config`` that returns a RunConfig.
+    """
+    if not Path(path).is_file():
+        known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
+        raise ValueError(f"--config {path}: no such file; configs here: {known or 'none'}")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config() if hasattr(module, "get_config") else None
+    if not isinstance(config, RunConfig):
+        raise ValueError(
+            f"--config {path}: expected a function get_config() that returns a RunConfig"
+        )
+    return config
+
+
+def dry_run(config: RunConfig) -> str:
+    """The resolved config and every derived number; a mesh without -1 is planned for its own size."""
+    from cwm_jax.training.plan import make_plan
+
+    plan = make_plan(config, num_devices=_mesh_devices(config.mesh))
+    values = "\n".join(
+        f"  {key} = {_short(value)}" for key, value in schema.flatten(config).items()
+    )
+    return f"resolved config\n{values}\nderived\n{plan.describe()}"
+
+
+def _train(config: RunConfig) -> int:
+    from cwm_jax.training import loop
+
+    try:
+        result = loop.run(config)
+    except loop.NonFiniteError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    before, after = result.heldout_losses()
+    print(
+        f"held-out loss: {before:.4f} untrained, {after:.4f} now ({before - after:.4f} nats less)"
+    )
+    print(f"metrics: {result.folder}/{loop.METRICS_FILE}, curve: {result.folder}/loss.png")
+    if result.finished:
+        if config.logging.export is not None:
+            _export(config, result)
+        if config.logging.sample_prompt is not None:
+            _print_sample(config, result)
+    return 0
+
+
+def _export(config: RunConfig, result) -> None:
+    """Writes a Hugging Face folder and shows that it computes the trained model's logits."""
+    import jax
+    import numpy as np
+
+    from convert import load_hf, save_hf
+    from cwm_jax.model.transformer import forward
+
+    folder = result.folder / config.logging.export
+    if folder.exists():
+        print(f"export: {folder} exists and is kept")
+    else:
+        save_hf(folder, config.model, result.state.params, result.tokenizer)
+    loaded_config, loaded = load_hf(folder)
+    tokens = np.arange(2 * 64, dtype=np.int32).reshape(2, 64) % config.model.vocab_size
+    run = jax.jit(forward, static_argnums=1)
+    ours = np.asarray(run(jax.device_get(result.state.params), config.model, tokens))
+    theirs = np.asarray(run(loaded, loaded_config, tokens))
+    same = "identical logits" if np.array_equal(ours, theirs) else "OTHER LOGITS"
+    print(f"export: {folder}, read back by convert.load_hf: {same}")
+    if not np.array_equal(ours, theirs):
+        raise ValueError(
+            f"{folder} does not compute the trained model's logits; remove it, run again"
+        )
+
+
+def _print_sample(config: RunConfig, result) -> None:
+    import jax
+
+    from cwm_jax.inference.sampling import sample
+
+    prompt = [result.tokenizer.bos_id, *result.tokenizer.encode(config.logging.sample_prompt)]
+    tokens = sample(
+        result.state.params,
+        config.model,
+        prompt,
+        num_tokens=config.logging.sample_tokens,
+        key=jax.random.wrap_key_data(result.state.key),
+        temperature=0.7,
+        stop_ids=(result.tokenizer.eos_id,),
+        execution=config.execution,
+    )
+    print(f"sample:\n{config.logging.sample_prompt}{result.tokenizer.decode(tokens)}")
+
+
+def _mesh_devices(mesh: MeshConfig) -> int | None:
+    sizes = dataclasses.astuple(mesh)
+    return None if -1 in sizes else math.prod(sizes)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(schema.to_json(value))
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="Python file with get_config()")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace one value, for example optimizer.learning_rate=3e-4; may be repeated",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved config and the derived numbers"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
