@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import logging
 import math
 import sys
+import types
 from pathlib import Path
 
 from cwm_jax import schema
@@ -20,9 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each array of each save
     args = _parser().parse_args(argv)
     try:
-        config = load_config(args.config)
-        for assignment in args.set:
-            config = schema.override(config, assignment)
+        config = schema.override(load_config(args.config), *args.set)
         if args.dry_run:
             print(dry_run(config))
             return 0
@@ -38,13 +36,16 @@ def load_config(path: str) -> RunConfig:
     Raises:
         ValueError: no such file, or it has no ``get_config`` that returns a RunConfig.
     """
-    if not Path(path).is_file():
+    file = Path(path)
+    if not file.is_file():
         known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
         raise ValueError(f"--config {path}: no such file; configs here: {known or 'none'}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # Not imported: Python would take a cached .pyc for a file rewritten within the same second.
+    module = types.ModuleType(file.stem)
+    try:
+        exec(compile(file.read_bytes(), path, "exec"), module.__dict__)
+    except SyntaxError as error:
+        raise ValueError(f"--config {path}: not a Python file: {error}") from error
     config = module.get_config() if hasattr(module, "get_config") else None
     if not isinstance(config, RunConfig):
         raise ValueError(
@@ -87,28 +88,37 @@ def _train(config: RunConfig) -> int:
 
 def _export(config: RunConfig, result) -> None:
     """Writes a Hugging Face folder and shows that it computes the trained model's logits."""
-    import jax
-    import numpy as np
-
-    from convert import load_hf, save_hf
-    from cwm_jax.model.transformer import forward
+    from convert import save_hf
+    from cwm_jax.training.checkpoint import free_name
 
     folder = result.folder / config.logging.export
-    if folder.exists():
-        print(f"export: {folder} exists and is kept")
-    else:
+    if folder.exists() and not _computes_logits_of(result, config, folder):
+        aside = free_name(folder)  # of an earlier step: the run was cut by config.steps and resumed
+        folder.rename(aside)
+        print(f"export: {folder} held other weights and is now {aside}")
+    if not folder.exists():
         save_hf(folder, config.model, result.state.params, result.tokenizer)
-    loaded_config, loaded = load_hf(folder)
-    tokens = np.arange(2 * 64, dtype=np.int32).reshape(2, 64) % config.model.vocab_size
-    run = jax.jit(forward, static_argnums=1)
-    ours = np.asarray(run(jax.device_get(result.state.params), config.model, tokens))
-    theirs = np.asarray(run(loaded, loaded_config, tokens))
-    same = "identical logits" if np.array_equal(ours, theirs) else "OTHER LOGITS"
-    print(f"export: {folder}, read back by convert.load_hf: {same}")
-    if not np.array_equal(ours, theirs):
+    if not _computes_logits_of(result, config, folder):
         raise ValueError(
             f"{folder} does not compute the trained model's logits; remove it, run again"
         )
+    print(f"export: {folder}, read back by convert.load_hf: identical logits")
+
+
+def _computes_logits_of(result, config: RunConfig, folder: Path) -> bool:
+    import jax
+    import numpy as np
+
+    from convert import load_hf
+    from cwm_jax.model.transformer import forward
+
+    loaded_config, loaded = load_hf(folder)
+    if loaded_config != config.model:
+        return False
+    tokens = np.arange(2 * 64, dtype=np.int32).reshape(2, 64) % config.model.vocab_size
+    run = jax.jit(forward, static_argnums=1)
+    ours = run(jax.device_get(result.state.params), config.model, tokens)
+    return np.array_equal(ours, run(loaded, loaded_config, tokens))
 
 
 def _print_sample(config: RunConfig, result) -> None:

@@ -4,10 +4,10 @@ Command:   python train.py --config configs/cwm_32b.py --dry-run
 Hardware:  64 GPUs with 80 GB
 Time:      not run; 9.6 days if H100s reach 40 % MFU (assumed)
 Result:    unknown, not run
-Values:    each with its source; imports never use this file: they read layer_types from config.json
+Values:    each with its source; imports never use them: they read layer_types from config.json
 
-configs/pretrain_32b.py and configs/midtrain_32b.py train this architecture from nothing. As a run this file
-fine-tunes an imported checkpoint at 8k tokens on 100B tokens; set your own corpus with
+configs/pretrain_32b.py and configs/midtrain_32b.py train this architecture from nothing. As a run
+this file fine-tunes an imported checkpoint at 8k tokens on 100B tokens; set your own corpus with
 --set data.sources.0.path=FOLDER and the weights with --set checkpoint.load_parameters_path=FOLDER.
 """
 

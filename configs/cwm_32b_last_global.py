@@ -4,8 +4,9 @@ Command:   python train.py --config configs/cwm_32b_last_global.py --dry-run
 Hardware:  64 GPUs with 80 GB
 Time:      not run; 9.6 days if H100s reach 40 % MFU (assumed)
 Result:    unknown, not run
-Values:    Meta's code makes the last layer global by default, and a third-party listing of the released
-           files shows 17 global layers; HF's default has 16. Up to 8192 tokens both give the same logits.
+Values:    Meta's code makes the last layer global by default, and a third-party listing of the
+           released files shows 17 global layers; HF's default has 16. Up to 8192 tokens both give
+           the same logits.
 """
 
 import dataclasses

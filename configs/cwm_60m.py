@@ -4,12 +4,12 @@ Command:   python train.py --config configs/cwm_60m.py --set data.sources.0.path
 Hardware:  1 GPU with 80 GB
 Time:      not run; 1.1 hours if H100s reach 40 % MFU (assumed)
 Result:    unknown, not run
-Values:    shape from configs/cwm_32b.py: head_dim 128, 6 queries per key-value head, FFN 3.5x, 3:1 windows of
-           8192, the vocabulary; plain RoPE at 8192 tokens as in pre-training (report). Learning rate and
-           batch are the report's laws; 20 tokens per parameter is Chinchilla's ratio (assumed: CWM's
-           is 260), the warm-up of 1 % of the tokens too.
+Values:    shape from configs/cwm_32b.py: head_dim 128, 6 queries per key-value head, FFN 3.5x, 3:1
+           windows of 8192, the vocabulary; plain RoPE at 8192 tokens as in pre-training (report).
+           Learning rate and batch follow the report's laws. Assumed: 20 tokens per parameter,
+           Chinchilla's ratio (CWM's pre-training has 258), and a warm-up of 1 % of the tokens.
 
-The other rungs (cwm_160m, cwm_400m, cwm_1b, cwm_3b, cwm_8b) call ``ladder_model`` and ``ladder_run``; eight
+The other rungs (cwm_160m, cwm_400m, cwm_1b, cwm_3b, cwm_8b) call ladder_model and ladder_run; eight
 key-value heads and 64 layers give the 32B model (configs/pretrain_32b.py).
 """
 
@@ -49,7 +49,7 @@ def ladder_model(*, num_key_value_heads: int, num_hidden_layers: int) -> ModelCo
 def ladder_run(
     run_name: str, model: ModelConfig, *, per_device_batch_size: float, mesh: MeshConfig
 ) -> RunConfig:
-    """Trains a rung on 20 tokens per parameter, with the report's laws for learning rate and batch."""
+    """A rung on 20 tokens per parameter, learning rate and batch by the report's laws."""
     train_tokens = TOKENS_PER_PARAMETER * num_non_embedding_parameters(model)
     return RunConfig(
         run_name=run_name,

@@ -1,12 +1,13 @@
 """Mid-training of the 32B model as the report describes it: 5T tokens at 131072 tokens of context.
 
-Command:   python train.py --config configs/midtrain_32b.py --set checkpoint.load_full_state_path=FOLDER
+Command:   python train.py --config configs/midtrain_32b.py \\
+               --set checkpoint.load_full_state_path=FOLDER
            (FOLDER: the last checkpoint of configs/pretrain_32b.py, with its optimizer state)
 Hardware:  2048 H100 (secondary: 256 data-parallel ranks x tensor 8, one row for each rank)
 Time:      not run; 21 days if H100s reach 40 % MFU (assumed)
 Result:    unknown, not run
-Values:    architecture from configs/cwm_32b.py, whose scaled RoPE begins here; optimizer, schedule and batch
-           go on from configs/pretrain_32b.py (report, section 4)
+Values:    architecture from configs/cwm_32b.py, whose scaled RoPE begins here; optimizer, schedule
+           and batch go on from configs/pretrain_32b.py (report, section 4)
 
 Not done as in the report: its buckets by document length and their caps on global attention.
 """

@@ -4,10 +4,11 @@ Command:   python train.py --config configs/pretrain_32b.py
 Hardware:  2048 H100 (secondary: 1024 data-parallel ranks x tensor 2, one row for each rank)
 Time:      not run; 24 days if H100s reach 40 % MFU (assumed)
 Result:    unknown, not run
-Values:    architecture from configs/cwm_32b.py but for the plain RoPE (report; that theta is 1e6 already
-           here is implied there, not stated); optimizer, schedule and batch from the report, section 4
+Values:    architecture from configs/cwm_32b.py but for the plain RoPE (report; that theta is 1e6
+           already here is implied there, not stated); optimizer, schedule and batch from the
+           report, section 4
 
-The learning rate falls on one cosine over 13T tokens, of which configs/midtrain_32b.py runs the last 5T.
+One cosine over 13T tokens lowers the learning rate; configs/midtrain_32b.py runs its last 5T.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ MIDTRAIN_TOKENS = 5_000_000_000_000  # report
 PRETRAIN_BATCH_TOKENS = 2**23  # report: 8.4M
 MIDTRAIN_BATCH_TOKENS = 2**25  # report: 33.6M
 
-# One batch schedule and one learning rate for both phases; each run starts where the last one ended.
+# One schedule of batch and learning rate for both phases; the second starts where the first ends.
 BATCH_SCHEDULE = (
     BatchPhase(from_tokens=0, batch_tokens=PRETRAIN_BATCH_TOKENS),
     BatchPhase(from_tokens=PRETRAIN_TOKENS, batch_tokens=MIDTRAIN_BATCH_TOKENS),

@@ -19,29 +19,12 @@ SLIDING_ATTENTION = "sliding_attention"
 
 # Keys of a Hugging Face config.json that change neither the weights nor the logits of this architecture.
 _HF_BOOKKEEPING = frozenset(
-    [
-        "_name_or_path",
-        "architectures",
-        "auto_map",
-        "chunk_size_feed_forward",
-        "default_theta",
-        "dtype",
-        "id2label",
-        "ignore_keys_at_rope_validation",
-        "initializer_range",
-        "is_encoder_decoder",
-        "label2id",
-        "model_type",
-        "output_attentions",
-        "output_hidden_states",
-        "pretraining_tp",
-        "problem_type",
-        "return_dict",
-        "torch_dtype",
-        "transformers_version",
-        "transformers_weights",
-        "use_cache",
-    ]
+    """
+    _name_or_path architectures auto_map chunk_size_feed_forward default_theta dtype
+    id2label ignore_keys_at_rope_validation initializer_range is_encoder_decoder label2id
+    model_type output_attentions output_hidden_states pretraining_tp problem_type
+    return_dict torch_dtype transformers_version transformers_weights use_cache
+    """.split()  # noqa: SIM905
 )
 # Keys that would change the computation, with the only value this architecture has.
 _HF_FIXED: dict[str, Any] = {
@@ -89,8 +72,8 @@ class RopeParameters:
         """Reads either spelling: ``rope_parameters``, or ``rope_theta`` with ``rope_scaling``.
 
         Raises:
-            ValueError: no theta, two spellings that disagree, a RoPE type other than the two supported, or
-                a key that neither of them has.
+            ValueError: no theta, two spellings that disagree, a RoPE type other than the two
+                supported, or a key that neither of them has.
         """
         beside = {} if mapping.get("rope_theta") is None else {"rope_theta": mapping["rope_theta"]}
         spellings = [
@@ -101,7 +84,7 @@ class RopeParameters:
         theta = beside.get("rope_theta", spellings[0].rope_theta)
         if len(set(spellings)) > 1 or theta != spellings[0].rope_theta:
             raise ValueError(
-                "config.json: rope_parameters, rope_theta and rope_scaling disagree; drop the wrong one"
+                "config.json: rope_parameters, rope_theta and rope_scaling disagree; drop one"
             )
         return spellings[0]
 

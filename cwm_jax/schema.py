@@ -10,24 +10,31 @@ import typing
 from typing import Any, Literal
 
 
-def override(config: Any, assignment: str) -> Any:
-    """Returns ``config`` with one field replaced: ``"optimizer.learning_rate=3e-4"``.
+def override(config: Any, *assignments: str) -> Any:
+    """Returns ``config`` with fields replaced: ``"optimizer.learning_rate=3e-4"``.
 
-    The text is read as the field's type; ``none`` is None, tuples are comma-separated.
+    The text is read as the field's type; ``none`` is None, tuples are comma-separated. All assignments are
+    applied before the result is validated, so fields that depend on each other can change together.
 
     Raises:
         ValueError: no ``=``, an unknown key (the nearest known one is named), or text that is not of the type.
     """
-    key, equals, text = assignment.partition("=")
-    if not equals:
-        raise ValueError(
-            f"--set {assignment!r}: expected key=value, for example optimizer.learning_rate=3e-4"
-        )
-    key = key.strip()
-    return _override(config, key.split("."), text.strip(), key=key, root=config)
+    changes: dict[Any, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(
+                f"--set {assignment!r}: expected key=value, for example optimizer.learning_rate=3e-4"
+            )
+        key = key.strip()
+        _note_change(changes, config, key.split("."), text.strip(), key=key, root=config)
+    return _with_changes(config, changes)
 
 
-def _override(config: Any, path: list[str], text: str, *, key: str, root: Any) -> Any:
+def _note_change(
+    changes: dict[Any, Any], config: Any, path: list[str], text: str, *, key: str, root: Any
+) -> None:
+    """Puts one value into ``changes``, a tree of the fields (and items of tuples) to be replaced."""
     if not path or not dataclasses.is_dataclass(config):
         raise ValueError(f"--set {key}: does not name a value; expected the key of one field")
     hints = typing.get_type_hints(type(config))
@@ -42,16 +49,29 @@ def _override(config: Any, path: list[str], text: str, *, key: str, root: Any) -
             raise ValueError(
                 f"--set {key}: names a section; expected one of {', '.join(known_keys(value)[:6])}, ..."
             )
-        return dataclasses.replace(
-            config, **{name: _override(value, rest, text, key=key, root=root)}
-        )
-    if rest and isinstance(value, tuple) and rest[0].isdigit() and int(rest[0]) < len(value):
-        items = list(value)  # data.sources.0.path: one item of a tuple of sections
-        items[int(rest[0])] = _override(items[int(rest[0])], rest[1:], text, key=key, root=root)
-        return dataclasses.replace(config, **{name: tuple(items)})
-    if rest:
+        _note_change(changes.setdefault(name, {}), value, rest, text, key=key, root=root)
+    elif rest and isinstance(value, tuple) and rest[0].isdigit() and int(rest[0]) < len(value):
+        index = int(rest[0])  # data.sources.0.path: one item of a tuple of sections
+        items = changes.setdefault(name, {}).setdefault(index, {})
+        _note_change(items, value[index], rest[1:], text, key=key, root=root)
+    elif rest:
         raise ValueError(f"--set {key}: {name} is a value and has no field {rest[0]!r}")
-    return dataclasses.replace(config, **{name: _value_from_text(text, hints[name], key)})
+    else:
+        changes[name] = _value_from_text(text, hints[name], key)
+
+
+def _with_changes(config: Any, changes: dict[Any, Any]) -> Any:
+    values = {}
+    for name, change in changes.items():
+        value = getattr(config, name)
+        if not isinstance(change, dict):
+            values[name] = change
+        elif isinstance(value, tuple):
+            items = enumerate(value)
+            values[name] = tuple(_with_changes(v, change[i]) if i in change else v for i, v in items)
+        else:
+            values[name] = _with_changes(value, change)
+    return dataclasses.replace(config, **values)
 
 
 def _value_from_text(text: str, hint: Any, key: str) -> Any:

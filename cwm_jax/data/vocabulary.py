@@ -28,7 +28,10 @@ def load_or_train_tokenizer(config: TokenizerConfig, data_config: DataConfig) ->
         "training_bytes": config.training_bytes,
         "heldout_fraction": data_config.heldout_fraction,
         "split_rule": SPLIT_RULE,
-        "sources": [[s.name, s.weight, corpus_fingerprint(s)] for s in data_config.sources],
+        "sources": [
+            [s.name, s.kind, s.text_field, s.weight, corpus_fingerprint(s)]
+            for s in data_config.sources
+        ],
     }
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
     folder = Path(data_config.cache_directory) / f"tokenizer-{key}"
@@ -48,5 +51,8 @@ def _train(config: TokenizerConfig, data_config: DataConfig, folder: Path) -> No
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-tokenizer-", dir=folder.parent) as beside:
         tokenizer.save(Path(beside) / "tokenizer")
-        if not folder.exists():  # another process may have been faster
+        try:
             os.replace(Path(beside) / "tokenizer", folder)
+        except OSError:
+            if not folder.exists():  # otherwise another process was first, with the same text
+                raise

@@ -34,12 +34,18 @@ def sample(
         stop_ids: end the sample; not part of it.
 
     Raises:
-        ValueError: an empty prompt, or a negative temperature.
+        ValueError: an empty prompt, an id that the model does not have, a negative length or temperature.
     """
-    if not prompt or temperature < 0:
+    if len(prompt) == 0 or num_tokens < 0 or temperature < 0:
         raise ValueError(
-            f"sample got {len(prompt)} prompt tokens and temperature {temperature}; expected at least 1 "
-            "token and a temperature of 0 or more"
+            f"sample got {len(prompt)} prompt tokens, num_tokens {num_tokens} and temperature "
+            f"{temperature}; expected at least 1 token, and 0 or more of the others"
+        )
+    wrong = [token for token in prompt if not 0 <= token < model_config.vocab_size]
+    if wrong:  # JAX would clamp it silently
+        raise ValueError(
+            f"sample got token {wrong[0]}; expected 0 to {model_config.vocab_size - 1}: encode the prompt "
+            "with the model's tokenizer"
         )
     row = np.zeros(len(prompt) + num_tokens, np.int32)
     row[: len(prompt)] = prompt

@@ -159,7 +159,7 @@ def newest_checkpoint(folder: Path, report) -> Path | None:
         problems = damage(path)
         if not problems:
             return path
-        aside = _free_name(path.with_name(path.name + _DAMAGED))
+        aside = free_name(path.with_name(path.name + _DAMAGED))
         os.replace(path, aside)
         shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
         report(
@@ -186,6 +186,14 @@ def resolve_checkpoint(path: str | Path) -> Path:
     raise CheckpointError(
         f"{path} holds no whole checkpoint; expected a folder with {_STATE}/ or a run's folder"
     )
+
+
+def free_name(path: Path) -> Path:
+    """``path`` with the first of ``-1``, ``-2``, ... that names nothing yet."""
+    number = 1
+    while (candidate := path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    return candidate
 
 
 def read_record(path: Path) -> RunRecord:
@@ -279,13 +287,6 @@ def _steps(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: -int(p.name))
-
-
-def _free_name(path: Path) -> Path:
-    number = 1
-    while (candidate := path.with_name(f"{path.name}-{number}")).exists():
-        number += 1
-    return candidate
 
 
 def _sync_folder(folder: Path) -> None:

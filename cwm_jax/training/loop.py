@@ -65,9 +65,10 @@ class RunResult:
     """False where a signal stopped the run; it has saved itself."""
 
     def heldout_losses(self) -> tuple[float, float]:
-        """Held-out cross-entropy in nats per token: untrained model, newest."""
-        losses = [m["heldout_loss"] for m in self.metrics if m.get("heldout_loss") is not None]
-        return losses[0], losses[-1]
+        """Held-out cross-entropy in nats per token: untrained model, newest; nan if it is not finite."""
+        losses = [m["heldout_loss"] for m in self.metrics if "heldout_loss" in m]
+        before, after = (math.nan if loss is None else loss for loss in (losses[0], losses[-1]))
+        return before, after
 
 
 def run(config: RunConfig) -> RunResult:
@@ -219,7 +220,8 @@ class _Trainer:
 
     def _write(self, line: dict[str, Any], evaluated: TrainState | None) -> None:
         if evaluated is not None:
-            line["heldout_loss"] = self._heldout_loss(evaluated)
+            loss = self._heldout_loss(evaluated)
+            line["heldout_loss"] = loss if math.isfinite(loss) else None
         line["time_s"] = time.time()
         self._log.write(line)
         step, total = line["step"], self._plan.total_steps
@@ -351,15 +353,14 @@ def _micro_batches(rows: dict[str, np.ndarray], plan: Plan) -> list[dict[str, np
 def _describe_data(shards: list[Shards], tokenizer: Tokenizer) -> str:
     lines = [f"tokenizer {tokenizer.fingerprint[:16]} with {tokenizer.vocab_size} tokens"]
     for shard in shards:
-        manifest = shard.manifest
+        manifest, notes = shard.manifest, ""
+        if manifest.skipped_non_utf8_documents:
+            notes += f", {manifest.skipped_non_utf8_documents:,} documents not UTF-8 skipped"
+        if manifest.bytes_documents:
+            notes += f", {manifest.bytes_documents:,} documents not UTF-8 kept as bytes"
         lines.append(
             f"source {manifest.source.name}: {manifest.train.tokens:,} training and "
-            f"{manifest.heldout.tokens:,} held-out tokens in {shard.folder}"
-            + (
-                f", {manifest.skipped_non_utf8_documents:,} not UTF-8 skipped"
-                if manifest.skipped_non_utf8_documents
-                else ""
-            )
+            f"{manifest.heldout.tokens:,} held-out tokens in {shard.folder}{notes}"
         )
     return "\n".join(lines)
 

@@ -33,8 +33,8 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, tensorboard: bool = False):
         self.path = path
-        self._file = open(path, "a")  # noqa: SIM115 (kept open for the run)
         self._board = _tensorboard_writer(path.parent / "tensorboard") if tensorboard else None
+        self._file = open(path, "a")  # noqa: SIM115 (kept open for the run)
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends a line and hands it to the operating system, so that it survives a kill."""

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from cwm_jax.config import RunConfig
 from cwm_jax.model.transformer import Params, init, logical_axes
@@ -64,7 +64,7 @@ def abstract_state(run_config: RunConfig) -> TrainState:
     return jax.eval_shape(lambda: init_state(run_config, jax.random.key(0)))
 
 
-def state_shardings(run_config: RunConfig, mesh: Mesh) -> TrainState:
+def state_shardings(run_config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainState:
     """Where every array of the state lies: moments beside their parameters, counters everywhere."""
     shapes = abstract_state(run_config)
     everywhere = NamedSharding(mesh, PartitionSpec())

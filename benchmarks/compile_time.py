@@ -1,0 +1,98 @@
+"""Compile time of a training step at 8 and at 64 layers: the layers are scanned, so depth is nearly free.
+
+    python benchmarks/compile_time.py [--unrolled]
+
+Every compile is done in a process of its own and alternates between the depths; the table gives the median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+DEPTHS = (8, 64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--unrolled", action="store_true", help="scan_layers=false, for comparison")
+    parser.add_argument("--depth", type=int, help="measure once, in this process")
+    args = parser.parse_args()
+    if args.depth:
+        print(*compile_seconds(args.depth, scan=not args.unrolled))
+        return
+    times = {depth: [] for depth in DEPTHS}
+    for _ in range(args.rounds):
+        for depth in DEPTHS:
+            command = [sys.executable, __file__, "--depth", str(depth)]
+            command += ["--unrolled"] if args.unrolled else []
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            times[depth].append([float(x) for x in output.split()])
+    print("| layers | stage s | compile s | both s |\n|---|---|---|---|")
+    both = {}
+    for depth in DEPTHS:
+        stage, compile_ = (statistics.median(t) for t in zip(*times[depth], strict=True))
+        both[depth] = stage + compile_
+        print(f"| {depth} | {stage:.2f} | {compile_:.2f} | {both[depth]:.2f} |")
+    print(f"ratio {both[DEPTHS[1]] / both[DEPTHS[0]]:.2f}")
+
+
+def compile_seconds(num_layers: int, *, scan: bool) -> tuple[float, float]:
+    """Seconds to stage and to compile the training step."""
+    import jax
+    import jax.numpy as jnp
+
+    from cwm_jax.config import (
+        BatchConfig,
+        DataConfig,
+        ExecutionConfig,
+        ModelConfig,
+        OptimizerConfig,
+        RunConfig,
+        SourceConfig,
+        TokenizerConfig,
+        layer_types_3_to_1,
+    )
+    from cwm_jax.training.state import abstract_state
+    from cwm_jax.training.step import make_train_step
+
+    T = 512
+    config = RunConfig(
+        run_name="compile",
+        model=ModelConfig(
+            vocab_size=1024,
+            hidden_size=192,
+            intermediate_size=672,
+            num_hidden_layers=num_layers,
+            num_attention_heads=6,
+            num_key_value_heads=1,
+            head_dim=32,
+            layer_types=layer_types_3_to_1(num_layers),
+            sliding_window=128,
+        ),
+        data=DataConfig(sources=(SourceConfig(name="none", kind="stdlib"),)),
+        tokenizer=TokenizerConfig(vocab_size=1024),
+        batch=BatchConfig(max_target_length=T, per_device_batch_size=1.0),
+        optimizer=OptimizerConfig(learning_rate=1e-3, train_tokens=10**6),
+        execution=ExecutionConfig(scan_layers=scan, remat_policy="full"),
+    )
+    names = ("tokens", "targets", "positions", "segment_ids")
+    batch = {name: jax.ShapeDtypeStruct((1, T), jnp.int32) for name in names}
+    batch["loss_mask"] = jax.ShapeDtypeStruct((1, T), jnp.float32)
+    state = abstract_state(config)
+    start = time.perf_counter()
+    lowered = jax.jit(make_train_step(config), donate_argnums=0).lower(state, batch)
+    staged = time.perf_counter()
+    lowered.compile()
+    return staged - start, time.perf_counter() - staged
+
+
+if __name__ == "__main__":
+    main()
