@@ -1,4 +1,4 @@
-"""Trains a Code World Model: python train.py --config configs/quickstart.py [--set key=value ...]"""
+"""Trains a Code World Model: python train.py --config configs/quickstart.py [--set key=value]"""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def load_config(path: str) -> RunConfig:
 
 
 def dry_run(config: RunConfig) -> str:
-    """The resolved config and every derived number; a mesh without -1 is planned for its own size."""
+    """The resolved config and all derived numbers; a mesh without -1 is planned for its own size."""
     from cwm_jax.training.plan import make_plan
 
     plan = make_plan(config, num_devices=_mesh_devices(config.mesh))
@@ -113,8 +113,6 @@ def _computes_logits_of(result, config: RunConfig, folder: Path) -> bool:
     from cwm_jax.model.transformer import forward
 
     loaded_config, loaded = load_hf(folder)
-    if loaded_config != config.model:
-        return False
     tokens = np.arange(2 * 64, dtype=np.int32).reshape(2, 64) % config.model.vocab_size
     run = jax.jit(forward, static_argnums=1)
     ours = run(jax.device_get(result.state.params), config.model, tokens)

@@ -1,8 +1,10 @@
-"""Compile time of a training step at 8 and at 64 layers: the layers are scanned, so depth is nearly free.
+"""Compile time of a training step at 8 and at 64 layers: the layers are scanned, so depth is nearly
+free.
 
     python benchmarks/compile_time.py [--unrolled]
 
-Every compile is done in a process of its own and alternates between the depths; the table gives the median.
+Every compile is done in a process of its own and alternates between the depths; the table gives the
+median.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python benchmarks/loss_memory.py [--tokens 8192] [--width 512]
 
-Nothing is executed: the figures are the compiled programs' temporary buffers. The naive loss holds the
-[T, V] logits in float32 more than once; the chunked one holds a chunk's, and the float32 gradient of the head.
+Nothing is executed: the figures are the compiled programs' temporary buffers. The naive loss holds
+the [T, V] logits in float32 more than once; the chunked one holds a chunk's, and the float32
+gradient of the head.
 """
 
 from __future__ import annotations

@@ -2,13 +2,16 @@
 
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/train_step_cpu.py [--rounds 5]
 
-Both sides train 1.2M parameters (1 global and 3 local layers, window 256) in float32 with AdamW, clipping and
-the same tokens per step, on the same threads. Each may split its step into micro-batches as suits it: all
-splits are timed first and the fastest is kept (PyTorch also chooses between its SDPA and eager attention).
-Then the two alternate, and the table gives the median of the rounds and of their ratios.
+Both sides train 1.2M parameters (1 global and 3 local layers, window 256) in float32 with AdamW,
+clipping and the same tokens per step, on the same threads. Each may split its step into
+micro-batches as suits
+it: all splits are timed first and the fastest is kept (PyTorch also chooses between its SDPA and
+eager attention). Then the two alternate, and the table gives the median of the rounds and of their
+ratios.
 
-Limits: a step is 3.5 to 5 MFLOP of matrix products per token and direction; at this width both sides are
-bound by small products (attention heads of 32) and by memory traffic of elementwise work, far from peak.
+Limits: a step is 3.5 to 5 MFLOP of matrix products per token and direction; at this width both
+sides are bound by small products (attention heads of 32) and by memory traffic of elementwise work,
+far from peak.
 """
 
 from __future__ import annotations
@@ -64,11 +67,16 @@ def main() -> None:
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     print(
-        f"{platform.processor() or platform.machine()}, {threads} threads, jax {jax.__version__}, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}, "
+        f"{platform.processor() or platform.machine()}, {threads} threads, jax "
+        f"{jax.__version__}, torch "
+        f"{torch.__version__}, transformers {transformers.__version__}, "
+        f"{time.strftime('%Y-%m-%d')}, "
         f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')}"
     )
-    print("| T | window | ours tok/s (micro-batches) | PyTorch tok/s (micro-batches, attention) | ratio |")
+    print(
+        "| T | window | ours tok/s (micro-batches) | PyTorch tok/s (micro-batches, attention) | "
+        "ratio |"
+    )
     print("|---|---|---|---|---|")
     for T, rows in CASES.items():
         print(compare(T, rows, rounds), flush=True)
@@ -80,7 +88,7 @@ def compare(T: int, rows: int, rounds: int) -> str:
     splits = [n for n in (1, 2, 4, 8, 16) if n <= rows]
     ours = {f"{n}": our_step(tokens, n) for n in splits}
     theirs = {f"{n}, {a}": torch_step(tokens, n, a) for n in splits for a in ("sdpa", "eager")}
-    best = [min(steps, key=lambda name: seconds(steps[name])) for steps in (ours, theirs)]  # noqa: B023
+    best = [min(steps, key=lambda name: seconds(steps[name])) for steps in (ours, theirs)]
     speeds: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for speed, steps, name in zip(speeds, (ours, theirs), best, strict=True):
@@ -89,7 +97,8 @@ def compare(T: int, rows: int, rounds: int) -> str:
     a, b = (statistics.median(s) for s in speeds)
     gflops = flops_per_token(MODEL, T) / 1e9
     return (
-        f"| {T} | {MODEL.sliding_window} | {a:,.0f} ({best[0]}; {a * gflops:.0f} GFLOP/s) | {b:,.0f} "
+        f"| {T} | {MODEL.sliding_window} | {a:,.0f} ({best[0]}; {a * gflops:.0f} GFLOP/s) | "
+        f"{b:,.0f} "
         f"({best[1]}) | {ratio:.2f} |"
     )
 

@@ -1,6 +1,7 @@
 """Code World Models in JAX: the pure functions that everything else is made of.
 
-Names are loaded on first use, so that the parts without JAX (tokenizer, traces, sandbox) stay without it.
+Names are loaded on first use, so that the parts without JAX (tokenizer, traces, sandbox) stay
+without it.
 """
 
 import importlib

@@ -1,8 +1,9 @@
 """The only schema of a run: frozen, keyword-only dataclasses, validated when they are made.
 
-Architecture keys are those of Hugging Face's ``CwmConfig``; run-time keys are those that MaxText users
-know. Derive a variant with ``dataclasses.replace``; a required field has no default. Numbers that follow
-from others (steps, tokens per batch, FLOPs) are computed in ``cwm_jax.training.plan``, never stored.
+Architecture keys are those of Hugging Face's ``CwmConfig``; run-time keys are those that MaxText
+users know. Derive a variant with ``dataclasses.replace``; a required field has no default. Numbers
+that follow from others (steps, tokens per batch, FLOPs) are computed in ``cwm_jax.training.plan``,
+never stored.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from cwm_jax.schema import check_positive, check_types, nearest_hint, required_f
 FULL_ATTENTION = "full_attention"
 SLIDING_ATTENTION = "sliding_attention"
 
-# Keys of a Hugging Face config.json that change neither the weights nor the logits of this architecture.
+# Keys of a Hugging Face config.json that change neither the weights nor the logits of this
+# architecture.
 _HF_BOOKKEEPING = frozenset(
     """
     _name_or_path architectures auto_map chunk_size_feed_forward default_theta dtype
@@ -38,13 +40,15 @@ _HF_FIXED: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeParameters:
-    """Rotary position embedding: plain (``default``) or with Llama 3's frequency scaling (``llama3``).
+    """Rotary position embedding: plain (``default``) or with Llama 3's frequency scaling
+    (``llama3``).
 
     Attributes:
         rope_theta: base of the geometric series of wavelengths.
         rope_type: ``default`` during 8k pre-training, ``llama3`` from mid-training on (report).
         factor: divisor of the frequencies of long wavelengths; ``llama3`` only.
-        low_freq_factor: wavelengths above ``original / low_freq_factor`` tokens are divided by ``factor``.
+        low_freq_factor: wavelengths above ``original / low_freq_factor`` tokens are divided by
+            ``factor``.
         high_freq_factor: wavelengths below ``original / high_freq_factor`` tokens are left alone.
         original_max_position_embeddings: context length in tokens before the scaling.
     """
@@ -131,8 +135,8 @@ class ModelConfig:
         num_attention_heads: query heads N.
         num_key_value_heads: key-value heads K; N must be a multiple of it.
         head_dim: width H of a head; N x H need not equal D.
-        layer_types: one of ``full_attention`` or ``sliding_attention`` for each layer. Which layers are
-            global is data of a checkpoint, never derived here.
+        layer_types: one of ``full_attention`` or ``sliding_attention`` for each layer. Which layers
+            are global is data of a checkpoint, never derived here.
         sliding_window: keys that a query of a sliding layer sees, its own included.
         rope_parameters: see ``RopeParameters``.
         rms_norm_eps: added to the mean square.
@@ -174,7 +178,8 @@ class ModelConfig:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "
-                f"num_key_value_heads ({self.num_key_value_heads}); each key-value head serves as many queries"
+                f"num_key_value_heads ({self.num_key_value_heads}); each key-value head serves "
+                "as many queries"
             )
         if self.head_dim % 2:
             raise ValueError(
@@ -188,7 +193,8 @@ class ModelConfig:
         unknown = sorted(set(self.layer_types) - {FULL_ATTENTION, SLIDING_ATTENTION})
         if unknown:
             raise ValueError(
-                f"layer_types holds {unknown}; expected only {FULL_ATTENTION!r} and {SLIDING_ATTENTION!r}"
+                f"layer_types holds {unknown}; expected only {FULL_ATTENTION!r} and "
+                f"{SLIDING_ATTENTION!r}"
             )
         if SLIDING_ATTENTION in self.layer_types and self.sliding_window is None:
             raise ValueError(
@@ -202,7 +208,8 @@ class ModelConfig:
 
     @property
     def num_repeats(self) -> int:
-        """How often the group is scanned; the layers after ``num_repeats * period`` form the tail."""
+        """How often the group is scanned; the layers after ``num_repeats * period`` form the tail.
+        """
         return _shortest_period(self.layer_types)[1]
 
     def window(self, layer_type: str) -> int | None:
@@ -214,8 +221,9 @@ class ModelConfig:
         """Reads the content of a Hugging Face ``config.json`` (or ``CwmConfig.to_dict()``).
 
         Raises:
-            ValueError: ``layer_types`` absent, a key with a value that this architecture does not have
-                (biases, tied embeddings, dropout, another activation), or an unknown key that is set.
+            ValueError: ``layer_types`` absent, a key with a value that this architecture does not
+                have (biases, tied embeddings, dropout, another activation), or an unknown key that
+                is set.
         """
         fields = {f.name for f in dataclasses.fields(cls)}
         rope_keys = {"rope_parameters", "rope_theta", "rope_scaling"}
@@ -233,7 +241,8 @@ class ModelConfig:
             )
         if mapping.get("layer_types") is None:
             raise ValueError(
-                "config.json has no layer_types; which layers are global differs between published CWM "
+                "config.json has no layer_types; which layers are global differs between "
+                "published CWM "
                 "configurations, so it is never guessed: write one kind for each layer"
             )
         missing = sorted(
@@ -254,7 +263,9 @@ class ModelConfig:
         return cls(rope_parameters=RopeParameters.from_hf(mapping), **values)
 
     def to_hf(self) -> dict[str, Any]:
-        """The content of a ``config.json`` that transformers (4 and 5) and vLLM open as ``CwmForCausalLM``."""
+        """The content of a ``config.json`` that transformers (4 and 5) and vLLM open as
+        ``CwmForCausalLM``.
+        """
         values = dataclasses.asdict(self)
         rope = self.rope_parameters.to_hf()
         scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
@@ -304,7 +315,9 @@ def _shortest_period(kinds: tuple[str, ...]) -> tuple[int, int]:
 
 
 def layer_types_3_to_1(num_hidden_layers: int, *, last_global: bool = False) -> tuple[str, ...]:
-    """Layers 0, 4, 8, ... global and the rest local (report: 3:1), the last one global too if asked."""
+    """Layers 0, 4, 8, ... global and the rest local (report: 3:1), the last one global too if
+    asked.
+    """
     kinds = [FULL_ATTENTION if i % 4 == 0 else SLIDING_ATTENTION for i in range(num_hidden_layers)]
     if last_global:
         kinds[-1] = FULL_ATTENTION
@@ -320,9 +333,10 @@ class ExecutionConfig:
         weight_dtype: of the master weights that ``init`` makes.
         attention: implementation, see ``cwm_jax.kernels.attention``.
         attention_block_tokens: queries in a block of the chunked attention; None chooses by length.
-        remat_policy: what the backward pass keeps of a layer: ``none`` keeps all, ``minimal`` the results
-            of matrix products, ``full`` the layer's input alone.
-        scan_layers: scan over the repeating group of layers (compile time independent of depth) or unroll.
+        remat_policy: what the backward pass keeps of a layer: ``none`` keeps all, ``minimal`` the
+            results of matrix products, ``full`` the layer's input alone.
+        scan_layers: scan over the repeating group of layers (compile time independent of depth) or
+            unroll.
         loss_chunk_tokens: tokens whose logits exist at one time in the loss.
     """
 
@@ -368,13 +382,14 @@ class SourceConfig:
 
     Attributes:
         name: unique in the mixture; names its folder of shards.
-        kind: ``stdlib`` (the running interpreter's standard library), ``folder``, ``jsonl``, ``parquet``.
+        kind: ``stdlib`` (the running interpreter's standard library), ``folder``, ``jsonl``,
+            ``parquet``.
         path: folder (``folder``) or file or folder of files (``jsonl``, ``parquet``).
         glob: which files below a folder belong to it; None takes every file of the kind.
         text_field: JSON key or Parquet column that holds the text.
         weight: share of documents drawn from this source, relative to the others.
-        non_utf8: what to do with a document that is not UTF-8: ``skip`` it (counted in the manifest) or keep
-            its ``bytes`` as single-byte tokens.
+        non_utf8: what to do with a document that is not UTF-8: ``skip`` it (counted in the
+            manifest) or keep its ``bytes`` as single-byte tokens.
     """
 
     name: str
@@ -404,8 +419,8 @@ class TokenizerConfig:
     """Which tokenizer a run uses.
 
     Attributes:
-        path: a tiktoken ``tokenizer.model``, a ``tokenizer.json`` or a folder with one; None trains a
-            byte-level BPE on the training split of the sources.
+        path: a tiktoken ``tokenizer.model``, a ``tokenizer.json`` or a folder with one; None trains
+            a byte-level BPE on the training split of the sources.
         vocab_size: of the BPE to be trained, its reserved tokens included; None with a path.
         training_bytes: text that the training of the BPE reads at most.
     """
@@ -430,9 +445,10 @@ class DataConfig:
     Attributes:
         sources: corpora, mixed by their weights.
         cache_directory: where tokenised shards (and a trained tokenizer) are kept and found again.
-        heldout_fraction: share of documents, chosen by a hash of their name, that is never trained on.
-        packing: ``concat_then_split`` fills every row and cuts documents at its end; ``first_fit`` and
-            ``best_fit`` keep documents whole (longer ones are cut into rows first) and pad.
+        heldout_fraction: share of documents, chosen by a hash of their name, that is never trained
+            on.
+        packing: ``concat_then_split`` fills every row and cuts documents at its end; ``first_fit``
+            and ``best_fit`` keep documents whole (longer ones are cut into rows first) and pad.
         shuffle: draw documents in a random order that the run's seed fixes, anew each epoch.
         prefetch_rows: packed rows prepared ahead of the step.
     """
@@ -480,11 +496,13 @@ class BatchConfig:
 
     Attributes:
         max_target_length: tokens T in a row.
-        per_device_batch_size: rows per device in one micro-batch; a fraction where several devices share a
-            row (0.125 is one row for 8 devices with ``mesh.tensor=8``).
-        global_batch_tokens: tokens of one optimizer step; ``"law"`` takes the report's scaling law; phases
-            let it change while training; None takes one micro-batch times gradient_accumulation_steps.
-        gradient_accumulation_steps: micro-batches of a step; None derives it from global_batch_tokens.
+        per_device_batch_size: rows per device in one micro-batch; a fraction where several devices
+            share a row (0.125 is one row for 8 devices with ``mesh.tensor=8``).
+        global_batch_tokens: tokens of one optimizer step; ``"law"`` takes the report's scaling law;
+            phases let it change while training; None takes one micro-batch times
+            gradient_accumulation_steps.
+        gradient_accumulation_steps: micro-batches of a step; None derives it from
+            global_batch_tokens.
     """
 
     max_target_length: int
@@ -503,14 +521,16 @@ class BatchConfig:
         )
         if self.global_batch_tokens is not None and self.gradient_accumulation_steps is not None:
             raise ValueError(
-                "batch: global_batch_tokens and gradient_accumulation_steps are both set; either follows "
+                "batch: global_batch_tokens and gradient_accumulation_steps are both set; "
+                "either follows "
                 "from the other: drop one"
             )
         if isinstance(self.global_batch_tokens, tuple):
             starts = [phase.from_tokens for phase in self.global_batch_tokens]
             if not starts or starts[0] != 0 or sorted(set(starts)) != starts:
                 raise ValueError(
-                    f"batch.global_batch_tokens phases start at {starts}; expected 0 first and rising"
+                    f"batch.global_batch_tokens phases start at {starts}; expected 0 first and "
+                    "rising"
                 )
 
 
@@ -522,16 +542,16 @@ class OptimizerConfig:
         learning_rate: peak; ``"law"`` takes the report's scaling law for this run's compute.
         warmup_tokens: linear rise from 0 to the peak.
         schedule: ``cosine`` over ``horizon_tokens`` or ``constant`` after the warm-up.
-        horizon_tokens: where the cosine ends; None ends it with this run. Phases that share one schedule
-            (pre- and mid-training) share a horizon.
+        horizon_tokens: where the cosine ends; None ends it with this run. Phases that share one
+            schedule (pre- and mid-training) share a horizon.
         start_tokens: tokens of that schedule that earlier phases have consumed.
         train_tokens: tokens that this run consumes.
         final_learning_rate_fraction: of the peak, at the horizon.
         adam_b1, adam_b2, adam_eps, weight_decay: AdamW; norms are not decayed.
         gradient_clipping_threshold: of the global norm; None does not clip.
         z_loss: weight of the squared log-partition term of the loss.
-        max_nonfinite_steps: steps in a row whose loss or gradient is not finite (each is skipped and
-            counted) after which the run stops.
+        max_nonfinite_steps: steps in a row whose loss or gradient is not finite (each is skipped
+            and counted) after which the run stops.
     """
 
     learning_rate: float | Literal["law"]
@@ -570,7 +590,8 @@ class OptimizerConfig:
                 )
         if self.horizon_tokens is not None and self.warmup_tokens >= self.horizon_tokens:
             raise ValueError(
-                f"optimizer.warmup_tokens ({self.warmup_tokens}) does not end before horizon_tokens "
+                f"optimizer.warmup_tokens ({self.warmup_tokens}) does not end before "
+                "horizon_tokens "
                 f"({self.horizon_tokens})"
             )
 
@@ -582,10 +603,12 @@ class CheckpointConfig:
     Attributes:
         checkpoint_period: steps between saves; the last step is always saved.
         keep_last: newest checkpoints that are kept.
-        keep_period: checkpoints at multiples of this step are kept for ever; None keeps none of them.
+        keep_period: checkpoints at multiples of this step are kept for ever; None keeps none of
+            them.
         async_checkpointing: write while training goes on.
         load_parameters_path: checkpoint or converted folder whose weights a fresh run starts from.
-        load_full_state_path: checkpoint whose weights and optimizer state it starts from (the next phase).
+        load_full_state_path: checkpoint whose weights and optimizer state it starts from (the next
+            phase).
     """
 
     checkpoint_period: int = 1000
@@ -610,7 +633,8 @@ class LoggingConfig:
 
     Attributes:
         log_period: steps between lines on the terminal.
-        eval_period: steps between held-out evaluations; the first step and the last are always evaluated.
+        eval_period: steps between held-out evaluations; the first step and the last are always
+            evaluated.
         eval_rows: held-out rows of an evaluation.
         tensorboard: write TensorBoard events too.
         profile_steps: first and last step whose JAX profile is recorded.
@@ -638,6 +662,10 @@ class LoggingConfig:
             raise ValueError(
                 f"logging.profile_steps is {self.profile_steps}; expected (first, last), from 1 on"
             )
+        if self.export is not None and (not self.export.strip(".") or "/" in self.export):
+            raise ValueError(
+                f"logging.export is {self.export!r}; expected the name of one folder, or none"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -645,9 +673,11 @@ class RunConfig:
     """A whole run; ``configs/*.py`` each return one from ``get_config()``.
 
     Attributes:
-        run_name: names the folder below base_output_directory; a run whose folder exists is resumed.
+        run_name: names the folder below base_output_directory; a run whose folder exists is
+            resumed.
         seed: of the weights' initial values and of the order of the data.
-        steps: stop after this many steps (a resumable cut); None runs through optimizer.train_tokens.
+        steps: stop after this many steps (a resumable cut); None runs through
+            optimizer.train_tokens.
     """
 
     run_name: str

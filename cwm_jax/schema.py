@@ -13,18 +13,21 @@ from typing import Any, Literal
 def override(config: Any, *assignments: str) -> Any:
     """Returns ``config`` with fields replaced: ``"optimizer.learning_rate=3e-4"``.
 
-    The text is read as the field's type; ``none`` is None, tuples are comma-separated. All assignments are
-    applied before the result is validated, so fields that depend on each other can change together.
+    The text is read as the field's type; ``none`` is None, tuples are comma-separated. All
+    assignments are applied before the result is validated, so fields that depend on each other can
+    change together.
 
     Raises:
-        ValueError: no ``=``, an unknown key (the nearest known one is named), or text that is not of the type.
+        ValueError: no ``=``, an unknown key (the nearest known one is named), or text that is not
+            of the type.
     """
     changes: dict[Any, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ValueError(
-                f"--set {assignment!r}: expected key=value, for example optimizer.learning_rate=3e-4"
+                f"--set {assignment!r}: expected key=value, for example "
+                "optimizer.learning_rate=3e-4"
             )
         key = key.strip()
         _note_change(changes, config, key.split("."), text.strip(), key=key, root=config)
@@ -34,7 +37,7 @@ def override(config: Any, *assignments: str) -> Any:
 def _note_change(
     changes: dict[Any, Any], config: Any, path: list[str], text: str, *, key: str, root: Any
 ) -> None:
-    """Puts one value into ``changes``, a tree of the fields (and items of tuples) to be replaced."""
+    """Puts a value into ``changes``, a tree of the fields (and items of tuples) to replace."""
     if not path or not dataclasses.is_dataclass(config):
         raise ValueError(f"--set {key}: does not name a value; expected the key of one field")
     hints = typing.get_type_hints(type(config))
@@ -47,7 +50,8 @@ def _note_change(
     if dataclasses.is_dataclass(value):
         if not rest:
             raise ValueError(
-                f"--set {key}: names a section; expected one of {', '.join(known_keys(value)[:6])}, ..."
+                f"--set {key}: names a section; expected one of "
+                f"{', '.join(known_keys(value)[:6])}, ..."
             )
         _note_change(changes.setdefault(name, {}), value, rest, text, key=key, root=root)
     elif rest and isinstance(value, tuple) and rest[0].isdigit() and int(rest[0]) < len(value):
@@ -68,7 +72,9 @@ def _with_changes(config: Any, changes: dict[Any, Any]) -> Any:
             values[name] = change
         elif isinstance(value, tuple):
             items = enumerate(value)
-            values[name] = tuple(_with_changes(v, change[i]) if i in change else v for i, v in items)
+            values[name] = tuple(
+                _with_changes(v, change[i]) if i in change else v for i, v in items
+            )
         else:
             values[name] = _with_changes(value, change)
     return dataclasses.replace(config, **values)
@@ -177,13 +183,16 @@ def _from_json_value(value: Any, hint: Any) -> Any:
 
 
 def check_types(config: Any) -> None:
-    """Raises ValueError where a field's value is not of its declared type (a whole number is a float)."""
+    """Raises ValueError where a field's value is not of its declared type (a whole number is a
+    float).
+    """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if not any(_is_a(value, kind) for kind in _alternatives(hints[field.name])):
             raise ValueError(
-                f"{type(config).__name__}.{field.name} is {value!r}; expected {_type_name(hints[field.name])}"
+                f"{type(config).__name__}.{field.name} is {value!r}; expected "
+                f"{_type_name(hints[field.name])}"
             )
 
 

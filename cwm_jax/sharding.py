@@ -1,7 +1,9 @@
 """Mesh axes, logical axes and the rules between them: the only place that names mesh axes.
 
-Model code speaks of logical axes alone; a different layout on devices is a different rule here. The mesh
-has automatic axes: XLA's partitioner completes the layout from the constraints that ``shard`` states.
+Model code speaks of logical axes alone; a different layout on devices is a different rule here. The
+mesh
+has automatic axes: XLA's partitioner completes the layout from the constraints that ``shard``
+states.
 """
 
 from __future__ import annotations
@@ -92,7 +94,8 @@ def named_sharding(mesh: Any, axes: Axes, shape: Sequence[int]) -> NamedSharding
     """The sharding of an array of this shape.
 
     Raises:
-        ValueError: a dimension is not a multiple of its mesh axes (JAX would replicate it silently).
+        ValueError: a dimension is not a multiple of its mesh axes (JAX would replicate it
+            silently).
     """
     spec = partition_spec(axes)
     _check_divisible(axes, shape, mesh.shape)
@@ -100,7 +103,8 @@ def named_sharding(mesh: Any, axes: Axes, shape: Sequence[int]) -> NamedSharding
 
 
 def tree_shardings(mesh: Any, axes_tree: Any, shape_tree: Any) -> Any:
-    """Shardings of a tree of arrays, from equal trees of logical axes and of things with a shape."""
+    """Shardings of a tree of arrays, from equal trees of logical axes and of things with a shape.
+    """
     return jax.tree.map(
         lambda leaf, axes: named_sharding(mesh, axes, leaf.shape), shape_tree, axes_tree
     )
@@ -123,7 +127,9 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
 def map_over_shards(
     fun: Callable[..., Any], *, in_axes: Sequence[Axes], out_axes: Axes
 ) -> Callable[..., Any]:
-    """Makes ``fun`` see each device's own block, for code that XLA cannot partition (kernels, loops)."""
+    """Makes ``fun`` see each device's own block, for code that XLA cannot partition (kernels,
+    loops).
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(kind == AxisType.Manual for kind in mesh.axis_types):
         return fun
@@ -163,6 +169,7 @@ def _check_divisible(axes: Axes, shape: Sequence[int], sizes: Any) -> None:
         shards = num_shards(sizes, axis)
         if size % shards:
             raise ValueError(
-                f"logical axis {axis!r} of size {size} does not divide into {shards} shards (mesh axes "
+                f"logical axis {axis!r} of size {size} does not divide into {shards} shards "
+                "(mesh axes "
                 f"{partition_spec((axis,))[0]}); change the mesh or the size"
             )

@@ -1,4 +1,4 @@
-"""The tokenizer of a run: loaded, or trained once on the training split and kept beside the shards."""
+"""The tokenizer of a run: loaded, or trained once on the training split and kept by the shards."""
 
 from __future__ import annotations
 

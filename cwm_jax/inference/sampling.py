@@ -1,4 +1,6 @@
-"""Drawing tokens from the model. Without a KV cache: each token costs a forward pass over the whole row."""
+"""Drawing tokens from the model. Without a KV cache: each token costs a forward pass over the whole
+row.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def sample(
         stop_ids: end the sample; not part of it.
 
     Raises:
-        ValueError: an empty prompt, an id that the model does not have, a negative length or temperature.
+        ValueError: an empty prompt, an id that the model does not have, a negative length or
+            temperature.
     """
     if len(prompt) == 0 or num_tokens < 0 or temperature < 0:
         raise ValueError(
@@ -44,7 +47,8 @@ def sample(
     wrong = [token for token in prompt if not 0 <= token < model_config.vocab_size]
     if wrong:  # JAX would clamp it silently
         raise ValueError(
-            f"sample got token {wrong[0]}; expected 0 to {model_config.vocab_size - 1}: encode the prompt "
+            f"sample got token {wrong[0]}; expected 0 to {model_config.vocab_size - 1}: encode "
+            "the prompt "
             "with the model's tokenizer"
         )
     row = np.zeros(len(prompt) + num_tokens, np.int32)

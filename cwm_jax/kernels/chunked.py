@@ -1,13 +1,13 @@
 """Blocked attention in portable XLA: never materialises T x S, and skips what the mask excludes.
 
-Queries and keys are cut into blocks. For each block of queries a loop runs over the key blocks between
-the first one that any of its queries sees (window and documents) and the block on the diagonal; its
-bounds are values, so other documents cost nothing, forward and backward. The softmax is accumulated
-online; the backward pass recomputes the weights from the saved log-sum-exp.
+Queries and keys are cut into blocks. For each block of queries a loop runs over the key blocks
+between the first one that any of its queries sees (window and documents) and the block on the
+diagonal; its bounds are values, so other documents cost nothing, forward and backward. The softmax
+is accumulated online; the backward pass recomputes the weights from the saved log-sum-exp.
 
 The query heads of a group are folded into the query rows: a tile is one batched product
-``[B, K, G*Q, H] x [B, K, C, H]``. On CPU this shape, and tiles small enough to stay in cache, decide the speed
-(docs/LOG.md, benchmarks/train_step_cpu.py).
+``[B, K, G*Q, H] x [B, K, C, H]``. On CPU this shape, and tiles small enough to stay in cache,
+decide the speed (docs/LOG.md, benchmarks/train_step_cpu.py).
 
 B batch, T positions, N heads, K kv heads, G = N/K, H head width, n blocks, Q = C tokens in a block.
 """
@@ -49,7 +49,8 @@ def chunked_attention(
 
 
 def _default_block_tokens() -> int:
-    """128 is the fastest of 64, 128, 256 on CPU (measured, docs/LOG.md); 512 elsewhere is assumed."""
+    """128 is the fastest of 64, 128, 256 on CPU (measured, docs/LOG.md); 512 elsewhere is assumed.
+    """
     return 128 if jax.default_backend() == "cpu" else 512
 
 

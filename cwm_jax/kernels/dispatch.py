@@ -29,10 +29,11 @@ def attention(
         q, k, v: RoPE already applied; query head n reads kv head ``n // (N/K)``.
         segment_ids: int32, 0 is padding (it sees nothing, outputs 0 and has zero gradient), equal
             neighbours are one document; None is one document per row.
-        sliding_window: keys that a query sees, its own included; None sees the whole document so far.
+        sliding_window: keys that a query sees, its own included; None sees the whole document so
+            far.
         scale: of the scores; None is ``H**-0.5``.
-        implementation: ``reference`` (dense oracle), ``chunked`` (blocked XLA, any device); ``auto`` is
-            ``chunked``.
+        implementation: ``reference`` (dense oracle), ``chunked`` (blocked XLA, any device);
+            ``auto`` is ``chunked``.
         block_tokens: block size of ``chunked``; None is the measured default.
 
     Returns:
@@ -66,7 +67,8 @@ def attention(
 def _check(q, k, v, segment_ids, sliding_window) -> None:
     if k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[-1] != k.shape[-1]:
         raise ValueError(
-            f"attention got q {q.shape}, k {k.shape}, v {v.shape}; expected [B, T, N, H] and twice [B, T, K, H]"
+            f"attention got q {q.shape}, k {k.shape}, v {v.shape}; expected [B, T, N, H] and "
+            "twice [B, T, K, H]"
         )
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"{q.shape[2]} query heads do not divide into {k.shape[2]} kv heads")

@@ -1,4 +1,5 @@
-"""The oracle: dense masked attention in float32. Every other implementation is tested against it."""
+"""The oracle: dense masked attention in float32. Every other implementation is tested against it.
+"""
 
 from __future__ import annotations
 

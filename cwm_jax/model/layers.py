@@ -22,8 +22,8 @@ class Linear(nnx.Module):
     """A bias-free linear map that contracts ``num_in`` dimensions of its kernel.
 
     The kernel's initial values are normal, truncated at two standard deviations, with variance
-    ``gain**2 / fan_in``. Source: assumed (CWM's initialisation is not published); scaling with fan-in
-    matters at small widths, where HF's fixed 0.02 does not learn to copy.
+    ``gain**2 / fan_in``. Source: assumed (CWM's initialisation is not published); scaling with
+    fan-in matters at small widths, where HF's fixed 0.02 does not learn to copy.
     """
 
     def __init__(self, shape, axes, *, num_in=1, gain=1.0, rngs: nnx.Rngs):
@@ -56,7 +56,9 @@ class Embedding(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation in float32, then a learnt scale in the input's dtype (as in HF)."""
+    """Root-mean-square normalisation in float32, then a learnt scale in the input's dtype (as in
+    HF).
+    """
 
     def __init__(self, width: int, eps: float):
         self.scale = nnx.Param(jnp.ones(width, jnp.float32), out_sharding=("norm",))
@@ -84,7 +86,8 @@ class Mlp(nnx.Module):
 
 
 def residual_gain(config: ModelConfig) -> float:
-    """Gain of the maps that write to the residual stream, so that their sum over layers keeps its size.
+    """Gain of the maps that write to the residual stream, so that their sum over layers keeps its
+    size.
 
     Source: GPT-2's 1/sqrt(2L); assumed for CWM.
     """

@@ -1,4 +1,5 @@
-"""Rotary position embedding, plain or with Llama 3's frequency scaling, in the rotate-half layout."""
+"""Rotary position embedding, plain or with Llama 3's frequency scaling, in the rotate-half layout.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from cwm_jax.config import RopeParameters
 def inverse_frequencies(rope: RopeParameters, head_dim: int) -> np.ndarray:
     """Radians per token of each rotated pair: float32 ``[H/2]``.
 
-    Source: Llama 3's ``rope_type: llama3`` as in HF's ``modeling_rope_utils`` (bit-equal for H = 128).
+    Source: Llama 3's ``rope_type: llama3`` as in HF's ``modeling_rope_utils`` (bit-equal for H =
+        128).
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     freqs = (np.float32(1.0) / np.float32(rope.rope_theta) ** exponents).astype(np.float32)

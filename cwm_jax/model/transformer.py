@@ -1,13 +1,14 @@
 """The Code World Model: a pre-norm decoder with local and global attention layers.
 
-The module below says what is computed; the functions at the end make it pure: parameters are a nested
-dict of arrays, and everything else is an argument.
+The module below says what is computed; the functions at the end make it pure: parameters are a
+nested dict of arrays, and everything else is an argument.
 
     params = {"embed_tokens": {"embedding"}, "layers": {"0": ..., "3": ...}, "tail": {...},
               "norm": {"scale"}, "lm_head": {"kernel"}}
 
-The layers repeat a group (three local after one global): ``layers[j]`` holds the j-th layer of each of the
-R groups, stacked on a leading axis that is scanned; ``tail`` holds the layers after the last whole group.
+The layers repeat a group (three local after one global): ``layers[j]`` holds the j-th layer of each
+of the R groups, stacked on a leading axis that is scanned; ``tail`` holds the layers after the last
+whole group.
 
 B batch, T position, D embed, V vocab, R repeats of the group.
 """
@@ -165,7 +166,8 @@ def forward(
         params: as from ``init`` or ``convert.load_hf``.
         model_config: the architecture.
         tokens: int ids below ``vocab_size``.
-        positions: place of each token in its document, for RoPE; None counts documents by segment_ids.
+        positions: place of each token in its document, for RoPE; None counts documents by
+            segment_ids.
         segment_ids: 0 is padding, equal neighbours are one document; None is one document per row.
         execution: speed and rounding.
 

@@ -1,10 +1,12 @@
 """Checkpoints of a whole run: written beside, checksummed, renamed; verified when read.
 
-    <folder>/00001000/state/         Orbax PyTree of the TrainState, plain zarr, stacked layers one per chunk
+    <folder>/00001000/state/         Orbax PyTree of the TrainState, plain zarr, stacked layers one
+    per chunk
                      config.json     architecture, as in an export
                      run.json        resolved config, step, data-iterator state, versions
                      tokenizer/      the run's tokenizer
-                     checksums.json  last file written: without it, or with other bytes, it does not count
+                     checksums.json  last file written: without it, or with other bytes, it does not
+                     count
 
 ``python -m convert`` reads and writes the same format with ``state`` holding parameters alone.
 """
@@ -82,7 +84,8 @@ class Checkpointer:
         """Starts writing; returns when the arrays are copied to the host (at once if asynchronous).
 
         Raises:
-            CheckpointError: this save or the one before it failed; earlier checkpoints are untouched.
+            CheckpointError: this save or the one before it failed; earlier checkpoints are
+                untouched.
         """
         self.wait()
         beside = self._folder / f"{_TEMPORARY}{record.step:08d}"
@@ -116,7 +119,8 @@ class Checkpointer:
             good = next(iter(_steps(self._folder)), None)
             kept = f"the newest complete checkpoint is {good.name}" if good else "there is none yet"
             raise CheckpointError(
-                f"could not save a checkpoint in {self._folder}: {error}; {kept}. Free space or mend the "
+                f"could not save a checkpoint in {self._folder}: {error}; {kept}. Free space or "
+                "mend the "
                 "cause, then start the same command again: it resumes from there"
             ) from error
 
@@ -169,7 +173,8 @@ def newest_checkpoint(folder: Path, report) -> Path | None:
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """The checkpoint meant by a checkpoint's, a ``checkpoints`` or a run's folder (its newest whole one).
+    """The checkpoint meant by a checkpoint's, a ``checkpoints`` or a run's folder (its newest whole
+    one).
 
     Raises:
         CheckpointError: there is none, or the one that is named is damaged.
@@ -213,7 +218,7 @@ def read_record(path: Path) -> RunRecord:
 
 
 def check_same_run(path: Path, saved: RunConfig, config: RunConfig) -> None:
-    """Raises CheckpointError with the list of differences where the run would not be the same one."""
+    """Raises CheckpointError with the list of differences that make it another run."""
     old, new = schema.flatten(saved), schema.flatten(config)
     differences = [
         f"  {key}: checkpoint {old[key]!r}, config {new[key]!r}"
@@ -224,16 +229,19 @@ def check_same_run(path: Path, saved: RunConfig, config: RunConfig) -> None:
     if differences:
         lines = "\n".join(differences)
         raise CheckpointError(
-            f"checkpoint {path} belongs to another run:\n{lines}\nuse the config it was made with, or "
+            f"checkpoint {path} belongs to another run:\n{lines}\nuse the config it was made "
+            "with, or "
             "another run_name (checkpoint.load_parameters_path starts it from these weights)"
         )
 
 
 def restore(path: Path, abstract: Any, shardings: Any) -> Any:
-    """Reads arrays onto the mesh; ``abstract`` may be a part of the tree (its other parts are not read).
+    """Reads arrays onto the mesh; ``abstract`` may be a part of the tree (its other parts are not
+    read).
 
     Raises:
-        CheckpointError: an array is absent, or has another shape or dtype (Orbax would cast silently).
+        CheckpointError: an array is absent, or has another shape or dtype (Orbax would cast
+            silently).
     """
     stored = dict(_stored_arrays(path / _STATE))
     wanted = {
@@ -260,7 +268,8 @@ def _array_differences(stored: dict[str, str], wanted: dict[str, str]) -> list[s
     parts = {name.split(".")[0] for name in wanted}
     names = {name for name in stored if name.split(".")[0] in parts} | set(wanted)
     return [
-        f"  {name}: checkpoint {stored.get(name, 'has none')}, config {wanted.get(name, 'has none')}"
+        f"  {name}: checkpoint {stored.get(name, 'has none')}, config "
+        f"{wanted.get(name, 'has none')}"
         for name in sorted(names)
         if stored.get(name) != wanted.get(name)
     ]

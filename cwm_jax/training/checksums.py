@@ -1,6 +1,7 @@
 """SHA-256 of every file of a folder, written beside them and verified on reading.
 
-Orbax notices truncated arrays only; a flipped or zeroed byte passes (measured with 0.12.8). A folder with
+Orbax notices truncated arrays only; a flipped or zeroed byte passes (measured with 0.12.8). A
+folder with
 this manifest is whole: it is the last file written before the folder is renamed into place.
 """
 
@@ -31,7 +32,9 @@ def write_checksums(folder: Path) -> None:
 
 
 def damage(folder: Path) -> list[str]:
-    """What is wrong with the files of ``folder``, one sentence each; empty if it is as it was written."""
+    """What is wrong with the files of ``folder``, one sentence each; empty if it is as it was
+    written.
+    """
     try:
         manifest = json.loads((folder / CHECKSUMS_FILE).read_text())
         expected = {folder / name: (r["bytes"], r["sha256"]) for name, r in manifest.items()}

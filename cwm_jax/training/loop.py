@@ -65,14 +65,17 @@ class RunResult:
     """False where a signal stopped the run; it has saved itself."""
 
     def heldout_losses(self) -> tuple[float, float]:
-        """Held-out cross-entropy in nats per token: untrained model, newest; nan if it is not finite."""
+        """Held-out cross-entropy in nats per token: untrained model, newest; nan if it is not
+        finite.
+        """
         losses = [m["heldout_loss"] for m in self.metrics if "heldout_loss" in m]
         before, after = (math.nan if loss is None else loss for loss in (losses[0], losses[-1]))
         return before, after
 
 
 def run(config: RunConfig) -> RunResult:
-    """Trains, from the newest checkpoint of ``run_name`` if there is one; the start-up order is numbered.
+    """Trains, from the newest checkpoint of ``run_name`` if there is one; the start-up order is
+    numbered.
 
     Raises:
         ValueError: the configuration, the corpus or a checkpoint is not usable.
@@ -158,7 +161,7 @@ class _Trainer:
         self._profiling = False
 
     def train(self, state: TrainState, stop: StopRequest) -> tuple[TrainState, bool]:
-        """Runs to the end of the plan or to a signal; returns the state and whether it is the end."""
+        """Runs to the end of the plan or a signal; returns the state and whether it is the end."""
         plan, total = self._plan, self._plan.total_steps
         step = int(state.step)
         if step == 0:
@@ -192,7 +195,8 @@ class _Trainer:
         if step < total:
             self._saver.wait()
             print_line(
-                f"{stop.name}: saved step {step} and stopped; start the same command again to resume"
+                f"{stop.name}: saved step {step} and stopped; start the same command again to "
+                "resume"
             )
         return state, step >= total
 
@@ -266,10 +270,14 @@ class _Trainer:
 
     def _stop_nonfinite(self, step: int, in_a_row: int, values: dict[str, float]) -> None:
         raise NonFiniteError(
-            f"steps {step - in_a_row + 1} to {step} all had a loss or gradient that is not finite (loss "
-            f"{values['loss']}, gradient norm {values['grad_norm']}); each was skipped, so the weights are "
-            "those before them. Lower optimizer.learning_rate or gradient_clipping_threshold, look at the "
-            "data of these steps, or raise optimizer.max_nonfinite_steps; the same command resumes from "
+            f"steps {step - in_a_row + 1} to {step} all had a loss or gradient that is not "
+            "finite (loss "
+            f"{values['loss']}, gradient norm {values['grad_norm']}); each was skipped, so the "
+            "weights are "
+            "those before them. Lower optimizer.learning_rate or gradient_clipping_threshold, "
+            "look at the "
+            "data of these steps, or raise optimizer.max_nonfinite_steps; the same command "
+            "resumes from "
             "the newest checkpoint"
         )
 

@@ -1,7 +1,8 @@
 """Next-token cross-entropy whose logits never exist for all tokens at once.
 
-The head's product with V = 128256 makes [B, T, V] the largest array of a naive training step. Here the
-tokens go through the head in chunks, and where a gradient is asked for, each chunk's gradient is computed
+The head's product with V = 128256 makes [B, T, V] the largest array of a naive training step. Here
+the tokens go through the head in chunks, and where a gradient is asked for, each chunk's gradient
+is computed
 while its logits exist: three products with the head per token, as many as the naive step, and no
 recomputation. This is possible because a sum of losses has a scalar cotangent.
 
@@ -27,7 +28,9 @@ Batch = dict[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LossSums:
-    """Sums over the counted tokens of a batch; add them over micro-batches, then divide by the count."""
+    """Sums over the counted tokens of a batch; add them over micro-batches, then divide by the
+    count.
+    """
 
     objective: Float[Array, ""]
     """Cross-entropy plus z-loss, in nats: what is differentiated."""
@@ -93,7 +96,8 @@ def chunked_cross_entropy(
     z_loss: float,
     chunk_tokens: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(cross-entropy + z-loss, cross-entropy) summed over the tokens, weighted by ``mask``, in float32.
+    """(cross-entropy + z-loss, cross-entropy) summed over the tokens, weighted by ``mask``, in
+    float32.
 
     Differentiable once in x and kernel, through the first result alone.
     """

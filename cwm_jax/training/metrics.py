@@ -1,4 +1,6 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard, terminal lines, the loss curve, device peaks."""
+"""What a run says of itself: metrics.jsonl, TensorBoard, terminal lines, the loss curve, device
+peaks.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,8 @@ def keep_metrics_through(path: Path, step: int) -> None:
 def peak_flops() -> tuple[float, str]:
     """(FLOP/s of all devices together, how it is known).
 
-    On a CPU, and on a device that is not in the table, the peak is that of a matrix product timed here.
+    On a CPU, and on a device that is not in the table, the peak is that of a matrix product timed
+    here.
     """
     device = jax.devices()[0]
     kind = device.device_kind.lower()

@@ -1,4 +1,6 @@
-"""AdamW without its learning rate, which the step applies itself: schedules count tokens, not updates."""
+"""AdamW without its learning rate, which the step applies itself: schedules count tokens, not
+updates.
+"""
 
 from __future__ import annotations
 

@@ -77,8 +77,8 @@ def make_plan(config: RunConfig, *, num_devices: int | None = None) -> Plan:
     """Derives the plan of a run.
 
     Raises:
-        ValueError: a batch that does not divide into micro-batches, a mesh that does not fit the devices, or
-            rows that do not divide over them.
+        ValueError: a batch that does not divide into micro-batches, a mesh that does not fit the
+            devices, or rows that do not divide over them.
     """
     num_devices = jax.device_count() if num_devices is None else num_devices
     sizes = mesh_shape(config.mesh, num_devices)
@@ -109,7 +109,8 @@ def _micro_batch_rows(config: RunConfig, num_devices: int, sizes: tuple[int, ...
     shards = num_shards(dict(zip(MESH_AXES, sizes, strict=True)), "batch")
     if rows != int(rows) or int(rows) % shards:
         raise ValueError(
-            f"per_device_batch_size {per_device} on {num_devices} devices gives {rows:g} rows; expected a "
+            f"per_device_batch_size {per_device} on {num_devices} devices gives {rows:g} rows; "
+            "expected a "
             f"multiple of {shards}, the devices along the mesh axes that split rows"
         )
     return int(rows)
@@ -132,7 +133,8 @@ def _stages(
             legal = [n * micro_batch_tokens for n in (accumulation, accumulation + 1) if n]
             raise ValueError(
                 f"a batch of {phase.batch_tokens} tokens is not a multiple of a micro-batch's "
-                f"{micro_batch_tokens} (per_device_batch_size x devices x max_target_length); nearest: {legal}"
+                f"{micro_batch_tokens} (per_device_batch_size x devices x max_target_length); "
+                f"nearest: {legal}"
             )
         stages.append(
             BatchStage(
@@ -195,7 +197,8 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
         rows.append(
             (
                 f"batch from step {stage.first_step:,}",
-                f"{stage.batch_tokens:,} tokens = {stage.accumulation_steps} x {plan.micro_batch_rows} rows "
+                f"{stage.batch_tokens:,} tokens = {stage.accumulation_steps} x "
+                f"{plan.micro_batch_rows} rows "
                 f"x {batch.max_target_length}",
             )
         )

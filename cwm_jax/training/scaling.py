@@ -1,8 +1,8 @@
 """FLOPs of a token, and the report's scaling laws evaluated on a run.
 
-Two counts, for two purposes: ``report_flops_per_token`` is the M that the laws were fitted with (every
-layer causal over the whole context); ``flops_per_token`` is what CWM's windows leave to be computed, the
-numerator of MFU.
+Two counts, for two purposes: ``report_flops_per_token`` is the M that the laws were fitted with
+(every layer causal over the whole context); ``flops_per_token`` is what CWM's windows leave to be
+computed, the numerator of MFU.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ def num_non_embedding_parameters(model: ModelConfig) -> int:
 def report_flops_per_token(model: ModelConfig, context_tokens: int) -> float:
     """M = 6 N + 6 d L S: forward and backward, causal attention over S tokens in every layer.
 
-    Source: report, section 4.3; N without embeddings. Whether windows were counted is not published.
+    Source: report, section 4.3; N without embeddings. Whether windows were counted is not
+        published.
     """
     attention = 6 * model.hidden_size * model.num_hidden_layers * context_tokens
     return 6 * num_non_embedding_parameters(model) + attention
 
 
 def flops_per_token(model: ModelConfig, context_tokens: int) -> float:
-    """Forward and backward of a full row of one document, windows honoured, recomputation not counted.
+    """Forward and backward of a full row of one document, windows honoured, recomputation not
+    counted.
 
     Matrix products with weights cost 6 FLOP per weight (norms and the embedding's look-up none, the
     head included); attention costs 12 N H per visible key.

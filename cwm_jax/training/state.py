@@ -44,7 +44,8 @@ def init_state(
     Args:
         run_config: the run.
         key: a JAX random key; the parameters depend on it and on the architecture alone.
-        optimizer: replaces the run's AdamW, for ablations; its updates are scaled by the learning rate.
+        optimizer: replaces the run's AdamW, for ablations; its updates are scaled by the learning
+            rate.
     """
     init_key, run_key = jax.random.split(key)
     params = init(run_config.model, init_key, dtype=run_config.execution.weight_dtype)

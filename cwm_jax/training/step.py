@@ -27,10 +27,10 @@ def make_train_step(
 ) -> Step:
     """Returns ``step(state, batch) -> (state, metrics)``; jit it with ``donate_argnums=0``.
 
-    The batch's arrays are ``[B, T]``, or ``[A, B, T]`` for A micro-batches whose gradients are added
-    before the update. Losses are sums over all counted tokens divided by their number, so A changes
-    nothing but memory. A step whose loss or gradient is not finite leaves parameters and optimizer state as
-    they were and is counted.
+    The batch's arrays are ``[B, T]``, or ``[A, B, T]`` for A micro-batches whose gradients are
+    added before the update. Losses are sums over all counted tokens divided by their number, so A
+    changes nothing but memory. A step whose loss or gradient is not finite leaves parameters and
+    optimizer state as they were and is counted.
 
     Args:
         run_config: the run.
