@@ -55,7 +55,7 @@ def load_config(path: str) -> RunConfig:
 
 
 def dry_run(config: RunConfig) -> str:
-    """The resolved config and all derived numbers; a mesh without -1 is planned for its own size."""
+    """The resolved config and all derived numbers; a mesh without -1 is planned at its own size."""
     from cwm_jax.training.plan import make_plan
 
     plan = make_plan(config, num_devices=_mesh_devices(config.mesh))

@@ -15,13 +15,14 @@ MAX_ENTRIES = 16
 MAX_LINES = 700
 
 # What each part of cwm_jax imports of the others, at most; a part is always free to import itself.
-_BASE = {"config", "schema"}
+_BASE = {"architecture", "config", "schema"}
 _MODEL = _BASE | {"sharding", "kernels", "model"}
 _TRAINING = _MODEL | {"data", "tokenizer", "training"}
 _INFERENCE = _MODEL | {"tokenizer", "inference"}
 ALLOWED = {
     "schema": set(),
-    "config": {"schema"},
+    "architecture": {"schema"},
+    "config": {"architecture", "schema"},
     "sharding": _BASE,
     "tokenizer": set(),
     "kernels": _BASE | {"sharding"},
@@ -38,7 +39,7 @@ ALLOWED = {
     "rl": _INFERENCE | _TRAINING | {"trace", "sandbox", "evals", "forager"},
 }
 ENTRY_POINTS = {"__init__", "__main__"}  # the lazy names of the package; the command line
-WITHOUT_JAX = ("schema", "config", "tokenizer", "data", "trace", "sandbox")
+WITHOUT_JAX = ("schema", "architecture", "config", "tokenizer", "data", "trace", "sandbox")
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 GRAIN_HOME = "data/loader.py"
 

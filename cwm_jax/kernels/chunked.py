@@ -60,7 +60,7 @@ def _blocked(q, k, v, starts, block: int, scale: float):
 
 
 def _forward(q, k, v, starts, block, scale):
-    B, T, N, H = q.shape
+    _, T, N, H = q.shape
     K = k.shape[2]
     q_blocks, k_blocks, v_blocks = (_to_blocks(x, K, block) for x in (q, k, v))
 

@@ -51,7 +51,10 @@ def test_what_the_training_depends_on_makes_another(make_config, trainings):
         (dataclasses.replace(CONFIG, vocab_size=530), config),
         (dataclasses.replace(CONFIG, training_bytes=2000), config),
         (CONFIG, dataclasses.replace(config, heldout_fraction=0.3)),
-        (CONFIG, dataclasses.replace(config, sources=(dataclasses.replace(source, glob="00*"),))),
+        (
+            CONFIG,
+            dataclasses.replace(config, sources=(dataclasses.replace(source, glob="00[0-2]*"),)),
+        ),
     ):
         before = len(trainings)
         load_or_train_tokenizer(tokenizer_config, data_config)
