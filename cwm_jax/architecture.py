@@ -204,8 +204,7 @@ class ModelConfig:
 
     @property
     def num_repeats(self) -> int:
-        """How often the group is scanned; the layers after ``num_repeats * period`` form the tail.
-        """
+        """How often the group is scanned; layers after ``num_repeats * period`` form the tail."""
         return _shortest_period(self.layer_types)[1]
 
     def window(self, layer_type: str) -> int | None:

@@ -103,8 +103,7 @@ def named_sharding(mesh: Any, axes: Axes, shape: Sequence[int]) -> NamedSharding
 
 
 def tree_shardings(mesh: Any, axes_tree: Any, shape_tree: Any) -> Any:
-    """Shardings of a tree of arrays, from equal trees of logical axes and of things with a shape.
-    """
+    """Shardings of a tree of arrays, from trees of logical axes and of things with a shape."""
     return jax.tree.map(
         lambda leaf, axes: named_sharding(mesh, axes, leaf.shape), shape_tree, axes_tree
     )

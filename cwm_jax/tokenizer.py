@@ -9,7 +9,6 @@ Llama 3's, and the same offsets on top of a small project-trained one. A tiktoke
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import itertools
 import json
@@ -87,6 +86,8 @@ class Tokenizer:
         vocab_size: number of ids, the reserved ones included.
         bos_id, eos_id, pad_id: of ``<|begin_of_text|>``, ``<|end_of_text|>`` and ``<|pad|>``.
         stop_ids: each ends an answer of the instruction-tuned model.
+        fingerprint: SHA-256 in hex over split rule, ranks and special tokens, whichever file held
+            them.
     """
 
     def __init__(self, tokens: Sequence[bytes], merges: Sequence[Merge]) -> None:
@@ -102,6 +103,7 @@ class Tokenizer:
         eom_id, eot_id = self.special_tokens[END_OF_MESSAGE], self.special_tokens[END_OF_TURN]
         self.stop_ids = (eom_id, eot_id, self.eos_id)
         self._spellings = [*tokens, *(name.encode() for name in names)]
+        self.fingerprint = _sha256([SPLIT_PATTERN.encode(), *self._spellings])
         self._byte_ids = {t[0]: rank for rank, t in enumerate(tokens) if len(t) == 1}
         # It knows no special token: that is why text can never yield one.
         self._backend = _backend(
@@ -161,13 +163,6 @@ class Tokenizer:
                 "that encoded"
             )
         return b"".join([self._spellings[i] for i in ids])
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 in hex over split rule, ranks and special tokens, whichever file held them."""
-        parts = [SPLIT_PATTERN.encode(), *self._spellings]
-        sized = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-        return hashlib.sha256(sized).hexdigest()
 
     def save(self, folder: str | os.PathLike[str], *, model_max_length: int = 131_072) -> None:
         """Writes what ``AutoTokenizer.from_pretrained(folder)`` and `load_tokenizer` read.
@@ -286,6 +281,11 @@ def _last_merge(token: bytes, ranks: dict[bytes, int]) -> Merge | None:
         i = pair_ranks.index(best)
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return parts[0], parts[1]
+
+
+def _sha256(parts: Iterable[bytes]) -> str:
+    sized = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return hashlib.sha256(sized).hexdigest()
 
 
 def _load_ranks(file: Path) -> Tokenizer:

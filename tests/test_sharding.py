@@ -56,7 +56,7 @@ def test_a_mesh_of_eight_devices_equals_one(tmp_path):
         assert np.linalg.norm(a - b) <= ACCUMULATION_RTOL * np.linalg.norm(b)
     kernel = new.params["layers"]["0"]["self_attn"]["q_proj"]["kernel"]
     assert kernel.sharding.spec == PartitionSpec(None, "fsdp", "tensor", None)
-    assert kernel.addressable_shards[0].data.shape == (1, 16, 2, 8)
+    assert kernel.addressable_shards[0].data.shape == (2, 16, 2, 8)
     mu = new.opt_state[0].mu["layers"]["0"]["self_attn"]["q_proj"]["kernel"]
     assert mu.sharding == kernel.sharding
 

@@ -15,6 +15,7 @@ B batch, T positions, N heads, K kv heads, G = N/K, H head width, n blocks, Q = 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,12 +46,12 @@ def chunked_attention(
         return jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
 
     starts = key_starts(pad(segment_ids), sliding_window)
-    return _blocked(pad(q), pad(k), pad(v), starts, block, scale)[:, :T]
+    out: Any = _blocked(pad(q), pad(k), pad(v), starts, block, scale)
+    return out[:, :T]
 
 
 def _default_block_tokens() -> int:
-    """128 is the fastest of 64, 128, 256 on CPU (measured, docs/LOG.md); 512 elsewhere is assumed.
-    """
+    """128: fastest of 64, 128, 256 on CPU (measured, docs/LOG.md); 512 elsewhere is assumed."""
     return 128 if jax.default_backend() == "cpu" else 512
 
 

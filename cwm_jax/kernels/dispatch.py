@@ -46,7 +46,7 @@ def attention(
     if segment_ids is None:
         segment_ids = jnp.ones(q.shape[:2], jnp.int32)
     if scale is None:
-        scale = q.shape[-1] ** -0.5
+        scale = float(q.shape[-1] ** -0.5)
     if implementation == "reference":
         return reference_attention(q, k, v, segment_ids, sliding_window=sliding_window, scale=scale)
     if implementation in ("auto", "chunked"):

@@ -1,5 +1,4 @@
-"""The oracle: dense masked attention in float32. Every other implementation is tested against it.
-"""
+"""The oracle: dense masked attention in float32, which every other one is tested against."""
 
 from __future__ import annotations
 

@@ -80,9 +80,14 @@ class Mlp(nnx.Module):
         gain = residual_gain(config)
         self.down_proj = Linear(wide[::-1], ("mlp", "embed"), gain=gain, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        hidden = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
-        return self.down_proj(shard(hidden, "batch", "seq", "act_mlp"))
+    def __call__(self, x: Float[Array, "B T D"], *, fused: bool = False) -> Float[Array, "B T D"]:
+        if fused:  # one product with both kernels side by side; F stays the sharded dimension
+            kernels = (self.gate_proj.kernel[...], self.up_proj.kernel[...])
+            both = jnp.einsum("btd,dcf->btcf", x, jnp.stack(kernels, axis=1).astype(x.dtype))
+            gate, up = both[:, :, 0], both[:, :, 1]
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(shard(jax.nn.silu(gate) * up, "batch", "seq", "act_mlp"))
 
 
 def residual_gain(config: ModelConfig) -> float:

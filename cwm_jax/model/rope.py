@@ -1,5 +1,4 @@
-"""Rotary position embedding, plain or with Llama 3's frequency scaling, in the rotate-half layout.
-"""
+"""Rotary position embedding, plain or with Llama 3's frequency scaling; rotate-half layout."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class _Trainer:
                 if stage.accumulation_steps != accumulation:
                     compiled, accumulation = self._compile(state, batch), stage.accumulation_steps
                     started = time.perf_counter()
-                self._profile(step + 1)
+                self._profile(step + 1, state)
                 with jax.transfer_guard("disallow"):
                     state, metrics = compiled(state, batch)  # type: ignore[misc]
                 step += 1
@@ -290,9 +290,13 @@ class _Trainer:
             yield
         self._bar = None
 
-    def _profile(self, step: int) -> None:
+    def _profile(self, step: int, state: TrainState) -> None:
         """Starts the profile at the first of ``profile_steps`` and ends it after the last."""
         first, last = self._config.logging.profile_steps or (0, 0)
+        if step in (first, last + 1):
+            jax.block_until_ready(
+                state
+            )  # steps run behind: neither cut the last nor see the one before
         if step == first:
             jax.profiler.start_trace(str(self._log.path.parent / "profile"))
             self._profiling = True

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,9 +82,10 @@ def loss_sums(
     )
     mask = batch["loss_mask"].astype(jnp.float32)
     kernel = params["lm_head"]["kernel"].astype(x.dtype)
-    objective, cross_entropy = chunked_cross_entropy(
+    sums: Any = chunked_cross_entropy(
         x, kernel, batch["targets"], mask, z_loss, execution.loss_chunk_tokens
     )
+    objective, cross_entropy = sums
     return LossSums(objective, jax.lax.stop_gradient(cross_entropy), mask.sum())
 
 
@@ -165,7 +167,7 @@ def _split(arrays, chunk_tokens: int):
     return tuple(split(x) for x in arrays)
 
 
-def _scan(body, carry, xs):
+def _scan(body, carry, xs) -> Any:
     """``lax.scan``, but a single chunk runs outside any loop."""
     if xs[0].shape[0] > 1:
         return jax.lax.scan(body, carry, xs)

@@ -8,8 +8,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """While entered, a first SIGTERM or SIGINT sets ``name``; a second SIGINT interrupts at once.
-    """
+    """While entered, a first SIGTERM or SIGINT sets ``name``; a second SIGINT interrupts."""
 
     def __init__(self) -> None:
         self.name: str | None = None

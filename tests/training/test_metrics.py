@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from cwm_jax.training.metrics import (
     MetricsLog,
     format_line,
@@ -33,6 +35,7 @@ def test_every_line_is_on_file_when_written(tmp_path):
 
 
 def test_tensorboard_events_are_written_if_asked(tmp_path):
+    pytest.importorskip("tensorboardX")  # a run needs it only if asked for events
     log = MetricsLog(tmp_path / "metrics.jsonl", tensorboard=True)
     log.write({"step": 1, "loss": 2.0, "mfu": None})
     log.close()
