@@ -11,10 +11,18 @@ os.environ.setdefault(
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the time goes into compiling: XLA is asked for little optimisation.
-_FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # 0.11 has no such flag
-    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        *(  # 0.11 has no such flag
+            ["--xla_cpu_use_fusion_emitters=false"]
+            if importlib.metadata.version("jaxlib").startswith("0.10.")
+            else []
+        ),
+    ]
+)
 
 import jaxtyping
 import pytest
