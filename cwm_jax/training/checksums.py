@@ -15,7 +15,7 @@ from pathlib import Path
 
 CHECKSUMS_FILE = "checksums.json"
 _NUM_THREADS = 8  # hashing and reading release the GIL
-_CHUNK_BYTES = 1 << 22
+_CHUNK_BYTES = 1 << 20  # in each thread
 
 
 def write_checksums(folder: Path) -> None:
