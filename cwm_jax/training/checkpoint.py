@@ -1,12 +1,10 @@
 """Checkpoints of a whole run: written beside, checksummed, renamed; verified when read.
 
-    <folder>/00001000/state/         Orbax PyTree of the TrainState, plain zarr, stacked layers one
-    per chunk
+    <folder>/00001000/state/         Orbax PyTree of the TrainState, plain zarr, a layer a chunk
                      config.json     architecture, as in an export
                      run.json        resolved config, step, data-iterator state, versions
                      tokenizer/      the run's tokenizer
-                     checksums.json  last file written: without it, or with other bytes, it does not
-                     count
+                     checksums.json  last file written: it does not count without it
 
 ``python -m convert`` reads and writes the same format with ``state`` holding parameters alone.
 """

@@ -294,9 +294,8 @@ class _Trainer:
         """Starts the profile at the first of ``profile_steps`` and ends it after the last."""
         first, last = self._config.logging.profile_steps or (0, 0)
         if step in (first, last + 1):
-            jax.block_until_ready(
-                state
-            )  # steps run behind: neither cut the last nor see the one before
+            # steps run behind: neither cut the last nor see the one before
+            jax.block_until_ready(state)
         if step == first:
             jax.profiler.start_trace(str(self._log.path.parent / "profile"))
             self._profiling = True
