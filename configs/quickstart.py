@@ -10,7 +10,6 @@ from cwm_jax.config import (
     BatchConfig,
     CheckpointConfig,
     DataConfig,
-    ExecutionConfig,
     LoggingConfig,
     ModelConfig,
     OptimizerConfig,
@@ -55,7 +54,6 @@ def get_config() -> RunConfig:
             warmup_tokens=10 * BATCH_TOKENS,
             train_tokens=120 * BATCH_TOKENS,
         ),
-        execution=ExecutionConfig(fused_mlp=True),  # measured: 6 % faster on CPU
         checkpoint=CheckpointConfig(checkpoint_period=50),
         logging=LoggingConfig(
             log_period=10,

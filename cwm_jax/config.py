@@ -45,8 +45,6 @@ class ExecutionConfig:
             results of matrix products, ``full`` the layer's input alone.
         scan_layers: scan over the repeating group of layers (compile time independent of depth) or
             unroll.
-        fused_mlp: compute the gate and up projections as one product. Faster on CPU (measured,
-            docs/LOG.md); it costs a copy of both kernels, so accelerators are better without.
         loss_chunk_tokens: tokens whose logits exist at one time in the loss.
     """
 
@@ -56,7 +54,6 @@ class ExecutionConfig:
     attention_block_tokens: int | None = None
     remat_policy: Literal["none", "minimal", "full"] = "none"
     scan_layers: bool = True
-    fused_mlp: bool = False
     loss_chunk_tokens: int = 2048
 
     def __post_init__(self) -> None:

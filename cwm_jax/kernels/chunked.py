@@ -6,8 +6,9 @@ diagonal; its bounds are values, so other documents cost nothing, forward and ba
 is accumulated online; the backward pass recomputes the weights from the saved log-sum-exp.
 
 The query heads of a group are folded into the query rows: a tile is one batched product
-``[B, K, G*Q, H] x [B, K, C, H]``. On CPU this shape, and tiles small enough to stay in cache,
-decide the speed (docs/LOG.md, benchmarks/train_step_cpu.py).
+``[B, K, Q*G, H] x [B, K, C, H]``. On CPU this shape, tiles small enough to stay in cache, and
+products whose wide operand needs no transposition (the gradients of keys and values are summed as
+``[B, K, H, T]``) decide the speed (docs/LOG.md, benchmarks/train_step_cpu.py).
 
 B batch, T positions, N heads, K kv heads, G = N/K, H head width, n blocks, Q = C tokens in a block.
 """
@@ -15,6 +16,7 @@ B batch, T positions, N heads, K kv heads, G = N/K, H head width, n blocks, Q = 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -61,68 +63,72 @@ def _blocked(q, k, v, starts, block: int, scale: float):
 
 
 def _forward(q, k, v, starts, block, scale):
-    _, T, N, H = q.shape
-    K = k.shape[2]
-    q_blocks, k_blocks, v_blocks = (_to_blocks(x, K, block) for x in (q, k, v))
+    T, N, K = q.shape[1], q.shape[2], k.shape[2]
+    q_rows, k_rows, v_rows = (_fold(x, K) for x in (q, k, v))
+    rows = N // K * block  # in a block of queries
 
-    def query_block(_, x):
-        i, q_block, start = x
+    def query_block(i, results):
+        q_block, start = _block(q_rows, i, rows), _block(starts, i, block, axis=1)
 
         def key_block(j, carry):
             peak, total, out = carry
-            scores = _scores(q_block, k_blocks[j], start, i, j, scale)
-            new_peak = jnp.maximum(peak, scores.max(-1, keepdims=True))
+            k_block, v_block = _block(k_rows, j, block), _block(v_rows, j, block)
+            scores = _scores(q_block, k_block, start, i, j, scale)
+            new_peak = jnp.maximum(peak, _over_keys(jnp.max, scores))
             weights = jnp.exp(scores - new_peak)
             fade = jnp.exp(peak - new_peak)
-            update = _dot(weights.astype(v.dtype), v_blocks[j], 3, 2)
-            return new_peak, total * fade + weights.sum(-1, keepdims=True), out * fade + update
+            update = _dot(weights.astype(v.dtype), v_block, 3, 2)
+            return new_peak, total * fade + _over_keys(jnp.sum, weights), out * fade + update
 
-        rows = q_block.shape[:3]
-        zeros = jnp.zeros((*rows, 1), jnp.float32)
-        carry = (zeros + _MASKED, zeros, jnp.zeros((*rows, H), jnp.float32))
+        zeros = jnp.zeros(q_block.shape, jnp.float32)
+        carry = (zeros[..., :1] + _MASKED, zeros[..., :1], zeros)
         peak, total, out = jax.lax.fori_loop(*_key_blocks(start, i, block), key_block, carry)
-        sees_any = _fold_rows(start <= i * block + jnp.arange(block), rows)
+        sees_any = _to_rows(start <= i * block + jnp.arange(block), N // K)
         lse = jnp.where(sees_any, peak + jnp.log(total), jnp.inf)  # inf: weights 0 when recomputed
-        out = jnp.where(sees_any, out / total, 0.0)
-        return None, (out.astype(q.dtype), lse)
+        out = jnp.where(sees_any, out / total, 0.0).astype(q.dtype)
+        return _put_block(results[0], out, i), _put_block(results[1], lse, i)
 
-    xs = (jnp.arange(T // block), q_blocks, _starts_to_blocks(starts, block))
-    _, (out, lse) = jax.lax.scan(query_block, None, xs)
-    out = _from_blocks(out, N, block)
+    out = jnp.zeros_like(q_rows), jnp.zeros((*q_rows.shape[:3], 1), jnp.float32)
+    out, lse = jax.lax.fori_loop(0, T // block, query_block, out)
+    out = _unfold(out, T)
     return out, (q, k, v, starts, out, lse)
 
 
 def _backward(block, scale, residuals, d_out):
     q, k, v, starts, out, lse = residuals
     T, N, K = q.shape[1], q.shape[2], k.shape[2]
-    q_blocks, k_blocks, v_blocks, d_out_blocks = (_to_blocks(x, K, block) for x in (q, k, v, d_out))
+    q_rows, k_rows, v_rows, d_out_rows = (_fold(x, K) for x in (q, k, v, d_out))
     products = out.astype(jnp.float32) * d_out.astype(jnp.float32)
-    delta = _to_blocks(products.sum(-1, keepdims=True), K, block)
+    delta = _fold(products.sum(-1, keepdims=True), K)
+    rows = N // K * block
 
-    def query_block(d_kv, x):
-        i, q_block, start, d_out_block, delta_block, lse_block = x
+    def query_block(i, gradients):
+        q_block, d_out_block = _block(q_rows, i, rows), _block(d_out_rows, i, rows)
+        lse_block, delta_block = _block(lse, i, rows), _block(delta, i, rows)
+        start = _block(starts, i, block, axis=1)
 
         def key_block(j, carry):
             d_k, d_v, d_q = carry
-            scores = _scores(q_block, k_blocks[j], start, i, j, scale)
+            k_block, v_block = _block(k_rows, j, block), _block(v_rows, j, block)
+            scores = _scores(q_block, k_block, start, i, j, scale)
             weights = jnp.exp(scores - lse_block)
-            d_weights = _dot(d_out_block, v_blocks[j], 3, 3)
+            d_weights = _dot(d_out_block, v_block, 3, 3)
             d_scores = (weights * (d_weights - delta_block) * scale).astype(q.dtype)
-            d_q = d_q + _dot(d_scores, k_blocks[j], 3, 2)
-            d_k = d_k.at[j].add(_dot(d_scores, q_block, 2, 2))
-            d_v = d_v.at[j].add(_dot(weights.astype(v.dtype), d_out_block, 2, 2))
+            d_q = d_q + _dot(d_scores, k_block, 3, 2)
+            d_k = _add_block(d_k, _dot(q_block, d_scores, 2, 2), j)
+            d_v = _add_block(d_v, _dot(d_out_block, weights.astype(v.dtype), 2, 2), j)
             return d_k, d_v, d_q
 
-        carry = (*d_kv, jnp.zeros(q_block.shape, jnp.float32))
-        *d_kv, d_q = jax.lax.fori_loop(*_key_blocks(start, i, block), key_block, carry)
-        return tuple(d_kv), d_q.astype(q.dtype)
+        d_k, d_v, d_q = gradients
+        carry = d_k, d_v, jnp.zeros(q_block.shape, jnp.float32)
+        d_k, d_v, d_q_block = jax.lax.fori_loop(*_key_blocks(start, i, block), key_block, carry)
+        return d_k, d_v, _put_block(d_q, d_q_block.astype(q.dtype), i)
 
-    d_kv = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k_blocks, v_blocks))
-    starts = _starts_to_blocks(starts, block)
-    xs = (jnp.arange(T // block), q_blocks, starts, d_out_blocks, delta, lse)
-    (d_k, d_v), d_q = jax.lax.scan(query_block, d_kv, xs)
-    d_k, d_v = (_from_blocks(x, K, block).astype(k.dtype) for x in (d_k, d_v))
-    return _from_blocks(d_q, N, block), d_k, d_v, None
+    zeros = jnp.zeros(k_rows.mT.shape, jnp.float32)
+    gradients = (zeros, zeros, jnp.zeros_like(q_rows))
+    d_k, d_v, d_q = jax.lax.fori_loop(0, T // block, query_block, gradients)
+    d_k, d_v = (_unfold(x.mT, T).astype(k.dtype) for x in (d_k, d_v))
+    return _unfold(d_q, T), d_k, d_v, None
 
 
 _blocked.defvjp(_forward, _backward)
@@ -134,14 +140,14 @@ def _key_blocks(start, i, block):
 
 
 def _scores(q_block, k_block, start, i, j, scale):
-    """Masked float32 scores ``[B, K, G*Q, C]`` of one tile."""
+    """Masked float32 scores ``[B, K, Q*G, C]`` of one tile."""
     scores = _dot(q_block, k_block, 3, 3) * scale
     B, K, rows, C = scores.shape
     Q = start.shape[1]
     query, key = i * Q + jnp.arange(Q), j * C + jnp.arange(C)
     visible = (key <= query[:, None]) & (key >= start[:, :, None])
-    scores = scores.reshape(B, K, rows // Q, Q, C)
-    return jnp.where(visible[:, None, None], scores, _MASKED).reshape(B, K, rows, C)
+    scores = scores.reshape(B, K, Q, rows // Q, C)
+    return jnp.where(visible[:, None, :, None], scores, _MASKED).reshape(B, K, rows, C)
 
 
 def _dot(x, y, x_dim: int, y_dim: int):
@@ -149,28 +155,41 @@ def _dot(x, y, x_dim: int, y_dim: int):
     return jax.lax.dot_general(x, y, dims, preferred_element_type=jnp.float32)
 
 
-def _fold_rows(visible, rows):
-    """``[B, Q]`` -> ``[B, K, G*Q, 1]``: one flag for each folded query row."""
-    B, K, folded = rows
-    Q = visible.shape[1]
-    tiled = jnp.broadcast_to(visible[:, None, None], (B, K, folded // Q, Q))
-    return tiled.reshape(B, K, folded, 1)
+def _over_keys(reduce, x):
+    """``reduce(x, -1)`` in two short steps: XLA on CPU vectorises those, and not a long one."""
+    lanes = math.gcd(x.shape[-1], 16)
+    return reduce(reduce(x.reshape(*x.shape[:-1], -1, lanes), -2), -1, keepdims=True)
 
 
-def _to_blocks(x, K: int, block: int):
-    """``[B, T, heads, H]`` -> ``[n, B, K, (heads/K)*block, H]``."""
+def _to_rows(flags, G: int):
+    """``[B, Q]`` -> ``[B, 1, Q*G, 1]``: one flag for each folded query row."""
+    return jnp.repeat(flags, G, axis=1)[:, None, :, None]
+
+
+def _fold(x, K: int):
+    """``[B, T, heads, H]`` -> ``[B, K, T*(heads/K), H]``; no copy where K is 1."""
     B, T, heads, H = x.shape
-    x = x.reshape(B, T // block, block, K, heads // K, H)
-    return x.transpose(1, 0, 3, 4, 2, 5).reshape(T // block, B, K, heads // K * block, H)
+    x = x.reshape(B, T, K, heads // K, H).transpose(0, 2, 1, 3, 4)
+    return x.reshape(B, K, T * (heads // K), H)
 
 
-def _from_blocks(x, heads: int, block: int):
-    """The inverse of ``_to_blocks``."""
-    n, B, K, _, H = x.shape
-    x = x.reshape(n, B, K, heads // K, block, H).transpose(1, 0, 4, 2, 3, 5)
-    return x.reshape(B, n * block, heads, H)
+def _unfold(x, T: int):
+    """The inverse of ``_fold``."""
+    B, K, rows, H = x.shape
+    return x.reshape(B, K, T, rows // T, H).transpose(0, 2, 1, 3, 4).reshape(B, T, -1, H)
 
 
-def _starts_to_blocks(starts, block: int):
-    B, T = starts.shape
-    return starts.reshape(B, T // block, block).transpose(1, 0, 2)
+def _block(x, i, size: int, axis: int = 2):
+    return jax.lax.dynamic_slice_in_dim(x, i * size, size, axis)
+
+
+def _put_block(x, block, i):
+    return jax.lax.dynamic_update_slice_in_dim(x, block, i * block.shape[2], 2)
+
+
+def _add_block(x, block, i):
+    """Adds to the i-th block of the last dimension."""
+    size = block.shape[3]
+    return jax.lax.dynamic_update_slice_in_dim(
+        x, _block(x, i, size, axis=3) + block, i * size, axis=3
+    )

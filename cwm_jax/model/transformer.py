@@ -63,8 +63,7 @@ class DecoderLayer(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], inputs: LayerInputs) -> Float[Array, "B T D"]:
         x = x + self.self_attn(self.input_layernorm(x), inputs)
-        normed = self.post_attention_layernorm(x)
-        x = x + self.mlp(normed, fused=inputs.execution.fused_mlp)
+        x = x + self.mlp(self.post_attention_layernorm(x))
         return shard(x, "batch", "seq", "act_embed")
 
 

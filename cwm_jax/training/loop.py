@@ -44,7 +44,7 @@ from cwm_jax.training.state import (
     init_sharded_state,
     state_shardings,
 )
-from cwm_jax.training.step import make_eval_step, make_train_step
+from cwm_jax.training.step import compiler_options, make_eval_step, make_train_step
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -154,8 +154,9 @@ class _Trainer:
             make_train_step(config, plan=plan),
             donate_argnums=0,
             out_shardings=(state_shardings(config, mesh), None),
+            compiler_options=compiler_options(),
         )
-        self._eval_step = jax.jit(make_eval_step(config))
+        self._eval_step = jax.jit(make_eval_step(config), compiler_options=compiler_options())
         self._heldout = [put_batch(b, mesh) for b in _micro_batches(heldout, plan)]
         self._bar: Any = None
         self._profiling = False

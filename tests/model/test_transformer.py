@@ -37,9 +37,8 @@ def run(model, tokens, **kwargs):
         ExecutionConfig(remat_policy="full"),
         ExecutionConfig(remat_policy="minimal", attention="reference"),
         ExecutionConfig(attention="chunked", attention_block_tokens=8),
-        ExecutionConfig(fused_mlp=True),
     ],
-    ids=["unrolled", "full remat", "minimal remat, dense", "blocks of 8", "fused mlp"],
+    ids=["unrolled", "full remat", "minimal remat, dense", "blocks of 8"],
 )
 def test_execution_changes_no_logit(model, tokens, execution):
     expected = run(model, tokens, execution=ExecutionConfig(attention="reference"))
