@@ -153,7 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="Python file with get_config()")
     parser.add_argument(
         "--set",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="KEY=VALUE",
         help="replace one value, for example optimizer.learning_rate=3e-4; may be repeated",

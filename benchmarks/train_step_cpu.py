@@ -66,11 +66,9 @@ def main() -> None:
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     print(
-        f"{platform.processor() or platform.machine()}, {threads} threads, jax "
-        f"{jax.__version__}, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}, "
-        f"{time.strftime('%Y-%m-%d')}, "
-        f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')}"
+        f"{platform.processor() or platform.machine()}, {threads} threads, jax {jax.__version__}, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"{time.strftime('%Y-%m-%d')}, GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')}"
     )
     print("tok/s, in brackets the micro-batches of a step (and PyTorch's attention)")
     print("| T | ours | PyTorch as is | PyTorch tuned | our GFLOP/s | ratio as is | ratio tuned |")

@@ -44,13 +44,13 @@ class CheckpointSource:
         for path, array in self._arrays.items():
             if tuple(array.shape) != shapes[path]:
                 raise ConversionError(
-                    f"{folder}: {path} has shape {tuple(array.shape)}; "
-                    f"config.json makes it {shapes[path]}"
+                    f"{folder}: {path} has shape {tuple(array.shape)}; config.json makes it "
+                    f"{shapes[path]}"
                 )
             if array.dtype.name not in DTYPES:
                 raise ConversionError(
-                    f"{folder}: {path} has unsupported dtype {array.dtype.name}; "
-                    f"expected one of {', '.join(DTYPES)}"
+                    f"{folder}: {path} has unsupported dtype {array.dtype.name}; expected one of "
+                    f"{', '.join(DTYPES)}"
                 )
         self.dtypes = {
             weight.hf_name: self._arrays[weight.path].dtype.name

@@ -159,8 +159,8 @@ def check_names(found: set[str], expected: set[str], where: str) -> None:
             first = sorted(names)
             more = f" and {len(first) - 1} more" if len(first) > 1 else ""
             raise ConversionError(
-                f"{where}: {kind} tensor {first[0]}{more}; the config describes "
-                f"{len(expected)} tensors, {len(found)} are there"
+                f"{where}: {kind} tensor {first[0]}{more}; the config describes {len(expected)} "
+                f"tensors, {len(found)} are there"
             )
 
 

@@ -84,8 +84,8 @@ def read_header(file: Path) -> dict[str, Record]:
         length = int.from_bytes(stream.read(8), "little")
         if num_bytes < 8 or length > min(num_bytes - 8, _MAX_HEADER_BYTES):
             raise ConversionError(
-                f"{file}: header of {length} bytes in a file of {num_bytes}; "
-                "truncated or not a safetensors file"
+                f"{file}: header of {length} bytes in a file of {num_bytes}; truncated or not a "
+                "safetensors file"
             )
         try:
             header = json_object(stream.read(length))
@@ -140,8 +140,8 @@ def _records_of_folder(folder: Path) -> dict[str, Record]:
         return read_header(single)
     if not index.exists():
         raise ConversionError(
-            f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; "
-            "expected a folder in Hugging Face's layout"
+            f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; expected a folder in Hugging "
+            "Face's layout"
         )
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):

@@ -77,8 +77,8 @@ def to_hf(
     )
     kept = "with" if tokenizer else "without"
     return (
-        f"{destination}: export of {len(source.dtypes)} tensors in {num_files} files, "
-        f"{kept} tokenizer, from {source.folder}"
+        f"{destination}: export of {len(source.dtypes)} tensors in {num_files} files, {kept} "
+        f"tokenizer, from {source.folder}"
     )
 
 

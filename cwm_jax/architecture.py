@@ -174,8 +174,8 @@ class ModelConfig:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "
-                f"num_key_value_heads ({self.num_key_value_heads}); each key-value head serves "
-                "as many queries"
+                f"num_key_value_heads ({self.num_key_value_heads}); each key-value head serves as "
+                "many queries"
             )
         if self.head_dim % 2:
             raise ValueError(
@@ -236,9 +236,8 @@ class ModelConfig:
             )
         if mapping.get("layer_types") is None:
             raise ValueError(
-                "config.json has no layer_types; which layers are global differs between "
-                "published CWM "
-                "configurations, so it is never guessed: write one kind for each layer"
+                "config.json has no layer_types; which layers are global differs between published "
+                "CWM configurations, so it is never guessed: write one kind for each layer"
             )
         missing = sorted(
             f.name

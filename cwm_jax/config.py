@@ -229,9 +229,8 @@ class BatchConfig:
         )
         if self.global_batch_tokens is not None and self.gradient_accumulation_steps is not None:
             raise ValueError(
-                "batch: global_batch_tokens and gradient_accumulation_steps are both set; "
-                "either follows "
-                "from the other: drop one"
+                "batch: global_batch_tokens and gradient_accumulation_steps are both set; either "
+                "follows from the other: drop one"
             )
         if isinstance(self.global_batch_tokens, tuple):
             starts = [phase.from_tokens for phase in self.global_batch_tokens]
@@ -299,8 +298,7 @@ class OptimizerConfig:
         if self.horizon_tokens is not None and self.warmup_tokens >= self.horizon_tokens:
             raise ValueError(
                 f"optimizer.warmup_tokens ({self.warmup_tokens}) does not end before "
-                "horizon_tokens "
-                f"({self.horizon_tokens})"
+                f"horizon_tokens ({self.horizon_tokens})"
             )
 
 

@@ -168,7 +168,6 @@ def _check_divisible(axes: Axes, shape: Sequence[int], sizes: Any) -> None:
         shards = num_shards(sizes, axis)
         if size % shards:
             raise ValueError(
-                f"logical axis {axis!r} of size {size} does not divide into {shards} shards "
-                "(mesh axes "
-                f"{partition_spec((axis,))[0]}); change the mesh or the size"
+                f"logical axis {axis!r} of size {size} does not divide into {shards} shards (mesh "
+                f"axes {partition_spec((axis,))[0]}); change the mesh or the size"
             )

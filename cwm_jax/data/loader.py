@@ -64,8 +64,8 @@ class Loader:
         _check_sources(shards, data_config)
         if not 0 <= process_index < process_count:
             raise ValueError(
-                f"process_index is {process_index}; expected 0 to {process_count - 1} "
-                "(below process_count)"
+                f"process_index is {process_index}; expected 0 to {process_count - 1} (below "
+                "process_count)"
             )
         self._documents = _mixture(shards, data_config, seed, process_index, process_count)
         self._packing = data_config.packing

@@ -47,9 +47,8 @@ def sample(
     wrong = [token for token in prompt if not 0 <= token < model_config.vocab_size]
     if wrong:  # JAX would clamp it silently
         raise ValueError(
-            f"sample got token {wrong[0]}; expected 0 to {model_config.vocab_size - 1}: encode "
-            "the prompt "
-            "with the model's tokenizer"
+            f"sample got token {wrong[0]}; expected 0 to {model_config.vocab_size - 1}: encode the "
+            "prompt with the model's tokenizer"
         )
     row = np.zeros(len(prompt) + num_tokens, np.int32)
     row[: len(prompt)] = prompt

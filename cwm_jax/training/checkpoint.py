@@ -118,8 +118,7 @@ class Checkpointer:
             kept = f"the newest complete checkpoint is {good.name}" if good else "there is none yet"
             raise CheckpointError(
                 f"could not save a checkpoint in {self._folder}: {error}; {kept}. Free space or "
-                "mend the "
-                "cause, then start the same command again: it resumes from there"
+                "mend the cause, then start the same command again: it resumes from there"
             ) from error
 
     def close(self) -> None:
@@ -227,9 +226,8 @@ def check_same_run(path: Path, saved: RunConfig, config: RunConfig) -> None:
     if differences:
         lines = "\n".join(differences)
         raise CheckpointError(
-            f"checkpoint {path} belongs to another run:\n{lines}\nuse the config it was made "
-            "with, or "
-            "another run_name (checkpoint.load_parameters_path starts it from these weights)"
+            f"checkpoint {path} belongs to another run:\n{lines}\nuse the config it was made with, "
+            "or another run_name (checkpoint.load_parameters_path starts it from these weights)"
         )
 
 

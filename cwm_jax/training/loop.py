@@ -271,15 +271,11 @@ class _Trainer:
 
     def _stop_nonfinite(self, step: int, in_a_row: int, values: dict[str, float]) -> None:
         raise NonFiniteError(
-            f"steps {step - in_a_row + 1} to {step} all had a loss or gradient that is not "
-            "finite (loss "
-            f"{values['loss']}, gradient norm {values['grad_norm']}); each was skipped, so the "
-            "weights are "
-            "those before them. Lower optimizer.learning_rate or gradient_clipping_threshold, "
-            "look at the "
-            "data of these steps, or raise optimizer.max_nonfinite_steps; the same command "
-            "resumes from "
-            "the newest checkpoint"
+            f"steps {step - in_a_row + 1} to {step} all had a loss or gradient that is not finite "
+            f"(loss {values['loss']}, gradient norm {values['grad_norm']}); each was skipped, so "
+            "the weights are those before them. Lower optimizer.learning_rate or "
+            "gradient_clipping_threshold, look at the data of these steps, or raise "
+            "optimizer.max_nonfinite_steps; the same command resumes from the newest checkpoint"
         )
 
     @contextlib.contextmanager

@@ -110,8 +110,7 @@ def _micro_batch_rows(config: RunConfig, num_devices: int, sizes: tuple[int, ...
     if rows != int(rows) or int(rows) % shards:
         raise ValueError(
             f"per_device_batch_size {per_device} on {num_devices} devices gives {rows:g} rows; "
-            "expected a "
-            f"multiple of {shards}, the devices along the mesh axes that split rows"
+            f"expected a multiple of {shards}, the devices along the mesh axes that split rows"
         )
     return int(rows)
 
@@ -198,8 +197,7 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
             (
                 f"batch from step {stage.first_step:,}",
                 f"{stage.batch_tokens:,} tokens = {stage.accumulation_steps} x "
-                f"{plan.micro_batch_rows} rows "
-                f"x {batch.max_target_length}",
+                f"{plan.micro_batch_rows} rows x {batch.max_target_length}",
             )
         )
     if "law" in (optimizer.learning_rate, batch.global_batch_tokens):
