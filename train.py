@@ -16,7 +16,7 @@ from cwm_jax.config import MeshConfig, RunConfig
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0 after a finished or a saved run, 1 after diverged training, 2 for bad input."""
+    """0: finished, or stopped and saved; 1: training diverged; 2: bad input; 130: interrupted."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each array of each save
     args = _parser().parse_args(argv)
     try:
@@ -28,6 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("train.py: interrupted; the same command goes on from the newest checkpoint")
+        return 130
 
 
 def load_config(path: str) -> RunConfig:
@@ -74,9 +77,9 @@ def _train(config: RunConfig) -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     before, after = result.heldout_losses()
-    print(
-        f"held-out loss: {before:.4f} untrained, {after:.4f} now ({before - after:.4f} nats less)"
-    )
+    loaded = config.checkpoint.load_parameters_path or config.checkpoint.load_full_state_path
+    start = "untrained" if loaded is None else "at the start"
+    print(f"held-out loss: {before:.4f} {start}, {after:.4f} now ({before - after:.4f} nats less)")
     print(f"metrics: {result.folder}/{loop.METRICS_FILE}, curve: {result.folder}/loss.png")
     if result.finished:
         if config.logging.export is not None:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from convert.check import check
 from convert.from_hf import from_hf
+from convert.sources import DTYPES
 from convert.to_hf import MAX_SHARD_BYTES, to_hf
-
-_DTYPES = ("float32", "bfloat16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("source", metavar="SRC", type=Path)
         command.add_argument("destination", metavar="DST", type=Path)
-        command.add_argument("--dtype", choices=_DTYPES, help="default: as stored")
+        command.add_argument("--dtype", choices=DTYPES, help="default: as stored")
         if name == "to-hf":
             command.add_argument(
                 "--max-shard-bytes",

@@ -40,12 +40,12 @@ class ExecutionConfig:
         dtype: of activations and of the weights in matrix products; None takes the parameters' own.
         weight_dtype: of the master weights that ``init`` makes.
         attention: implementation, see ``cwm_jax.kernels.attention``.
-        attention_block_tokens: queries in a block of the chunked attention; None chooses by length.
+        attention_block_tokens: queries in a block of the chunked attention; None chooses by device.
         remat_policy: what the backward pass keeps of a layer: ``none`` keeps all, ``minimal`` the
             results of matrix products, ``full`` the layer's input alone.
         scan_layers: scan over the repeating group of layers (compile time independent of depth) or
             unroll.
-        loss_chunk_tokens: tokens whose logits exist at one time in the loss.
+        loss_chunk_tokens: tokens of a device whose logits exist at one time in the loss.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -290,11 +290,16 @@ class OptimizerConfig:
         for name in ("warmup_tokens", "start_tokens", "weight_decay", "z_loss"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}; expected 0 or more")
-        for name in ("adam_b1", "adam_b2", "final_learning_rate_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
+        for name in ("adam_b1", "adam_b2"):
+            if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
-                    f"optimizer.{name} is {getattr(self, name)}; expected between 0 and 1"
+                    f"optimizer.{name} is {getattr(self, name)}; expected 0 or more, below 1"
                 )
+        if not 0 <= self.final_learning_rate_fraction <= 1:
+            raise ValueError(
+                f"optimizer.final_learning_rate_fraction is {self.final_learning_rate_fraction}; "
+                "expected between 0 and 1"
+            )
         if self.horizon_tokens is not None and self.warmup_tokens >= self.horizon_tokens:
             raise ValueError(
                 f"optimizer.warmup_tokens ({self.warmup_tokens}) does not end before "

@@ -15,10 +15,13 @@ import pytest
 from tiny import write_corpus
 
 import train
+from convert.from_hf import from_hf
+from convert.to_hf import to_hf
 from cwm_jax.sharding import make_mesh
 from cwm_jax.tokenizer import load_tokenizer
-from cwm_jax.training.checkpoint import Checkpointer, RunRecord
-from cwm_jax.training.state import init_sharded_state
+from cwm_jax.training.checkpoint import Checkpointer, RunRecord, resolve_checkpoint, restore
+from cwm_jax.training.metrics import read_metrics
+from cwm_jax.training.state import abstract_state, init_sharded_state, state_shardings
 
 CONFIG = """
 import dataclasses, pathlib
@@ -141,13 +144,57 @@ def test_text_that_is_not_utf8_is_kept_as_bytes_if_asked(train_tiny, monkeypatch
     assert ", 1 documents not UTF-8 kept as bytes" in result[1]
 
 
+def test_the_next_phase_starts_from_weights_and_optimizer_state(full_run, train_tiny):
+    """As configs/midtrain_32b.py: one schedule, whose second part another run goes on with."""
+    tokens = 8 * 8 * 32
+    code, output, errors = train_tiny(
+        "run_name=phase_two",
+        f"checkpoint.load_full_state_path={full_run[0]}",
+        f"optimizer.start_tokens={tokens}",
+        f"optimizer.horizon_tokens={4 * tokens}",
+    )
+    assert code == 0, errors
+    assert "starting from params and opt_state of" in output
+    assert "at the start" in output and "untrained" not in output
+    first, last = (read_metrics(full_run[0] / "metrics.jsonl")[i] for i in (0, -1))
+    second = read_metrics(full_run[0].parent / "phase_two" / "metrics.jsonl")
+    assert second[0]["heldout_loss"] == last["heldout_loss"] < first["heldout_loss"]
+    assert second[0]["tokens"] == tokens and second[-1]["tokens"] == 2 * tokens
+    config = train.load_config(str(full_run[0].parents[1] / "tiny.py"))
+    mesh = make_mesh(config.mesh)
+    state = restore(
+        resolve_checkpoint(full_run[0].parent / "phase_two"),
+        abstract_state(config),
+        state_shardings(config, mesh),
+    )
+    assert 16 in [int(x) for x in jax.tree.leaves(state.opt_state) if x.ndim == 0], "Adam's count"
+
+
+def test_training_starts_from_imported_bfloat16_weights(full_run, train_tiny, home):
+    """The road from released weights: export in bfloat16, import, train on."""
+    folder, checkpoint = home / "bfloat16_export", home / "bfloat16_imported"
+    to_hf(full_run[0], folder, dtype="bfloat16")
+    from_hf(folder, checkpoint)
+    code, output, errors = train_tiny(
+        "run_name=tuned",
+        f"checkpoint.load_parameters_path={checkpoint}",
+        f"tokenizer.path={checkpoint / 'tokenizer'}",
+        "tokenizer.vocab_size=null",
+    )
+    assert code == 0, errors
+    assert f"starting from params of {checkpoint}" in output
+    before = read_metrics(full_run[0] / "metrics.jsonl")[-1]["heldout_loss"]
+    after = read_metrics(home / "runs" / "tuned" / "metrics.jsonl")[0]["heldout_loss"]
+    assert abs(after - before) < 0.05  # rounding of the weights
+
+
 def test_training_on_broken_weights_stops_with_a_report(full_run, train_tiny, home):
     config = train.load_config(str(home / "tiny.py"))
     state = init_sharded_state(config, make_mesh(config.mesh))
     state = dataclasses.replace(state, params=jax.tree.map(lambda x: x * math.nan, state.params))
     tokenizer = load_tokenizer(full_run[0] / "export")
     with contextlib.closing(Checkpointer(home / "broken", config.checkpoint, tokenizer)) as saver:
-        saver.save(state, RunRecord(1, config, {}))
+        saver.save(state, RunRecord(1, config, (), {}))
     code, _, errors = train_tiny(
         "run_name=diverged",
         f"checkpoint.load_parameters_path={home / 'broken'}",

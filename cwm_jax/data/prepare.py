@@ -290,8 +290,10 @@ class _SplitWriter:
         if self._writer is None:
             self._parts.append(self._folder / f"{self._split}-{len(self._parts):05d}.part")
             # A group is the unit of reading; one record each makes random access cheap.
-            self._writer = ArrayRecordWriter(str(self._parts[-1]), "group_size:1")
-        self._writer.write(record)
+            with self._reported():
+                self._writer = ArrayRecordWriter(str(self._parts[-1]), "group_size:1")
+        with self._reported():
+            self._writer.write(record)
         self._hash.update(len(tokens).to_bytes(8, "little") + record)
         self.documents += 1
         self.tokens += len(tokens)
@@ -309,9 +311,20 @@ class _SplitWriter:
         )
 
     def _close_part(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._writer, self._part_bytes = None, 0
+        writer, self._writer, self._part_bytes = self._writer, None, 0
+        if writer is not None:
+            with self._reported():
+                writer.close()
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # ArrayRecord's for every failed write
+            raise DataError(
+                f"could not write tokenised documents below {self._folder.parent}: {error}; free "
+                "space there or set data.cache_directory to another disk, then start again"
+            ) from error
 
     def _named(self, number: int, part: Path) -> ShardFile:
         name = f"{self._split}-{number:05d}-of-{len(self._parts):05d}.arrayrecord"

@@ -48,12 +48,16 @@ def product(
     ``x^T dy``, not as the transpose of ``dy^T x``, so that XLA on CPU does not copy ``dy``, mostly
     the wider of the two (16 % of a training step, measured, docs/LOG.md).
     """
+    return _dot(x, kernel, num_in)
+
+
+def _dot(x, kernel, num_in):
     ins = tuple(range(num_in))
     return jax.lax.dot_general(x, kernel, ((tuple(2 + i for i in ins), ins), ((), ())))
 
 
 def _product_forward(x, kernel, num_in):
-    return product(x, kernel, num_in), (x, kernel)
+    return _dot(x, kernel, num_in), (x, kernel)  # a plain product: remat policies look for those
 
 
 def _product_backward(num_in, residuals, dy):

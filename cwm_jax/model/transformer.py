@@ -108,24 +108,25 @@ class Transformer(nnx.Module):
 
         def run_group(x, states):
             for (graphdef, _), state in zip(group, states, strict=True):
-                x = _run_layer(graphdef, state, x, inputs)
+                x = _run_layer(graphdef, state, x, inputs, scanned=execution.scan_layers)
             return x, None
 
         stacked = tuple(state for _, state in group)
         unroll = 1 if execution.scan_layers else self.config.num_repeats
         x, _ = jax.lax.scan(run_group, x, stacked, unroll=unroll)
         for layer in self.tail.values():
-            x = _run_layer(*nnx.split(layer), x, inputs)
+            x = _run_layer(*nnx.split(layer), x, inputs, scanned=False)
         return self.norm(x)
 
 
-def _run_layer(graphdef, state, x, inputs: LayerInputs):
+def _run_layer(graphdef, state, x, inputs: LayerInputs, *, scanned: bool):
     def run(state, x, inputs):
         return nnx.merge(graphdef, state)(x, inputs)
 
     policy = inputs.execution.remat_policy
     if policy != "none":
-        run = jax.checkpoint(run, prevent_cse=False, policy=_REMAT_POLICIES[policy])
+        # outside a scan XLA would find the recomputation equal to the first and undo it
+        run = jax.checkpoint(run, prevent_cse=not scanned, policy=_REMAT_POLICIES[policy])
     return run(state, x, inputs)
 
 

@@ -25,9 +25,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cwm_jax import schema
-from cwm_jax.config import CheckpointConfig, RunConfig
-from cwm_jax.tokenizer import Tokenizer
+from cwm_jax.config import CheckpointConfig, ModelConfig, RunConfig
+from cwm_jax.tokenizer import Tokenizer, load_tokenizer
 from cwm_jax.training.checksums import damage, write_checksums
+from cwm_jax.training.plan import Plan
 
 _STATE = "state"
 _RUN_FILE = "run.json"
@@ -35,6 +36,14 @@ _TEMPORARY = ".tmp-"
 _DAMAGED = ".damaged"
 _MIN_CHUNK_BYTES = 1 << 20  # smaller ones cost more files than they save memory
 _MAX_CHUNK_BYTES = 32 << 20
+# A run may start from weights with other values of these.
+_NEW_PHASE = (
+    "rope_parameters",
+    "max_position_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
 # A run may be resumed with other values of these; every other difference is refused.
 _FREE_KEYS = (
     "run_name",
@@ -47,7 +56,10 @@ _FREE_KEYS = (
     "data.cache_directory",
     "data.prefetch_rows",
     "optimizer.max_nonfinite_steps",
+    # What the batch is made of; the batches themselves are compared.
     "batch.per_device_batch_size",
+    "batch.global_batch_tokens",
+    "batch.gradient_accumulation_steps",
 )
 
 
@@ -61,6 +73,8 @@ class RunRecord:
 
     step: int
     config: RunConfig
+    batches: tuple[tuple[int, int], ...]
+    """(first step, tokens in a batch from there): they depend on the devices too."""
     loader_state: dict[str, Any]
 
 
@@ -95,13 +109,18 @@ class Checkpointer:
             )
         except Exception as error:
             self._error = error
-            self.wait(beside)
+            self.wait()
         self._thread = threading.Thread(target=self._finish, args=(beside, record))
         self._thread.start()
         if not self._config.async_checkpointing:
             self.wait()
 
-    def wait(self, beside: Path | None = None) -> None:
+    def check(self) -> None:
+        """Raises CheckpointError if a save has failed since it was started; does not wait."""
+        if self._error is not None:
+            self.wait()
+
+    def wait(self) -> None:
         """Returns when nothing is being written.
 
         Raises:
@@ -133,6 +152,7 @@ class Checkpointer:
             run = {
                 "step": record.step,
                 "config": schema.to_json(config),
+                "batches": record.batches,
                 "loader_state": record.loader_state,
                 "versions": {"jax": jax.__version__, "orbax": ocp.__version__},
             }
@@ -155,23 +175,34 @@ class Checkpointer:
 
 
 def newest_checkpoint(folder: Path, report) -> Path | None:
-    """The newest whole checkpoint; damaged ones are reported and moved aside, never deleted."""
-    for path in list(_steps(folder)):
+    """The newest whole checkpoint; damaged ones after it are reported and moved aside.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is whole; nothing has been moved.
+    """
+    damaged = {}
+    for path in _steps(folder):
         problems = damage(path)
         if not problems:
+            for other, text in damaged.items():
+                aside = free_name(other.with_name(other.name + _DAMAGED))
+                os.replace(other, aside)
+                report(f"checkpoint {other} is damaged ({text}); kept as {aside.name}")
+            if damaged:
+                report(f"using the one before, {path}")
             return path
-        aside = free_name(path.with_name(path.name + _DAMAGED))
-        os.replace(path, aside)
-        shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
-        report(
-            f"checkpoint {path} is damaged ({shown}); kept as {aside.name}, using the one before"
+        damaged[path] = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+    if damaged:
+        lines = "\n".join(f"  {path.name}: {text}" for path, text in damaged.items())
+        raise CheckpointError(
+            f"no checkpoint in {folder} is whole:\n{lines}\nto train again from the first step, "
+            "move this folder away or choose another run_name"
         )
     return None
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """The checkpoint meant by a checkpoint's, a ``checkpoints`` or a run's folder (its newest whole
-    one).
+    """The checkpoint meant by a checkpoint's or a run's folder (its newest whole one).
 
     Raises:
         CheckpointError: there is none, or the one that is named is damaged.
@@ -206,23 +237,32 @@ def read_record(path: Path) -> RunRecord:
     """
     try:
         run = json.loads((path / _RUN_FILE).read_text())
-        config = schema.from_json(RunConfig, run["config"])
-        return RunRecord(step=run["step"], config=config, loader_state=run["loader_state"])
+        return RunRecord(
+            step=run["step"],
+            config=schema.from_json(RunConfig, run["config"]),
+            batches=tuple((first, tokens) for first, tokens in run["batches"]),
+            loader_state=run["loader_state"],
+        )
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"checkpoint {path} cannot be resumed: {_RUN_FILE}: {error}"
         ) from error
 
 
-def check_same_run(path: Path, saved: RunConfig, config: RunConfig) -> None:
+def check_same_run(path: Path, saved: RunRecord, plan: Plan) -> None:
     """Raises CheckpointError with the list of differences that make it another run."""
-    old, new = schema.flatten(saved), schema.flatten(config)
+    old, new = schema.flatten(saved.config), schema.flatten(plan.config)
     differences = [
         f"  {key}: checkpoint {old[key]!r}, config {new[key]!r}"
         for key in new
         if old[key] != new[key]
         and (key == "execution.weight_dtype" or not key.startswith(_FREE_KEYS))
     ]
+    if saved.batches != (now := batches(plan)):
+        differences.append(
+            f"  batches as (first step, tokens): checkpoint {saved.batches}, config and devices "
+            f"{now}; batch.global_batch_tokens sets them whatever the devices"
+        )
     if differences:
         lines = "\n".join(differences)
         raise CheckpointError(
@@ -231,13 +271,49 @@ def check_same_run(path: Path, saved: RunConfig, config: RunConfig) -> None:
         )
 
 
-def restore(path: Path, abstract: Any, shardings: Any) -> Any:
-    """Reads arrays onto the mesh; ``abstract`` may be a part of the tree (its other parts are not
-    read).
+def check_same_model(path: Path, config: ModelConfig, tokenizer: Tokenizer) -> list[str]:
+    """Compares what a checkpoint says beside its arrays with a run that starts from its weights.
+
+    Shapes alone would let weights of other windows or another vocabulary through.
+
+    Returns:
+        A sentence for each difference that a new phase may want: in RoPE, context, special tokens.
 
     Raises:
-        CheckpointError: an array is absent, or has another shape or dtype (Orbax would cast
-            silently).
+        CheckpointError: any other difference.
+    """
+    stored = ModelConfig.from_hf(json.loads((path / "config.json").read_text()))
+    old, new = schema.flatten(stored), schema.flatten(config)
+    changed = {
+        key: f"{key}: weights {old.get(key)!r}, config {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
+    refused = [f"  model.{text}" for key, text in changed.items() if not key.startswith(_NEW_PHASE)]
+    if refused:
+        raise CheckpointError(
+            f"the weights of {path} are of another model:\n" + "\n".join(refused) + "\n"
+            "take these values from its config.json into the config"
+        )
+    folder = path / "tokenizer"
+    if folder.is_dir() and load_tokenizer(folder).fingerprint != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"the weights of {path} were trained with another tokenizer than this run's: "
+            f"set tokenizer.path={folder}"
+        )
+    return [f"starting from weights with another {text}" for text in changed.values()]
+
+
+def batches(plan: Plan) -> tuple[tuple[int, int], ...]:
+    """A plan's batches as a checkpoint records them."""
+    return tuple((stage.first_step, stage.batch_tokens) for stage in plan.stages)
+
+
+def restore(path: Path, abstract: Any, shardings: Any, *, cast: bool = False) -> Any:
+    """Reads arrays onto the mesh; other parts of the tree than ``abstract``'s are not read.
+
+    Raises:
+        CheckpointError: an array is absent, or has another shape or (unless ``cast``) dtype.
     """
     stored = dict(_stored_arrays(path / _STATE))
     wanted = {
@@ -246,6 +322,9 @@ def restore(path: Path, abstract: Any, shardings: Any) -> Any:
         ): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
         for key, leaf in jax.tree_util.tree_leaves_with_path(abstract)
     }
+    if cast:  # Orbax does it
+        for name in stored.keys() & wanted.keys():
+            stored[name] = wanted[name].split("[")[0] + "[" + stored[name].split("[")[1]
     if differences := _array_differences(stored, wanted):
         raise CheckpointError(
             f"checkpoint {path} does not fit the config:\n" + "\n".join(differences)

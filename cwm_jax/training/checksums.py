@@ -1,8 +1,8 @@
 """SHA-256 of every file of a folder, written beside them and verified on reading.
 
 Orbax notices truncated arrays only; a flipped or zeroed byte passes (measured with 0.12.8). A
-folder with
-this manifest is whole: it is the last file written before the folder is renamed into place.
+folder with this manifest is whole: it is the last file written before the folder is renamed into
+place.
 """
 
 from __future__ import annotations
@@ -32,15 +32,13 @@ def write_checksums(folder: Path) -> None:
 
 
 def damage(folder: Path) -> list[str]:
-    """What is wrong with the files of ``folder``, one sentence each; empty if it is as it was
-    written.
-    """
+    """What is wrong with the files of ``folder``, one sentence each; empty if nothing is."""
     try:
         manifest = json.loads((folder / CHECKSUMS_FILE).read_text())
         expected = {folder / name: (r["bytes"], r["sha256"]) for name, r in manifest.items()}
     except FileNotFoundError:
         return [f"{CHECKSUMS_FILE} is missing: the save did not finish"]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return [f"{CHECKSUMS_FILE} is unreadable: {error}"]
     with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
         found = pool.map(lambda item: _compare(folder, *item), expected.items())
@@ -49,11 +47,15 @@ def damage(folder: Path) -> list[str]:
 
 def _compare(folder: Path, path: Path, expected: tuple[int, str]) -> str | None:
     name = path.relative_to(folder)
-    if not path.is_file():
+    try:
+        found = _record(path)
+    except FileNotFoundError:
         return f"{name} is missing"
-    if path.stat().st_size != expected[0]:
-        return f"{name} has {path.stat().st_size} bytes, not {expected[0]}"
-    if _record(path)["sha256"] != expected[1]:
+    except OSError as error:  # a bad sector, a folder in its place
+        return f"{name} cannot be read: {error.strerror}"
+    if found["bytes"] != expected[0]:
+        return f"{name} has {found['bytes']} bytes, not {expected[0]}"
+    if found["sha256"] != expected[1]:
         return f"{name} has other bytes than were written"
     return None
 

@@ -65,9 +65,7 @@ class RunResult:
     """False where a signal stopped the run; it has saved itself."""
 
     def heldout_losses(self) -> tuple[float, float]:
-        """Held-out cross-entropy in nats per token: untrained model, newest; nan if it is not
-        finite.
-        """
+        """Held-out cross-entropy in nats per token before step 1 and newest; nan: not finite."""
         losses = [m["heldout_loss"] for m in self.metrics if "heldout_loss" in m]
         before, after = (math.nan if loss is None else loss for loss in (losses[0], losses[-1]))
         return before, after
@@ -86,14 +84,14 @@ def run(config: RunConfig) -> RunResult:
     plan = make_plan(config)
     # 2. The run's folder, for this process alone.
     folder = Path(config.base_output_directory) / config.run_name
-    with _locked(folder), StopRequest() as stop, contextlib.ExitStack() as stack:
+    with _locked(folder), contextlib.ExitStack() as stack:
         print_line(f"run {config.run_name} in {folder}\n{plan.describe()}")
         # 3. The newest whole checkpoint decides what the run continues.
         newest = ckpt.newest_checkpoint(folder / "checkpoints", print_line)
         record = None
         if newest is not None:
             record = ckpt.read_record(newest)
-            ckpt.check_same_run(newest, record.config, config)
+            ckpt.check_same_run(newest, record, plan)
         # 4. Tokenizer, tokenised corpus, rows.
         if newest is not None:
             tokenizer = load_tokenizer(newest / "tokenizer")
@@ -112,7 +110,7 @@ def run(config: RunConfig) -> RunResult:
             loader.restore(record.loader_state)
             print_line(f"resuming at step {record.step} from {newest}")
         else:
-            state = _first_state(config, mesh)
+            state = _first_state(config, mesh, tokenizer)
         # 6. Logs, cut back to that state.
         metrics_path = folder / METRICS_FILE
         keep_metrics_through(metrics_path, record.step if record else -1)
@@ -122,7 +120,7 @@ def run(config: RunConfig) -> RunResult:
         )
         saver = ckpt.Checkpointer(folder / "checkpoints", config.checkpoint, tokenizer)
         stack.callback(saver.close)
-        # 7. Steps.
+        # 7. Steps; from here on a signal ends the run with a save.
         heldout = heldout_rows(
             shards,
             config.data,
@@ -130,7 +128,7 @@ def run(config: RunConfig) -> RunResult:
             num_rows=config.logging.eval_rows,
         )
         trainer = _Trainer(config, plan, mesh, loader, heldout, log, saver)
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), StopRequest() as stop:
             state, finished = trainer.train(state, stop)
         saver.wait()
     metrics = read_metrics(metrics_path)
@@ -173,7 +171,11 @@ class _Trainer:
             while step < total:
                 stage = plan.stage(step)
                 batch = self._next_batch(stage.accumulation_steps)
+                self._saver.check()
                 if stage.accumulation_steps != accumulation:
+                    if pending is not None:
+                        self._finish_step(*pending, started)
+                        pending = None
                     compiled, accumulation = self._compile(state, batch), stage.accumulation_steps
                     started = time.perf_counter()
                 self._profile(step + 1, state)
@@ -244,7 +246,8 @@ class _Trainer:
 
     def _save(self, step: int, state: TrainState) -> None:
         self._log.sync()
-        record = ckpt.RunRecord(step, self._config, self._loader.state())
+        batches = ckpt.batches(self._plan)
+        record = ckpt.RunRecord(step, self._config, batches, self._loader.state())
         self._saver.save(state, record)
 
     def _compile(self, state: TrainState, batch) -> Callable[..., Any]:
@@ -323,13 +326,15 @@ def _loader(config: RunConfig, shards: list[Shards]) -> Loader:
     )
 
 
-def _first_state(config: RunConfig, mesh) -> TrainState:
+def _first_state(config: RunConfig, mesh, tokenizer: Tokenizer) -> TrainState:
     """From the seed; parameters, or parameters and optimizer state, from where the config says."""
     state = init_sharded_state(config, mesh)
     source = config.checkpoint.load_full_state_path or config.checkpoint.load_parameters_path
     if source is None:
         return state
     path = ckpt.resolve_checkpoint(source)
+    for note in ckpt.check_same_model(path, config.model, tokenizer):
+        print_line(note)
     parts = ["params"]
     if config.checkpoint.load_full_state_path is not None:
         parts.append("opt_state")
@@ -338,6 +343,7 @@ def _first_state(config: RunConfig, mesh) -> TrainState:
         path,
         {part: getattr(abstract, part) for part in parts},
         {part: getattr(shardings, part) for part in parts},
+        cast=True,
     )
     print_line(f"starting from {' and '.join(parts)} of {path}")
     return dataclasses.replace(state, **loaded)

@@ -2,9 +2,8 @@
 
 The head's product with V = 128256 makes [B, T, V] the largest array of a naive training step. Here
 the tokens go through the head in chunks, and where a gradient is asked for, each chunk's gradient
-is computed
-while its logits exist: three products with the head per token, as many as the naive step, and no
-recomputation. This is possible because a sum of losses has a scalar cotangent.
+is computed while its logits exist: three products with the head per token, as many as the naive
+step, and no recomputation. This is possible because a sum of losses has a scalar cotangent.
 
 B batch, T position, D embed, V vocab, C tokens in a chunk.
 """
@@ -21,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from cwm_jax.config import ExecutionConfig, ModelConfig
 from cwm_jax.model.transformer import DEFAULT_EXECUTION, Params, hidden_states
-from cwm_jax.sharding import shard
+from cwm_jax.sharding import num_shards, shard
 
 Batch = dict[str, jax.Array]
 
@@ -29,9 +28,7 @@ Batch = dict[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LossSums:
-    """Sums over the counted tokens of a batch; add them over micro-batches, then divide by the
-    count.
-    """
+    """Sums over a batch's counted tokens; add them over micro-batches, then divide by the count."""
 
     objective: Float[Array, ""]
     """Cross-entropy plus z-loss, in nats: what is differentiated."""
@@ -155,9 +152,14 @@ def _chunk_losses(x, kernel, targets, mask, z_loss):
 
 
 def _split(arrays, chunk_tokens: int):
-    """``[B, T, ...]`` -> ``[n, B, C, ...]``, the last chunk padded with zeros (mask 0)."""
+    """``[B, T, ...]`` -> ``[n, B, C, ...]``, the last chunk padded with zeros (mask 0).
+
+    ``chunk_tokens`` counts what one device holds of a chunk.
+    """
     B, T = arrays[0].shape[:2]
-    length = min(T, max(1, chunk_tokens // B))
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = B if mesh.empty else max(1, B // num_shards(mesh.shape, "batch"))
+    length = min(T, max(1, chunk_tokens // rows))
     padding = -T % length
 
     def split(x):

@@ -1,11 +1,10 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard, terminal lines, the loss curve, device
-peaks.
-"""
+"""What a run says of itself: metrics.jsonl, TensorBoard, terminal lines, loss curve, MFU's peak."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -62,7 +61,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: a line is not JSON ({error}); mend or remove it, then start again"
+        ) from error
 
 
 def keep_metrics_through(path: Path, step: int) -> None:
@@ -82,13 +86,15 @@ def peak_flops() -> tuple[float, str]:
     device = jax.devices()[0]
     kind = device.device_kind.lower()
     for word, peak in _PEAK_FLOPS.items():
-        if word in kind:
+        if re.search(rf"\b{word}\b", kind):
             return peak * jax.device_count(), f"{device.device_kind} data sheet, dense bf16"
-    return _measured_peak_flops(), f"{device.device_kind} float32 matrix product, measured"
+    count = 1 if device.platform == "cpu" else jax.device_count()  # virtual CPU devices share it
+    source = f"{device.device_kind} float32 matrix product, measured"
+    return count * _measured_peak_flops(), source
 
 
 def _measured_peak_flops(size: int = 1024, repeats: int = 3) -> float:
-    """Best of a few products on the default device; virtual CPU devices share it."""
+    """Best of a few products on the default device."""
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(jnp.matmul).lower(x, x).compile()
     times = []

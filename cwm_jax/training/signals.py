@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -28,3 +29,5 @@ class StopRequest:
         if self.name is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+        text = f"{self.name}: saving after this step; a second Ctrl-C interrupts without a save\n"
+        os.write(2, text.encode())  # print is not safe inside a handler

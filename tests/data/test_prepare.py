@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -220,6 +221,21 @@ def test_a_failure_leaves_nothing_behind(make_config, tokenizer, monkeypatch):
     assert list(Path(config.cache_directory).iterdir()) == []
     shards = prepare(config.sources[0], config, tokenizer)
     assert shards.manifest.train.documents + shards.manifest.heldout.documents == len(TEXTS)
+
+
+def test_a_full_disk_is_reported_and_leaves_nothing_behind(make_config, tokenizer):
+    config = make_config({"a": TEXTS})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writes fail with EFBIG
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        with pytest.raises(DataError, match=r"could not write tokenised documents.*free space"):
+            prepare(config.sources[0], config, tokenizer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(Path(config.cache_directory).iterdir()) == []
+    prepare(config.sources[0], config, tokenizer)
 
 
 _KILLED = """

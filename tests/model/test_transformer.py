@@ -1,5 +1,7 @@
 """The model: one result whatever the execution, pure functions, packing, parameter counts."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,25 @@ def run(model, tokens, **kwargs):
 def test_execution_changes_no_logit(model, tokens, execution):
     expected = run(model, tokens, execution=ExecutionConfig(attention="reference"))
     np.testing.assert_allclose(run(model, tokens, execution=execution), expected, atol=LOGITS_ATOL)
+
+
+def test_remat_policies_keep_what_they_say(model, tokens):
+    """Counted in the gradient's program: products of two weights' sizes, and of all kinds."""
+    config, params = model
+
+    def products(policy):
+        execution = ExecutionConfig(remat_policy=policy)
+        program = str(
+            jax.make_jaxpr(
+                jax.grad(lambda p: forward(p, config, tokens, execution=execution).sum())
+            )(params)
+        )
+        unbatched = re.findall(r"dimension_numbers=\(\(.*?\), \(\[\], \[\]\)\)", program)
+        return len(unbatched), program.count("dot_general[")
+
+    none, minimal, full = (products(policy) for policy in ("none", "minimal", "full"))
+    assert none[0] == minimal[0] < full[0]
+    assert none[1] < minimal[1] <= full[1]
 
 
 def test_bfloat16_compute_gives_float32_logits_near_the_exact_ones(model, tokens):

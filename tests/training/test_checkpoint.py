@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_model, tiny_run, write_corpus
+from tiny import VOCAB_SIZE, tiny_model, tiny_run, write_corpus
 
+from cwm_jax.config import BatchConfig, MeshConfig
 from cwm_jax.sharding import make_mesh
-from cwm_jax.tokenizer import train_tokenizer
+from cwm_jax.tokenizer import load_tokenizer, train_tokenizer
 from cwm_jax.training import checkpoint as ckpt
 from cwm_jax.training.checksums import damage, write_checksums
+from cwm_jax.training.plan import make_plan
 from cwm_jax.training.state import abstract_state, init_sharded_state, state_shardings
 
 
@@ -34,7 +36,7 @@ def saved(tmp_path_factory):
     saver = ckpt.Checkpointer(folder / "checkpoints", config.checkpoint, tokenizer)
     for step in (1, 2, 3, 4):
         state = dataclasses.replace(state, step=jnp.int32(step))
-        saver.save(state, ckpt.RunRecord(step, config, {"cursor": step}))
+        saver.save(state, ckpt.RunRecord(step, config, ((0, 64),), {"cursor": step}))
     saver.close()
     return folder / "checkpoints", config, state
 
@@ -123,7 +125,7 @@ def test_a_damaged_newest_is_reported_kept_and_the_one_before_is_used(folder):
     ).unlink()  # as a kill before the end of a save leaves it
     reports = []
     assert ckpt.newest_checkpoint(folder, reports.append) == folder / "00000002"
-    assert len(reports) == 2
+    assert len(reports) == 3 and reports[2].endswith("00000002")
     assert "params.lm_head.kernel/0.0 has other bytes" in reports[0]
     assert "the save did not finish" in reports[1]
     names = sorted(p.name for p in folder.iterdir())
@@ -149,12 +151,82 @@ def test_another_run_is_refused_with_the_list_of_differences(saved):
         steps=5,  # free to change
         optimizer=dataclasses.replace(config.optimizer, learning_rate=2e-3),
     )
+    saved = ckpt.RunRecord(1, config, ckpt.batches(make_plan(config, num_devices=1)), {})
     with pytest.raises(ckpt.CheckpointError) as error:
-        ckpt.check_same_run(Path("x"), config, other)
+        ckpt.check_same_run(Path("x"), saved, make_plan(other, num_devices=1))
     assert "seed: checkpoint 0, config 3" in str(error.value)
     assert "optimizer.learning_rate: checkpoint 0.01, config 0.002" in str(error.value)
     assert "steps" not in str(error.value).split("use the config")[0]
-    ckpt.check_same_run(Path("x"), config, dataclasses.replace(config, steps=5))
+    shorter = dataclasses.replace(config, steps=5)
+    ckpt.check_same_run(Path("x"), saved, make_plan(shorter, num_devices=1))
+
+
+def test_other_devices_may_not_change_the_batch_unseen(saved):
+    """Without global_batch_tokens the devices decide it, and with it steps and schedule."""
+    _, config, _ = saved
+    record = ckpt.RunRecord(1, config, ckpt.batches(make_plan(config, num_devices=1)), {})
+    wider = dataclasses.replace(config, mesh=MeshConfig(data=2, fsdp=1, tensor=1))
+    with pytest.raises(
+        ckpt.CheckpointError, match=r"checkpoint \(\(0, 64\),\), .* \(\(0, 128\),\)"
+    ):
+        ckpt.check_same_run(Path("x"), record, make_plan(wider, num_devices=2))
+    batch = BatchConfig(max_target_length=32, per_device_batch_size=1, global_batch_tokens=64)
+    same = dataclasses.replace(wider, batch=batch)
+    ckpt.check_same_run(Path("x"), record, make_plan(same, num_devices=2))
+
+
+def test_a_run_with_no_whole_checkpoint_is_not_started_over(folder):
+    for step in ("00000002", "00000003", "00000004"):
+        _flip(folder / step / "run.json")
+    with pytest.raises(ckpt.CheckpointError, match=r"no checkpoint in .* is whole") as error:
+        ckpt.newest_checkpoint(folder, pytest.fail)
+    assert "00000002: run.json has other bytes" in str(error.value)
+    assert len(list(folder.iterdir())) == 3, "nothing is moved"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            dict(layer_types=("sliding_attention", "full_attention") * 2 + ("full_attention",)),
+            r"model\.layer_types",
+        ),
+        (dict(sliding_window=16), r"model\.sliding_window: weights 8, config 16"),
+        (dict(rms_norm_eps=1e-6), r"model\.rms_norm_eps: weights 1e-05, config 1e-06"),
+    ],
+)
+def test_weights_of_another_model_with_the_same_shapes_are_refused(saved, change, message):
+    folder, config, _ = saved
+    tokenizer = load_tokenizer(folder / "00000004" / "tokenizer")
+    with pytest.raises(ckpt.CheckpointError, match=message):
+        ckpt.check_same_model(
+            folder / "00000004", dataclasses.replace(config.model, **change), tokenizer
+        )
+
+
+def test_weights_may_get_a_longer_context_but_no_other_tokenizer(saved):
+    folder, config, _ = saved
+    tokenizer = load_tokenizer(folder / "00000004" / "tokenizer")
+    longer = dataclasses.replace(config.model, max_position_embeddings=512)
+    (note,) = ckpt.check_same_model(folder / "00000004", longer, tokenizer)
+    assert note.endswith("max_position_embeddings: weights 256, config 512")
+    other = train_tokenizer([f"for word_{i} in other_{i} " * 2 for i in range(99)], VOCAB_SIZE)
+    with pytest.raises(ckpt.CheckpointError, match=r"another tokenizer .* tokenizer\.path="):
+        ckpt.check_same_model(folder / "00000004", config.model, other)
+
+
+def test_weights_of_another_dtype_are_refused_or_cast(saved):
+    folder, config, state = saved
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    half = dataclasses.replace(config.execution, weight_dtype="bfloat16")
+    half = dataclasses.replace(config, execution=half)
+    wanted = {"params": abstract_state(half).params}
+    shardings = {"params": state_shardings(half, mesh).params}
+    with pytest.raises(ckpt.CheckpointError, match=r"checkpoint float32.*config bfloat16"):
+        ckpt.restore(folder / "00000004", wanted, shardings)
+    cast = ckpt.restore(folder / "00000004", wanted, shardings, cast=True)["params"]
+    expected = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params)
+    jax.tree.map(np.testing.assert_array_equal, cast, expected)
 
 
 @pytest.mark.parametrize(
@@ -199,14 +271,14 @@ def test_a_failed_save_loses_nothing(saved, folder, monkeypatch):
     monkeypatch.setattr(ckpt, "write_checksums", full)
     monkeypatch.setattr("cwm_jax.tokenizer.Tokenizer.save", lambda *_: None)
     saver._tokenizer = type("T", (), {"save": lambda *_: None})()
-    saver.save(state, ckpt.RunRecord(9, config, {}))
+    saver.save(state, ckpt.RunRecord(9, config, (), {}))
     with pytest.raises(
         ckpt.CheckpointError, match=r"No space left.*newest complete checkpoint is 00000004"
     ):
         saver.wait()
     assert sorted(p.name for p in folder.iterdir()) == ["00000002", "00000003", "00000004"]
     monkeypatch.setattr(ckpt, "write_checksums", write_checksums)
-    saver.save(state, ckpt.RunRecord(9, config, {}))  # it can go on
+    saver.save(state, ckpt.RunRecord(9, config, (), {}))  # it can go on
     saver.close()
     assert damage(folder / "00000009") == []
 

@@ -1,9 +1,11 @@
 """metrics.jsonl survives kills; the terminal line and the curve show it."""
 
 import json
+import types
 
 import pytest
 
+from cwm_jax.training import metrics
 from cwm_jax.training.metrics import (
     MetricsLog,
     format_line,
@@ -49,9 +51,25 @@ def test_line_and_curve(tmp_path):
     text = format_line(line, 100)
     assert "step   7/100" in text and "loss 2.5000" in text and "MFU 50.0%" in text
     assert "skipped 2" in text
-    metrics = [{"step": 0, "tokens": 0, "heldout_loss": 6.0}, line, {**line, "loss": None}]
-    plot_loss(metrics, tmp_path / "loss.png")
+    lines = [{"step": 0, "tokens": 0, "heldout_loss": 6.0}, line, {**line, "loss": None}]
+    plot_loss(lines, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform", "peak"),
+    [
+        ("NVIDIA H200", "gpu", 8 * 989e12),
+        ("TPU v5 lite", "tpu", 8 * 197e12),
+        ("NVIDIA RTX A1000", "gpu", 8e9),  # not an A100; not in the table: measured on one
+    ],
+)
+def test_peak_of_all_devices_from_the_table_or_measured(monkeypatch, kind, platform, peak):
+    device = types.SimpleNamespace(device_kind=kind, platform=platform)
+    monkeypatch.setattr(metrics.jax, "devices", lambda: [device] * 8)
+    monkeypatch.setattr(metrics.jax, "device_count", lambda: 8)
+    monkeypatch.setattr(metrics, "_measured_peak_flops", lambda: 1e9)
+    assert peak_flops()[0] == peak
 
 
 def test_cpu_peak_is_measured_and_says_so():
