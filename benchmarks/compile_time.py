@@ -1,15 +1,15 @@
-"""Compile time of a training step at 8 and at 64 layers: the layers are scanned, so depth is nearly
-free.
+"""Compile time of a training step at 8 and at 64 layers: scanned, so depth is nearly free.
 
     python benchmarks/compile_time.py [--unrolled]
 
-Every compile is done in a process of its own and alternates between the depths; the table gives the
-median.
+The model is the quickstart's with more layers. Every compile has a process of its own, the depths
+alternate, and the table gives medians.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import statistics
 import subprocess
@@ -51,38 +51,19 @@ def compile_seconds(num_layers: int, *, scan: bool) -> tuple[float, float]:
     import jax
     import jax.numpy as jnp
 
-    from cwm_jax.config import (
-        BatchConfig,
-        DataConfig,
-        ExecutionConfig,
-        ModelConfig,
-        OptimizerConfig,
-        RunConfig,
-        SourceConfig,
-        TokenizerConfig,
-        layer_types_3_to_1,
-    )
+    from configs import quickstart
+    from cwm_jax.config import BatchConfig, ExecutionConfig, layer_types_3_to_1
     from cwm_jax.training.state import abstract_state
-    from cwm_jax.training.step import make_train_step
+    from cwm_jax.training.step import compiler_options, make_train_step
 
     T = 512
-    config = RunConfig(
-        run_name="compile",
-        model=ModelConfig(
-            vocab_size=1024,
-            hidden_size=192,
-            intermediate_size=672,
-            num_hidden_layers=num_layers,
-            num_attention_heads=6,
-            num_key_value_heads=1,
-            head_dim=32,
-            layer_types=layer_types_3_to_1(num_layers),
-            sliding_window=128,
+    config = quickstart.get_config()
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            config.model, num_hidden_layers=num_layers, layer_types=layer_types_3_to_1(num_layers)
         ),
-        data=DataConfig(sources=(SourceConfig(name="none", kind="stdlib"),)),
-        tokenizer=TokenizerConfig(vocab_size=1024),
         batch=BatchConfig(max_target_length=T, per_device_batch_size=1.0),
-        optimizer=OptimizerConfig(learning_rate=1e-3, train_tokens=10**6),
         execution=ExecutionConfig(scan_layers=scan, remat_policy="full"),
     )
     names = ("tokens", "targets", "positions", "segment_ids")
@@ -90,7 +71,8 @@ def compile_seconds(num_layers: int, *, scan: bool) -> tuple[float, float]:
     batch["loss_mask"] = jax.ShapeDtypeStruct((1, T), jnp.float32)
     state = abstract_state(config)
     start = time.perf_counter()
-    lowered = jax.jit(make_train_step(config), donate_argnums=0).lower(state, batch)
+    step = jax.jit(make_train_step(config), donate_argnums=0, compiler_options=compiler_options())
+    lowered = step.lower(state, batch)
     staged = time.perf_counter()
     lowered.compile()
     return staged - start, time.perf_counter() - staged

@@ -16,6 +16,7 @@ far from peak.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import platform
 import statistics
@@ -29,16 +30,8 @@ import numpy as np
 import torch
 import transformers
 
-from cwm_jax.config import (
-    BatchConfig,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    SourceConfig,
-    TokenizerConfig,
-    layer_types_3_to_1,
-)
+from configs import quickstart
+from cwm_jax.config import BatchConfig, ModelConfig, layer_types_3_to_1
 from cwm_jax.training.scaling import flops_per_token
 from cwm_jax.training.state import init_state
 from cwm_jax.training.step import compiler_options, make_train_step
@@ -120,13 +113,10 @@ def seconds(step: Callable[[], None], repeats: int = 2) -> float:
 def our_step(tokens: np.ndarray, micro_batches: int) -> Callable[[], None]:
     """The project's training step as the loop runs it: jitted, state donated."""
     rows, T = tokens.shape[0], tokens.shape[1] - 1
-    config = RunConfig(
-        run_name="benchmark",
+    config = dataclasses.replace(
+        quickstart.get_config(),
         model=MODEL,
-        data=DataConfig(sources=(SourceConfig(name="none", kind="stdlib"),)),
-        tokenizer=TokenizerConfig(vocab_size=MODEL.vocab_size),
         batch=BatchConfig(max_target_length=T, per_device_batch_size=rows / micro_batches),
-        optimizer=OptimizerConfig(learning_rate=1e-3, train_tokens=10**9),
     )
     shape = (micro_batches, rows // micro_batches, T)
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), shape)

@@ -21,7 +21,7 @@ from cwm_jax.config import (
 )
 
 VOCAB_SIZE = 2048
-BATCH_TOKENS = 16 * 512
+BATCH_TOKENS = 4 * 512
 
 
 def get_config() -> RunConfig:
@@ -50,14 +50,14 @@ def get_config() -> RunConfig:
             max_target_length=512, per_device_batch_size=1, global_batch_tokens=BATCH_TOKENS
         ),
         optimizer=OptimizerConfig(
-            learning_rate=4e-3,  # measured
-            warmup_tokens=10 * BATCH_TOKENS,
-            train_tokens=120 * BATCH_TOKENS,
+            learning_rate=2e-3,  # measured
+            warmup_tokens=60 * BATCH_TOKENS,
+            train_tokens=480 * BATCH_TOKENS,
         ),
-        checkpoint=CheckpointConfig(checkpoint_period=50),
+        checkpoint=CheckpointConfig(checkpoint_period=200),
         logging=LoggingConfig(
-            log_period=10,
-            eval_period=40,
+            log_period=40,
+            eval_period=120,
             eval_rows=48,
             sample_prompt="def read_lines(path):\n",
             sample_tokens=96,

@@ -58,6 +58,8 @@ def _note_change(
         index = int(rest[0])  # data.sources.0.path: one item of a tuple of sections
         items = changes.setdefault(name, {}).setdefault(index, {})
         _note_change(items, value[index], rest[1:], text, key=key, root=root)
+    elif rest and isinstance(value, tuple) and rest[0].isdigit():
+        raise ValueError(f"--set {key}: {name} has {len(value)} items, counted from 0")
     elif rest:
         raise ValueError(f"--set {key}: {name} is a value and has no field {rest[0]!r}")
     else:

@@ -198,7 +198,7 @@ def test_override_reaches_one_source_of_many(run_config):
         ("qqqq=1", "unknown key$"),
         ("optimizer=adam", "names a section; expected one of learning_rate"),
         ("optimizer.learning_rate.peak=1", "is a value and has no field 'peak'"),
-        ("data.sources.9.path=x", "has no field '9'"),
+        ("data.sources.9.path=x", "sources has 1 items, counted from 0"),
         ("data.sources.0=x", "does not name a value"),
         ("optimizer.learning_rate", "expected key=value"),
         ("optimizer.train_tokens=1.5", "got '1.5'; expected int"),

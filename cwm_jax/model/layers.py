@@ -62,8 +62,8 @@ def _product_forward(x, kernel, num_in):
 
 def _product_backward(num_in, residuals, dy):
     x, kernel = residuals
-    outs = tuple(range(num_in, kernel.ndim)), tuple(range(2, dy.ndim))
-    dx = jax.lax.dot_general(dy, kernel, (outs[::-1], ((), ())))
+    outs_dy, outs_kernel = tuple(range(2, dy.ndim)), tuple(range(num_in, kernel.ndim))
+    dx = jax.lax.dot_general(dy, kernel, ((outs_dy, outs_kernel), ((), ())))
     return dx, jax.lax.dot_general(x, dy, (((0, 1), (0, 1)), ((), ())))
 
 

@@ -39,8 +39,14 @@ class MetricsLog:
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends a line and hands it to the operating system, so that it survives a kill."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"could not write {self.path}: {error}; free space, then start the same command "
+                "again: it goes on from the newest checkpoint"
+            ) from error
         if self._board is not None:
             for name, value in line.items():
                 if isinstance(value, int | float) and name != "step":

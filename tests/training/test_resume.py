@@ -116,6 +116,10 @@ def wait_for(condition, process, timeout_s=90):
 def test_kill_at_random_moments_also_during_a_save(runs, uninterrupted):
     rng = random.Random(0)
     folder = runs.checkpoints("killed")
+    process = runs.start("killed")
+    wait_for(lambda: runs.metrics("killed"), process)  # before the first save is whole
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     kills = 0
     for round_number in range(4):
         process = runs.start("killed")
