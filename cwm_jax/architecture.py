@@ -36,8 +36,7 @@ _HF_FIXED: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeParameters:
-    """Rotary position embedding: plain (``default``) or with Llama 3's frequency scaling
-    (``llama3``).
+    """Rotary position embedding: plain (``default``) or with Llama 3's scaling (``llama3``).
 
     Attributes:
         rope_theta: base of the geometric series of wavelengths.
@@ -257,9 +256,7 @@ class ModelConfig:
         return cls(rope_parameters=RopeParameters.from_hf(mapping), **values)
 
     def to_hf(self) -> dict[str, Any]:
-        """The content of a ``config.json`` that transformers (4 and 5) and vLLM open as
-        ``CwmForCausalLM``.
-        """
+        """A ``config.json`` that transformers (4 and 5) and vLLM open as ``CwmForCausalLM``."""
         values = dataclasses.asdict(self)
         rope = self.rope_parameters.to_hf()
         scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
@@ -309,9 +306,7 @@ def _shortest_period(kinds: tuple[str, ...]) -> tuple[int, int]:
 
 
 def layer_types_3_to_1(num_hidden_layers: int, *, last_global: bool = False) -> tuple[str, ...]:
-    """Layers 0, 4, 8, ... global and the rest local (report: 3:1), the last one global too if
-    asked.
-    """
+    """Layers 0, 4, 8, ... (and, if asked, the last) global, the rest local (report: 3:1)."""
     kinds = [FULL_ATTENTION if i % 4 == 0 else SLIDING_ATTENTION for i in range(num_hidden_layers)]
     if last_global:
         kinds[-1] = FULL_ATTENTION

@@ -95,7 +95,7 @@ class SourceConfig:
         path: folder (``folder``) or file or folder of files (``jsonl``, ``parquet``).
         glob: which files below a folder belong to it; None takes every file of the kind.
         text_field: JSON key or Parquet column that holds the text.
-        weight: share of documents drawn from this source, relative to the others.
+        weight: share of the tokens that come from this source, relative to the others.
         non_utf8: what to do with a document that is not UTF-8: ``skip`` it (counted in the
             manifest) or keep its ``bytes`` as single-byte tokens.
     """

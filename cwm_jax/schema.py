@@ -185,9 +185,7 @@ def _from_json_value(value: Any, hint: Any) -> Any:
 
 
 def check_types(config: Any) -> None:
-    """Raises ValueError where a field's value is not of its declared type (a whole number is a
-    float).
-    """
+    """Raises ValueError where a value is not of its field's type (whole numbers are floats)."""
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

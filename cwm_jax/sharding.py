@@ -1,8 +1,7 @@
 """Mesh axes, logical axes and the rules between them: the only place that names mesh axes.
 
 Model code speaks of logical axes alone; a different layout on devices is a different rule here. The
-mesh
-has automatic axes: XLA's partitioner completes the layout from the constraints that ``shard``
+mesh has automatic axes: XLA's partitioner completes the layout from the constraints that ``shard``
 states.
 """
 
@@ -126,9 +125,7 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
 def map_over_shards(
     fun: Callable[..., Any], *, in_axes: Sequence[Axes], out_axes: Axes
 ) -> Callable[..., Any]:
-    """Makes ``fun`` see each device's own block, for code that XLA cannot partition (kernels,
-    loops).
-    """
+    """Makes ``fun`` see each device's own block: for what XLA cannot partition (kernels, loops)."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(kind == AxisType.Manual for kind in mesh.axis_types):
         return fun

@@ -84,9 +84,7 @@ def write_corpus(folder: Path, num_files: int = 40) -> None:
 
 
 def random_batch(shape: tuple[int, ...], vocab_size: int = VOCAB_SIZE, seed: int = 0) -> dict:
-    """A batch ``[..., B, T]`` of packed rows: three documents, padding at the end, some targets
-    masked.
-    """
+    """A batch ``[..., B, T]``: three documents a row, padding at the end, some targets masked."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, vocab_size, (*shape[:-1], shape[-1] + 1), dtype=np.int32)
     T = shape[-1]

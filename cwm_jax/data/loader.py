@@ -22,16 +22,17 @@ from cwm_jax.data.packing import GROUP_ROWS, Cursor, Row, pack, stack_rows
 from cwm_jax.data.shards import Shards, tokens_from_record
 from cwm_jax.data.sources import DataError
 
-_STREAM_VERSION = 1  # raised when the same fingerprint would no longer mean the same rows
+_STREAM_VERSION = 2  # raised when the same fingerprint would no longer mean the same rows
 _HELDOUT_SEED = 0  # held-out rows are the same for every run
 
 
 class Loader:
     """An endless stream of packed rows of the training split, for one host.
 
-    Documents are drawn from the sources in the proportion of their weights, from each in an order
-    that the seed fixes, anew each epoch. Host i of n takes every n-th of them, so in each epoch of
-    a source every document goes to one host. Rows are prepared in a thread; closing ends it.
+    Documents are drawn so that the sources' tokens come in the proportion of their weights, from
+    each in an order that the seed fixes, anew each epoch. Host i of n takes every n-th of them, so
+    in each epoch of a source every document goes to one host. Rows are prepared in a thread;
+    closing ends it.
 
     The stream is a function of the fingerprint in ``state`` and of the cursor there: resuming reads
     again the documents of the row (or group of ``GROUP_ROWS`` rows) at hand, nothing before them.
@@ -171,9 +172,10 @@ def heldout_rows(
     """
     _check_sources(shards, data_config)
     readers = [_reader(s, "heldout").shuffle(seed=_HELDOUT_SEED) for s in shards]
+    weights = _document_weights(shards, data_config)
     turns = [
-        _turns(source.weight, number, len(reader))
-        for number, (source, reader) in enumerate(zip(data_config.sources, readers, strict=True))
+        _turns(weight, number, len(reader))
+        for number, (weight, reader) in enumerate(zip(weights, readers, strict=True))
     ]
     documents = (_read(readers[number], at) for _, number, at in heapq.merge(*turns))
     rows = pack(documents, packing=data_config.packing, max_target_length=max_target_length)
@@ -207,7 +209,16 @@ def _mixture(
             digest = hashlib.sha256(f"{seed}/{source.name}".encode()).digest()
             dataset = dataset.shuffle(seed=int.from_bytes(digest[:4], "big"))
         datasets.append(dataset.repeat()[index::count])
-    return grain.MapDataset.mix(datasets, weights=[s.weight for s in data_config.sources])
+    return grain.MapDataset.mix(datasets, weights=_document_weights(shards, data_config))
+
+
+def _document_weights(shards: Sequence[Shards], data_config: DataConfig) -> list[float]:
+    """Shares of documents that make the sources' weights shares of tokens."""
+    splits = [s.manifest.train for s in shards]
+    return [
+        source.weight * split.documents / split.tokens
+        for source, split in zip(data_config.sources, splits, strict=True)
+    ]
 
 
 def _reader(shards: Shards, split: str) -> grain.MapDataset:

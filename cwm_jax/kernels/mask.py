@@ -15,9 +15,7 @@ from jaxtyping import Array, Bool, Int
 
 
 def document_starts(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """Index of the first position of the document (or run of padding) that each position belongs
-    to.
-    """
+    """Index of the first position of each position's document (or run of padding)."""
     index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None, :]
     is_start = segment_ids[:, 1:] != segment_ids[:, :-1]
     is_start = jnp.concatenate([jnp.ones_like(segment_ids[:, :1], dtype=bool), is_start], axis=1)
@@ -37,9 +35,7 @@ def key_starts(segment_ids: Int[Array, "B T"], sliding_window: int | None) -> In
 
 
 def dense_mask(segment_ids: Int[Array, "B T"], sliding_window: int | None) -> Bool[Array, "B T T"]:
-    """``[b, t, s]`` is True where query t sees key s; materialises T x S, for oracles and small
-    tests.
-    """
+    """``[b, t, s]`` is True where query t sees key s; T x S, for oracles and small tests."""
     index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
     starts = key_starts(segment_ids, sliding_window)
     return (index <= index[:, None]) & (index >= starts[:, :, None])

@@ -85,9 +85,7 @@ class Embedding(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation in float32, then a learnt scale in the input's dtype (as in
-    HF).
-    """
+    """Root-mean-square normalisation in float32, then a scale in the input's dtype (as in HF)."""
 
     def __init__(self, width: int, eps: float):
         self.scale = nnx.Param(jnp.ones(width, jnp.float32), out_sharding=("norm",))
@@ -115,8 +113,7 @@ class Mlp(nnx.Module):
 
 
 def residual_gain(config: ModelConfig) -> float:
-    """Gain of the maps that write to the residual stream, so that their sum over layers keeps its
-    size.
+    """Gain of the maps that write to the residual stream: their sum over layers keeps its size.
 
     Source: GPT-2's 1/sqrt(2L); assumed for CWM.
     """

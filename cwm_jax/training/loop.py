@@ -72,8 +72,7 @@ class RunResult:
 
 
 def run(config: RunConfig) -> RunResult:
-    """Trains, from the newest checkpoint of ``run_name`` if there is one; the start-up order is
-    numbered.
+    """Trains, from the newest checkpoint of ``run_name`` if there is one.
 
     Raises:
         ValueError: the configuration, the corpus or a checkpoint is not usable.

@@ -95,8 +95,7 @@ def chunked_cross_entropy(
     z_loss: float,
     chunk_tokens: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(cross-entropy + z-loss, cross-entropy) summed over the tokens, weighted by ``mask``, in
-    float32.
+    """(cross-entropy + z-loss, cross-entropy): float32 sums over the tokens, weighted by ``mask``.
 
     Differentiable once in x and kernel, through the first result alone.
     """

@@ -38,8 +38,7 @@ def report_flops_per_token(model: ModelConfig, context_tokens: int) -> float:
 
 
 def flops_per_token(model: ModelConfig, context_tokens: int) -> float:
-    """Forward and backward of a full row of one document, windows honoured, recomputation not
-    counted.
+    """Forward and backward of a row of one document; windows count, recomputation does not.
 
     Matrix products with weights cost 6 FLOP per weight (norms and the embedding's look-up none, the
     head included); attention costs 12 N H per visible key.

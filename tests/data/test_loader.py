@@ -158,14 +158,16 @@ def test_rows_hold_each_document_of_an_epoch(make_loader, packing):
         assert sorted(found) == sorted(expected)
 
 
-def test_weights_are_shares_of_documents(make_loader):
-    loader = make_loader(
-        {"a": texts("a", 30), "b": texts("b", 60), "c": texts("c", 10)},
-        weights={"a": 5.0, "b": 3.0, "c": 2.0},
-    )
+def test_weights_are_shares_of_tokens(make_loader):
+    corpora = {"a": texts("a", 30), "b": texts("b", 60, longest=600), "c": texts("c", 10)}
+    loader = make_loader(corpora, weights={"a": 5.0, "b": 3.0, "c": 2.0})
     names = cursor_documents(loader, 1000)
-    shares = collections.Counter(name[0] for name in names)
-    assert all(abs(shares[k] - n) <= 2 for k, n in {"a": 500, "b": 300, "c": 200}.items())
+    lengths = {text[:5].decode(): len(text) + 2 for texts in corpora.values() for text in texts}
+    tokens = collections.Counter()
+    for name in names:
+        tokens[name[0]] += lengths[name]
+    shares = {letter: count / tokens.total() for letter, count in tokens.items()}
+    assert shares == pytest.approx({"a": 0.5, "b": 0.3, "c": 0.2}, abs=0.02)
     # Within a source no document comes again before all have come.
     for letter, count in (("a", 30), ("b", 60), ("c", 10)):
         num = len(train_names(texts(letter, count)))
@@ -174,10 +176,11 @@ def test_weights_are_shares_of_documents(make_loader):
 
 
 def test_mixture_is_kept_on_every_host(make_loader):
-    for host in range(2):
-        loader = make_loader(host=host, hosts=2)
-        shares = collections.Counter(name[0] for name in cursor_documents(loader, 100))
-        assert shares == {"a": 50, "b": 50}
+    counts = [
+        collections.Counter(name[0] for name in cursor_documents(loader, 100))
+        for loader in (make_loader(host=host, hosts=2) for host in range(2))
+    ]
+    assert counts[0] == counts[1] and 40 < counts[0]["a"] < 60
 
 
 def test_seed_and_shuffle_decide_the_order(make_loader):
