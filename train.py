@@ -29,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("train.py: interrupted; the same command goes on from the newest checkpoint")
+        note = "interrupted; the same command goes on from the newest checkpoint, if there is one"
+        print(f"train.py: {note}", file=sys.stderr)
         return 130
 
 

@@ -31,23 +31,21 @@ import torch
 import transformers
 
 from configs import quickstart
-from cwm_jax.config import BatchConfig, ModelConfig, layer_types_3_to_1
+from cwm_jax.config import BatchConfig
 from cwm_jax.training.scaling import flops_per_token
 from cwm_jax.training.state import init_state
 from cwm_jax.training.step import compiler_options, make_train_step
 
-MODEL = ModelConfig(
+MODEL = dataclasses.replace(
+    quickstart.get_config().model,
     vocab_size=1024,
     hidden_size=128,
     intermediate_size=448,
-    num_hidden_layers=4,
     num_attention_heads=4,
-    num_key_value_heads=1,
-    head_dim=32,
-    layer_types=layer_types_3_to_1(4),
     sliding_window=256,
     bos_token_id=0,
     eos_token_id=1,
+    pad_token_id=None,
 )
 CASES = {512: 16, 2048: 4}  # tokens in a row: rows in a step
 

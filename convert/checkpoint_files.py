@@ -18,9 +18,8 @@ import tensorstore as ts
 from convert.folders import read_json, read_model_config, write_json
 from convert.names import ConversionError, Weight, array_shapes, check_names, weights
 from convert.sources import DTYPES, Source, array_dtypes, row_blocks
-from cwm_jax.training.checksums import damage
+from cwm_jax.training.checksums import STATE_FOLDER, damage
 
-STATE_FOLDER = "state"
 _PREFIX = "params."
 # No cache, and few chunks in flight: a conversion's memory is that of the blocks in its hands.
 _CONTEXT = {

@@ -317,7 +317,8 @@ class CheckpointConfig:
         keep_period: checkpoints at multiples of this step are kept for ever; None keeps none of
             them.
         async_checkpointing: write while training goes on.
-        load_parameters_path: checkpoint or converted folder whose weights a fresh run starts from.
+        load_parameters_path: checkpoint or converted folder whose weights a fresh run starts from,
+            cast to ``execution.weight_dtype``.
         load_full_state_path: checkpoint whose weights and optimizer state it starts from (the next
             phase).
     """

@@ -212,6 +212,16 @@ def test_training_on_broken_weights_stops_with_a_report(full_run, train_tiny, ho
     assert [line["skipped_in_a_row"] for line in steps] == [1, 2, 3]
 
 
+def test_ctrl_c_before_the_first_step_ends_the_run_with_one_line(train_tiny, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cwm_jax.training.loop.load_or_train_tokenizer", interrupted)
+    code, _, errors = train_tiny("run_name=interrupted")
+    assert code == 130
+    assert errors.startswith("train.py: interrupted; the same command goes on")
+
+
 def test_a_dry_run_prints_every_derived_number_and_touches_no_file(home, capsys):
     before = sorted(home.rglob("*"))
     arguments = settings("run_name=dry", f"data.cache_directory={home}/nowhere", "mesh.data=16")

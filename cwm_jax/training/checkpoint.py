@@ -27,10 +27,9 @@ import orbax.checkpoint as ocp
 from cwm_jax import schema
 from cwm_jax.config import CheckpointConfig, ModelConfig, RunConfig
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
-from cwm_jax.training.checksums import damage, write_checksums
+from cwm_jax.training.checksums import STATE_FOLDER, damage, write_checksums
 from cwm_jax.training.plan import Plan
 
-_STATE = "state"
 _RUN_FILE = "run.json"
 _TEMPORARY = ".tmp-"
 _DAMAGED = ".damaged"
@@ -105,7 +104,8 @@ class Checkpointer:
             beside.mkdir()
             save_args = jax.tree_util.tree_map_with_path(_save_args, state)
             self._orbax.save(
-                (beside / _STATE).absolute(), args=ocp.args.PyTreeSave(state, save_args=save_args)
+                (beside / STATE_FOLDER).absolute(),
+                args=ocp.args.PyTreeSave(state, save_args=save_args),
             )
         except Exception as error:
             self._error = error
@@ -208,7 +208,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
         CheckpointError: there is none, or the one that is named is damaged.
     """
     path = Path(path)
-    if (path / _STATE).is_dir():
+    if (path / STATE_FOLDER).is_dir():
         if problems := damage(path):
             raise CheckpointError(f"checkpoint {path} is damaged: {'; '.join(problems[:5])}")
         return path
@@ -217,7 +217,8 @@ def resolve_checkpoint(path: str | Path) -> Path:
             if not damage(candidate):
                 return candidate
     raise CheckpointError(
-        f"{path} holds no whole checkpoint; expected a folder with {_STATE}/ or a run's folder"
+        f"{path} holds no whole checkpoint; expected a folder with {STATE_FOLDER}/ or a run's "
+        "folder"
     )
 
 
@@ -251,12 +252,10 @@ def read_record(path: Path) -> RunRecord:
 
 def check_same_run(path: Path, saved: RunRecord, plan: Plan) -> None:
     """Raises CheckpointError with the list of differences that make it another run."""
-    old, new = schema.flatten(saved.config), schema.flatten(plan.config)
     differences = [
-        f"  {key}: checkpoint {old[key]!r}, config {new[key]!r}"
-        for key in new
-        if old[key] != new[key]
-        and (key == "execution.weight_dtype" or not key.startswith(_FREE_KEYS))
+        f"  {sentence}"
+        for key, sentence in _changed("checkpoint", saved.config, plan.config).items()
+        if key == "execution.weight_dtype" or not key.startswith(_FREE_KEYS)
     ]
     if saved.batches != (now := batches(plan)):
         differences.append(
@@ -283,12 +282,7 @@ def check_same_model(path: Path, config: ModelConfig, tokenizer: Tokenizer) -> l
         CheckpointError: any other difference.
     """
     stored = ModelConfig.from_hf(json.loads((path / "config.json").read_text()))
-    old, new = schema.flatten(stored), schema.flatten(config)
-    changed = {
-        key: f"{key}: weights {old.get(key)!r}, config {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    }
+    changed = _changed("weights", stored, config)
     refused = [f"  model.{text}" for key, text in changed.items() if not key.startswith(_NEW_PHASE)]
     if refused:
         raise CheckpointError(
@@ -304,6 +298,16 @@ def check_same_model(path: Path, config: ModelConfig, tokenizer: Tokenizer) -> l
     return [f"starting from weights with another {text}" for text in changed.values()]
 
 
+def _changed(owner: str, old: Any, new: Any) -> dict[str, str]:
+    """Key -> sentence for every field in which two configs of one class differ."""
+    old, new = schema.flatten(old), schema.flatten(new)
+    return {
+        key: f"{key}: {owner} {old[key]!r}, config {new[key]!r}"
+        for key in new
+        if old[key] != new[key]
+    }
+
+
 def batches(plan: Plan) -> tuple[tuple[int, int], ...]:
     """A plan's batches as a checkpoint records them."""
     return tuple((stage.first_step, stage.batch_tokens) for stage in plan.stages)
@@ -315,16 +319,17 @@ def restore(path: Path, abstract: Any, shardings: Any, *, cast: bool = False) ->
     Raises:
         CheckpointError: an array is absent, or has another shape or (unless ``cast``) dtype.
     """
-    stored = dict(_stored_arrays(path / _STATE))
+    stored = dict(_stored_arrays(path / STATE_FOLDER))
     wanted = {
-        jax.tree_util.keystr(
-            key, simple=True, separator="."
-        ): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+        jax.tree_util.keystr(key, simple=True, separator="."): _Array(
+            str(np.dtype(leaf.dtype)), list(leaf.shape)
+        )
         for key, leaf in jax.tree_util.tree_leaves_with_path(abstract)
     }
-    if cast:  # Orbax does it
-        for name in stored.keys() & wanted.keys():
-            stored[name] = wanted[name].split("[")[0] + "[" + stored[name].split("[")[1]
+    if cast:  # Orbax does it, and says nothing
+        wanted = {
+            k: dataclasses.replace(w, dtype=stored.get(k, w).dtype) for k, w in wanted.items()
+        }
     if differences := _array_differences(stored, wanted):
         raise CheckpointError(
             f"checkpoint {path} does not fit the config:\n" + "\n".join(differences)
@@ -332,14 +337,23 @@ def restore(path: Path, abstract: Any, shardings: Any, *, cast: bool = False) ->
     restore_args = jax.tree.map(lambda s: ocp.ArrayRestoreArgs(sharding=s), shardings)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as orbax:
         return orbax.restore(
-            (path / _STATE).absolute(),
+            (path / STATE_FOLDER).absolute(),
             args=ocp.args.PyTreeRestore(
                 item=abstract, restore_args=restore_args, partial_restore=True
             ),
         )
 
 
-def _array_differences(stored: dict[str, str], wanted: dict[str, str]) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class _Array:
+    dtype: str
+    shape: list[int]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{self.shape}"
+
+
+def _array_differences(stored: dict[str, _Array], wanted: dict[str, _Array]) -> list[str]:
     parts = {name.split(".")[0] for name in wanted}
     names = {name for name in stored if name.split(".")[0] in parts} | set(wanted)
     return [
@@ -350,10 +364,10 @@ def _array_differences(stored: dict[str, str], wanted: dict[str, str]) -> list[s
     ]
 
 
-def _stored_arrays(state: Path) -> Iterator[tuple[str, str]]:
+def _stored_arrays(state: Path) -> Iterator[tuple[str, _Array]]:
     for path in state.glob("*/.zarray"):
         spec = json.loads(path.read_text())
-        yield path.parent.name, f"{np.dtype(spec['dtype'])}{spec['shape']}"
+        yield path.parent.name, _Array(str(np.dtype(spec["dtype"])), spec["shape"])
 
 
 def _save_args(path: Any, leaf: Any) -> ocp.SaveArgs:

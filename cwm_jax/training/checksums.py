@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 CHECKSUMS_FILE = "checksums.json"
+STATE_FOLDER = "state"  # of a checkpoint's arrays; here, for the converters read it without JAX
 _NUM_THREADS = 8  # hashing and reading release the GIL
 _CHUNK_BYTES = 1 << 20  # in each thread
 

@@ -7,7 +7,6 @@ import dataclasses
 import fcntl
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from cwm_jax.training.metrics import (
     plot_loss,
     print_line,
     read_metrics,
+    write_atomically,
 )
 from cwm_jax.training.plan import Plan, make_plan
 from cwm_jax.training.signals import StopRequest
@@ -113,7 +113,7 @@ def run(config: RunConfig) -> RunResult:
         # 6. Logs, cut back to that state.
         metrics_path = folder / METRICS_FILE
         keep_metrics_through(metrics_path, record.step if record else -1)
-        _write_atomically(folder / "config.json", json.dumps(schema.to_json(config), indent=1))
+        write_atomically(folder / "config.json", json.dumps(schema.to_json(config), indent=1))
         log = stack.enter_context(
             contextlib.closing(MetricsLog(metrics_path, tensorboard=config.logging.tensorboard))
         )
@@ -342,7 +342,7 @@ def _first_state(config: RunConfig, mesh, tokenizer: Tokenizer) -> TrainState:
         path,
         {part: getattr(abstract, part) for part in parts},
         {part: getattr(shardings, part) for part in parts},
-        cast=True,
+        cast=parts == ["params"],
     )
     print_line(f"starting from {' and '.join(parts)} of {path}")
     return dataclasses.replace(state, **loaded)
@@ -376,12 +376,6 @@ def _describe_data(shards: list[Shards], tokenizer: Tokenizer) -> str:
             f"{manifest.heldout.tokens:,} held-out tokens in {shard.folder}{notes}"
         )
     return "\n".join(lines)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
 
 
 @contextlib.contextmanager

@@ -78,8 +78,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def keep_metrics_through(path: Path, step: int) -> None:
     """Drops the lines after ``step``, which the resumed run will write again; atomic."""
     kept = [line for line in read_metrics(path) if line["step"] <= step]
-    beside = path.with_suffix(".tmp")
-    beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes beside and renames: the file holds its old text or the new, never a part."""
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(text)
     os.replace(beside, path)
 
 

@@ -1,5 +1,11 @@
 """A tokenizer of single bytes and small corpora on disk."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from cwm_jax.config import DataConfig, SourceConfig
@@ -24,6 +30,18 @@ class ByteTokenizer:
 @pytest.fixture
 def tokenizer():
     return ByteTokenizer()
+
+
+@pytest.fixture
+def run_until_killed():
+    """Runs a script that kills its own process."""
+
+    def run(script):
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        killed = subprocess.run([sys.executable, "-c", script], env=env, check=False)
+        assert killed.returncode == -signal.SIGKILL
+
+    return run
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -258,17 +256,13 @@ module.prepare(source, config, Killed())
 """
 
 
-def test_a_killed_preparation_is_not_taken_for_whole(make_config, tokenizer):
+def test_a_killed_preparation_is_not_taken_for_whole(make_config, tokenizer, run_until_killed):
     config = make_config({"a": TEXTS})
     source = config.sources[0]
     script = textwrap.dedent(_KILLED).format(
         tests=str(Path(__file__).parent), path=source.path, cache=config.cache_directory
     )
-    root = str(Path(__file__).parents[2])
-    killed = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": root}, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
+    run_until_killed(script)
     (left,) = Path(config.cache_directory).iterdir()
     assert left.name.endswith(".tmp") and list(left.glob("train-*"))
 

@@ -1,10 +1,6 @@
 """The tokenizer of a run: trained once, on training text alone, whole or not there."""
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -115,16 +111,12 @@ load_or_train_tokenizer(TokenizerConfig(vocab_size=540), config)
 """
 
 
-def test_a_killed_training_is_not_taken_for_whole(make_config, trainings):
+def test_a_killed_training_is_not_taken_for_whole(make_config, trainings, run_until_killed):
     config = make_config({"a": TEXTS})
     script = textwrap.dedent(_KILLED).format(
         path=config.sources[0].path, cache=config.cache_directory
     )
-    root = str(Path(__file__).parents[2])
-    killed = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": root}, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
+    run_until_killed(script)
     (left,) = Path(config.cache_directory).iterdir()
     assert left.name.startswith(".tmp-") and list(left.rglob("chat_template.jinja"))
     load_or_train_tokenizer(CONFIG, config)
