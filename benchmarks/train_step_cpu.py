@@ -31,7 +31,7 @@ import torch
 import transformers
 
 from configs import quickstart
-from cwm_jax.config import BatchConfig
+from cwm_jax.config import BatchConfig, TokenizerConfig
 from cwm_jax.training.scaling import flops_per_token
 from cwm_jax.training.state import init_state
 from cwm_jax.training.step import compiler_options, make_train_step
@@ -114,6 +114,7 @@ def our_step(tokens: np.ndarray, micro_batches: int) -> Callable[[], None]:
     config = dataclasses.replace(
         quickstart.get_config(),
         model=MODEL,
+        tokenizer=TokenizerConfig(vocab_size=MODEL.vocab_size),
         batch=BatchConfig(max_target_length=T, per_device_batch_size=rows / micro_batches),
     )
     shape = (micro_batches, rows // micro_batches, T)

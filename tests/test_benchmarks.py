@@ -1,0 +1,19 @@
+"""The benchmarks run: both sides of a step are taken, and real programs are compiled."""
+
+import numpy as np
+
+from benchmarks import compile_time, train_step_cpu
+
+
+def test_both_sides_of_the_step_benchmark_take_a_step():
+    tokens = np.zeros((2, 17), np.int32)
+    for step in (
+        train_step_cpu.our_step(tokens, 2),
+        train_step_cpu.torch_step(tokens, 2, "sdpa"),
+    ):
+        assert train_step_cpu.seconds(step, 1) > 0
+
+
+def test_compile_times_are_measured():
+    stage, compile_ = compile_time.compile_seconds(2, scan=True)
+    assert stage > 0 and compile_ > 0
