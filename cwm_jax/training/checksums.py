@@ -16,7 +16,6 @@ from pathlib import Path
 CHECKSUMS_FILE = "checksums.json"
 STATE_FOLDER = "state"  # of a checkpoint's arrays; here, for the converters read it without JAX
 _NUM_THREADS = 8  # hashing and reading release the GIL
-_CHUNK_BYTES = 1 << 20  # in each thread
 
 
 def write_checksums(folder: Path) -> None:
@@ -66,10 +65,8 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _record(path: Path, *, flush: bool = False) -> dict[str, int | str]:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    with open(path, "rb", buffering=0) as file:
+        digest = hashlib.file_digest(file, "sha256")  # one small buffer, whatever the file
         size = file.tell()
         if flush:
             os.fsync(file.fileno())
