@@ -1,6 +1,6 @@
 """Compile time of a training step at 8 and at 64 layers: scanned, so depth is nearly free.
 
-    python benchmarks/compile_time.py [--unrolled]
+    python -m benchmarks.compile_time [--unrolled]
 
 The model is the quickstart's with more layers. Every compile has a process of its own, the depths
 alternate, and the table gives medians.
@@ -33,9 +33,9 @@ def main() -> None:
     times = {depth: [] for depth in DEPTHS}
     for _ in range(args.rounds):
         for depth in DEPTHS:
-            command = [sys.executable, __file__, "--depth", str(depth)]
+            command = [sys.executable, "-m", "benchmarks.compile_time", "--depth", str(depth)]
             command += ["--unrolled"] if args.unrolled else []
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             times[depth].append([float(x) for x in output.split()])
     print("| layers | stage s | compile s | both s |\n|---|---|---|---|")
     both = {}

@@ -1,6 +1,6 @@
 """Memory of the loss and its gradient at CWM's vocabulary: chunked against naive, as XLA allots it.
 
-    python benchmarks/loss_memory.py [--tokens 8192] [--width 512]
+    python -m benchmarks.loss_memory [--tokens 8192] [--width 512]
 
 Nothing is executed: the figures are the compiled programs' temporary buffers. The naive loss holds
 the [T, V] logits in float32 more than once; the chunked one holds a chunk's, and the float32

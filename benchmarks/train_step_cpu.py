@@ -1,6 +1,6 @@
 """One optimizer step of the same small CWM: ours against transformers + PyTorch, on this CPU.
 
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/train_step_cpu.py [--rounds 5]
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python -m benchmarks.train_step_cpu [--rounds 5]
 
 All train 1.2M parameters (1 global and 3 local layers, window 256) in float32 with AdamW, clipping
 and the same tokens per step, on the same threads. PyTorch is timed as a user would write it (the

@@ -1,8 +1,28 @@
 """The benchmarks run: both sides of a step are taken, and real programs are compiled."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from benchmarks import compile_time, train_step_cpu
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "file", sorted((REPOSITORY / "benchmarks").glob("*.py")), ids=lambda p: p.stem
+)
+def test_its_documented_command_starts_from_the_repository(file):
+    command = f"-m benchmarks.{file.stem}"
+    assert f"python {command}" in file.read_text()
+    result = subprocess.run(
+        [sys.executable, *command.split(), "--help"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "usage:" in result.stdout
 
 
 def test_both_sides_of_the_step_benchmark_take_a_step():
