@@ -1,0 +1,258 @@
+"""Programs to be traced, and episodes: what tracing one leaves, as a record with its origin."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cwm_jax.trace.format import (
+    START_MARKER,
+    ParsedTrace,
+    parse_trace,
+    render_prompt,
+    split_prompt,
+)
+from cwm_jax.trace.tracer import Trace, TraceError, TraceLimits, Tracer, source_lines
+
+RECORD_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """One context to be traced.
+
+    Attributes:
+        name: unique and stable; splits and orders are functions of it. Without ``#``.
+        context: source whose entry line carries the start marker.
+        source: kind of source: ``function``, ``script``, ``generated``, ``jsonl``.
+        origin: where it comes from, for people: a path and line, a seed.
+        difficulty: of a generated program.
+        kinds: constructs of a generated program.
+    """
+
+    name: str
+    context: str
+    source: str
+    origin: str
+    difficulty: int | None = None
+    kinds: tuple[str, ...] = ()
+
+    def episodes(self, tracer: Tracer) -> list[Episode]:
+        """Its one episode; raises TraceError as `Tracer.trace` does."""
+        trace = tracer.trace(self.context)
+        return [
+            episode_from_trace(
+                trace,
+                name=f"{self.name}#0",
+                source=self.source,
+                origin=self.origin,
+                limits=tracer.limits,
+                difficulty=self.difficulty,
+                kinds=self.kinds,
+            )
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One trace and where it comes from: a record of a corpus.
+
+    Attributes:
+        name: ``PROGRAM#N``: episode N of a program.
+        context: source with its marked line.
+        frames: their text, ending with ``<|end_of_text|>`` if the entry scope was left.
+        finished: whether it was.
+        status: ``finished``, or the limit that cut it.
+        num_events: frames in the text.
+        source, origin, difficulty, kinds: as of the `Program`.
+        python: version of the interpreter that ran it.
+        limits: that it was traced under.
+        cut_reprs, failed_reprs: see `Trace`.
+    """
+
+    name: str
+    context: str
+    frames: str
+    finished: bool
+    status: str
+    num_events: int
+    source: str
+    origin: str
+    python: str
+    limits: Mapping[str, float]
+    difficulty: int | None = None
+    kinds: tuple[str, ...] = ()
+    cut_reprs: int = 0
+    failed_reprs: int = 0
+
+    @property
+    def prompt(self) -> str:
+        return render_prompt(self.context)
+
+    @property
+    def sha256(self) -> str:
+        """Of the text, in hex: equal for equal traces of equal contexts, whatever their origin."""
+        return hashlib.sha256((self.prompt + self.frames).encode()).hexdigest()
+
+    def parse(self) -> ParsedTrace:
+        return parse_trace(self.frames)
+
+    def to_json(self) -> dict[str, Any]:
+        """A record fit for JSON: ``prompt`` in place of ``context``, version and hash added."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del values["context"]
+        return {
+            "version": RECORD_VERSION,
+            **values,
+            "prompt": self.prompt,
+            "kinds": list(self.kinds),
+            "limits": dict(self.limits),
+            "sha256": self.sha256,
+        }
+
+
+def episode_from_trace(
+    trace: Trace,
+    *,
+    name: str,
+    source: str,
+    origin: str,
+    limits: TraceLimits,
+    difficulty: int | None = None,
+    kinds: tuple[str, ...] = (),
+) -> Episode:
+    """The record of a trace."""
+    return Episode(
+        name=name,
+        context=trace.context,
+        frames=trace.text,
+        finished=trace.finished,
+        status=trace.status,
+        num_events=len(trace.frames),
+        source=source,
+        origin=origin,
+        python=trace.python,
+        limits=dataclasses.asdict(limits),
+        difficulty=difficulty,
+        kinds=kinds,
+        cut_reprs=trace.cut_reprs,
+        failed_reprs=trace.failed_reprs,
+    )
+
+
+def episode_from_json(record: Mapping[str, Any]) -> Episode:
+    """The inverse of `Episode.to_json`.
+
+    Raises:
+        ValueError: another version, keys that lack or are unknown, or a hash that does not fit.
+    """
+    values = dict(record)
+    version, prompt, digest = (values.pop(k, None) for k in ("version", "prompt", "sha256"))
+    if version != RECORD_VERSION or not isinstance(prompt, str):
+        raise ValueError(
+            f"episode record has version {version!r} and a prompt of type {type(prompt).__name__}; "
+            f"expected version {RECORD_VERSION}: trace the programs again"
+        )
+    values["context"], _ = split_prompt(prompt)
+    values["kinds"] = tuple(values.get("kinds", ()))
+    known = {f.name for f in dataclasses.fields(Episode)}
+    if set(values) != known:
+        raise ValueError(
+            f"episode record has keys {sorted(set(values) ^ known)} too many or too few; was it "
+            "written by this version?"
+        )
+    episode = Episode(**values)
+    if episode.sha256 != digest:
+        raise ValueError(
+            f"episode {episode.name!r}: sha256 of its text is {episode.sha256}, the record says "
+            f"{digest}: the file is damaged"
+        )
+    return episode
+
+
+def context_of_call(code: str, arguments: str, *, function: str = "f") -> str:
+    """The context that calls a function: output prediction, where no argument has to be invented.
+
+    Args:
+        code: source that defines the function.
+        arguments: source of the arguments, as between the brackets of a call.
+        function: its name.
+
+    Source: prompts of the released model for CruxEval.
+    """
+    body = code if code.endswith("\n") else code + "\n"
+    body = body if body.startswith("\n") else "\n" + body
+    return f"{body}def main():{START_MARKER}\n    return {function}({arguments})\n"
+
+
+def context_of_script(script: str, stdin: str = "") -> str:
+    """The context of a whole script: its module is traced, and its first statement feeds stdin.
+
+    That statement stands after a docstring and ``from __future__`` lines (assumed: how the report's
+    scripts were presented is not published).
+
+    Raises:
+        TraceError: the script does not parse.
+    """
+    feed = f"import io, sys; sys.stdin = io.StringIO({stdin!r}){START_MARKER}\n"
+    try:
+        body = ast.parse(script).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise TraceError("syntax", f"no trace: {type(error).__name__}: {error}") from None
+    last = 0
+    for number, statement in enumerate(body):
+        is_docstring = (
+            not number
+            and isinstance(statement, ast.Expr)
+            and isinstance(statement.value, ast.Constant)
+            and isinstance(statement.value.value, str)
+        )
+        is_future = isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
+        if is_docstring or is_future:
+            last = statement.end_lineno or last
+    lines = source_lines(script)
+    if last and not lines[last - 1].endswith("\n"):
+        lines[last - 1] += "\n"
+    return "".join([*lines[:last], feed, *lines[last:]])
+
+
+def jsonl_programs(path: Path, *, limit: int | None = None) -> Iterator[Program]:
+    """Programs of a file with ``code`` and ``input`` in each line, such as CruxEval.
+
+    ``input`` holds the arguments' source; the function is ``f``, or the last one that ``code``
+    defines. ``id`` names the line if it is there.
+
+    Raises:
+        ValueError: a line that is no such object.
+    """
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if limit is not None and number > limit:
+                return
+            try:
+                row = json.loads(line)
+                code, arguments = row["code"], row["input"]
+                name = str(row.get("id", f"line-{number}"))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}:{number}: {error!r}; expected an object with 'code' and 'input'"
+                ) from error
+            yield Program(
+                name=f"{path.stem}-{name}".replace("#", "-"),
+                context=context_of_call(code, arguments, function=_function_of(code)),
+                source="jsonl",
+                origin=f"{path.name}:{number}",
+            )
+
+
+def _function_of(code: str) -> str:
+    try:
+        names = [n.name for n in ast.parse(code).body if isinstance(n, ast.FunctionDef)]
+    except (SyntaxError, ValueError):
+        return "f"  # the tracer names what is wrong with it
+    return "f" if "f" in names or not names else names[-1]

@@ -1,0 +1,332 @@
+"""Runs one program under ``sys.settrace``; loaded inside the sandbox, where only it can be read.
+
+Self-contained: it imports the standard library alone. ``handle`` gets a request and answers with
+events in JSON; `cwm_jax.trace.tracer` makes frames of them. What the program prints goes nowhere.
+
+A program is traced in a process of its own, so the answer is given from inside the trace function
+the moment the trace is complete, and the process ends there: a program cannot outlive its trace.
+"""
+
+import builtins
+import json
+import linecache
+import opcode
+import os
+import random
+import re
+import sys
+import types
+
+CALL, LINE, RETURN, EXCEPTION = range(4)
+FILE_NAME = "main.py"  # of the program, as tracebacks name it
+CHECK_EVENTS = 64  # between checks of the limits
+MAX_NOTED_CHARS = 8_000_000  # of reprs before they are numbered: bounds the memory
+SCRATCH = "/tmp"
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{4,}")
+_SUSPENDABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
+_YIELD_VALUE = opcode.opmap["YIELD_VALUE"]
+
+# Audit events of what makes a run depend on more than its source, by the name of the refusal.
+REFUSED = {
+    "_thread.start_new_thread": "threads",
+    "sys.settrace": "settrace",
+    "sys.setprofile": "settrace",
+    "ctypes.dlopen": "ctypes",
+    "os.exec": "processes",
+    "os.fork": "processes",
+    "os.forkpty": "processes",
+    "os.posix_spawn": "processes",
+    "os.spawn": "processes",
+    "os.system": "processes",
+    "pty.spawn": "processes",
+    "subprocess.Popen": "processes",
+    "os.kill": "signals",
+    "os.killpg": "signals",
+    "signal.pthread_kill": "signals",
+    "socket.__new__": "sockets",
+    "socket.connect": "sockets",
+    "socket.bind": "sockets",
+    "socket.getaddrinfo": "sockets",
+}
+# Audit events whose first argument is a path: outside the scratch folder they are refused.
+REFUSED_OUTSIDE = ("os.remove", "os.rmdir", "os.rename", "os.truncate", "os.chmod", "shutil.rmtree")
+
+
+class Recorder:
+    """The events of one trace, within limits, each ``repr`` kept once.
+
+    Events are noted as they come, as tuples of 4 * line + kind, names and as many reprs (or one
+    repr alone), and numbered later, in stretches: the trace function does little more than take the
+    reprs.
+
+    Args:
+        limits: ``max_events``, ``max_bytes`` (characters of distinct reprs), ``max_repr_chars``,
+            ``max_depth``.
+        done: called with (status, message) when the trace ends; it does not return.
+    """
+
+    def __init__(self, limits, done):
+        self.depth = 0
+        self.entered = False
+        self.entry_code = None
+        self._limits = limits
+        self._done = done
+        self._noted = []
+        self._noted_chars = 0  # an estimate, from one event in CHECK_EVENTS
+        self._events = []  # (4 * line + kind, number of its names or -1, numbers of its reprs)
+        self._names, self._reprs = {}, {}  # to their numbers, which are their places in the tables
+        self._table = []
+        self._chars = self._cut_reprs = self._failed_reprs = 0
+        self._line_event = self._make_line_event()
+
+    def call(self, frame):
+        """Records that a scope is entered; returns the frame's local trace function."""
+        self.entered = True
+        self.depth += 1
+        if self.depth > self._limits["max_depth"]:
+            self._done("depth", f"{self._limits['max_depth']} scopes are open at once")
+        self._note_locals(CALL, frame)
+        return self._line_event
+
+    def answer(self, status, message, *, hidden=frozenset()):
+        """The JSON that the tracer reads.
+
+        Args:
+            status: ``finished``, or the name of what ended the run.
+            message: its details.
+            hidden: names that are left out where they stand beside ``__builtins__``.
+        """
+        self._number_events()
+        if status == "finished":
+            status, message = self._exceeded() or (status, message)
+        answer = {
+            "status": status,
+            "message": message,
+            "events": self._events[: self._limits["max_events"]],
+            "names": [_shown(names, hidden) for names in self._names],
+            "reprs": self._table,
+            "cut_reprs": self._cut_reprs,
+            "failed_reprs": self._failed_reprs,
+            "python": sys.version.split()[0],
+        }
+        return json.dumps(answer).encode()
+
+    def _make_line_event(self):
+        """The hot path, once per event: all it needs is in local variables."""
+        noted, note = self._noted, self._noted.append
+
+        def line_event(frame, event, arg):
+            if event == "line":
+                try:
+                    local_vars = frame.f_locals
+                    reprs = map(repr, local_vars.values())
+                    note((4 * frame.f_lineno + LINE, *local_vars, *reprs))
+                except BaseException:  # a program's own __repr__ may raise anything
+                    self._note_locals(LINE, frame)
+                if not len(noted) % CHECK_EVENTS:
+                    self._check()
+            elif event == "return":
+                self._leave(frame, arg)
+            elif event == "exception":
+                note((4 * frame.f_lineno + EXCEPTION, self._repr(arg[1])))
+            return line_event
+
+        return line_event
+
+    def _leave(self, frame, value):
+        self._noted.append((4 * frame.f_lineno + RETURN, self._repr(value)))
+        self.depth -= 1
+        if not self.depth and not is_suspended(frame):
+            self._done("finished", "")
+
+    def _note_locals(self, kind, frame):
+        local_vars = {k: v for k, v in dict(frame.f_locals).items() if type(k) is str}
+        reprs = [self._repr(value) for value in local_vars.values()]
+        self._noted.append((4 * frame.f_lineno + kind, *local_vars, *reprs))
+
+    def _repr(self, value):
+        try:
+            return repr(value)
+        except MemoryError:
+            self._done("memory", "a repr needs more memory than the run may have")
+        except BaseException as error:
+            self._failed_reprs += 1
+            return f"<{type(value).__name__} object, repr raised {type(error).__name__}>"
+
+    def _check(self):
+        """Holds the trace to its limits; numbers the noted events before they take much memory."""
+        self._noted_chars += CHECK_EVENTS * sum(map(len, self._noted[-1][1:]))
+        if self._noted_chars > MAX_NOTED_CHARS:
+            self._number_events()
+        exceeded = self._exceeded()
+        if exceeded is not None:
+            self._done(*exceeded)
+
+    def _exceeded(self):
+        """(status, message) of the limit that the trace has passed, or None."""
+        if len(self._events) + len(self._noted) > self._limits["max_events"]:
+            return "events", f"more than {self._limits['max_events']} events"
+        if self._chars > self._limits["max_bytes"]:
+            return "bytes", f"more than {self._limits['max_bytes']} characters of reprs"
+        return None
+
+    def _number_events(self):
+        names, known, number = self._names, self._reprs.get, self._number
+        for line_and_kind, *texts in self._noted:
+            if line_and_kind & 3 > LINE:
+                self._events.append((line_and_kind, -1, number(texts[0])))
+                continue
+            middle = len(texts) // 2
+            at = names.setdefault((*texts[:middle],), len(names))
+            reprs = texts[middle:]
+            numbers = [*map(known, reprs)]
+            if None in numbers:
+                numbers = [number(text) for text in reprs]
+            self._events.append((line_and_kind, at, numbers))
+        self._noted.clear()
+        self._noted_chars = 0
+
+    def _number(self, text):
+        known = self._reprs.get(text)
+        if known is None:
+            longest = self._limits["max_repr_chars"]
+            if len(text) > longest:
+                self._cut_reprs += 1
+                text = text[:longest] + "..."
+            known = self._reprs.setdefault(text, len(self._table))
+            if known == len(self._table):
+                self._table.append(plain(text))
+                self._chars += len(text)
+        return known
+
+
+def _shown(names, hidden):
+    """Names as the answer lists them, None where the value beside it is to be left out."""
+    is_module = "__builtins__" in names
+    return [None if is_module and name in hidden else name for name in names]
+
+
+def is_suspended(frame):
+    """Whether a frame that reports a return will go on: it yields or awaits."""
+    code = frame.f_code
+    return bool(code.co_flags & _SUSPENDABLE) and code.co_code[frame.f_lasti] == _YIELD_VALUE
+
+
+def plain(text):
+    """A repr as it is shown: an exact ``str`` without memory addresses."""
+    text = "".join([text])  # repr may give a subclass of str, with methods of its own
+    if text == "..":
+        return "'..'"  # the format keeps ".." for "unchanged"
+    return _ADDRESS.sub("", text) if " at 0x" in text and text[0] not in "'\"" else text
+
+
+def trace_program(request, reply):
+    """Runs a program and replies with the trace of the first entry of its marked scope.
+
+    Args:
+        request: ``source``, ``entry`` ([first line, name] of the marked function; None traces the
+            module itself), ``limits`` of a `Recorder`.
+        reply: sends the answer and ends the process.
+    """
+    source, entry, limits = request["source"], request["entry"], request["limits"]
+
+    module = types.ModuleType("__main__")
+    module.__dict__.update(__builtins__=builtins, __file__=FILE_NAME)
+    hidden = {*module.__dict__, "__annotations__"}
+
+    def done(status, message):
+        reply(recorder.answer(status, message, hidden=hidden))
+
+    recorder = Recorder(limits, done)
+    code = compile_program(source, done)
+    sys.modules["__main__"], sys.argv = module, [FILE_NAME]
+    random.seed(0)  # assumed: programs that do not seed see one fixed sequence
+    sys.setrecursionlimit(2 * limits["max_depth"] + 1000)  # the limit on depth comes first
+    sys.settrace(make_trace_call(recorder, code if entry is None else None, entry))
+    sys.addaudithook(make_audit_hook(done))
+    try:
+        exec(code, module.__dict__)
+        if not recorder.entered and entry is not None:
+            call_without_arguments(module.__dict__.get(entry[1]), entry, done)
+    except BaseException as error:
+        if not recorder.entered:
+            done("raised", f"{type(error).__name__}: {describe(error)}")
+    if not recorder.entered:
+        done("not-entered", "nothing calls the marked scope")
+    done("incomplete", "the marked scope was entered but not seen to end")
+
+
+def compile_program(source, done):
+    """The module's code; linecache knows its lines, for tracebacks and ``inspect``."""
+    linecache.cache[FILE_NAME] = (len(source), None, source.splitlines(True), FILE_NAME)
+    try:
+        return compile(source, FILE_NAME, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        done("syntax", f"{type(error).__name__}: {error}")
+
+
+def make_trace_call(recorder, module_code, entry):
+    """The global trace function: decides which calls are recorded."""
+
+    def trace_call(frame, event, arg):
+        code = frame.f_code
+        if code.co_filename != FILE_NAME:
+            return None
+        if recorder.depth or code is module_code:
+            return recorder.call(frame)
+        if recorder.entered:  # the entry is suspended: only its own resumption goes on
+            return recorder.call(frame) if code is recorder.entry_code else None
+        if entry is not None and entry == [code.co_firstlineno, code.co_name]:
+            recorder.entry_code = code
+            return recorder.call(frame)
+        return None
+
+    return trace_call
+
+
+def call_without_arguments(function, entry, done):
+    """Enters a marked function that the module defines but does not call."""
+    if function is None:
+        done("not-entered", f"nothing calls {entry[1]}, and it is no function of the module")
+    code = getattr(function, "__code__", None)
+    if code is not None:
+        given = len(function.__defaults__ or ())
+        missing = list(code.co_varnames[: code.co_argcount - given])
+        keywords = code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount]
+        missing += [name for name in keywords if name not in (function.__kwdefaults__ or {})]
+        if missing:
+            done("missing-arguments", f"{entry[1]}() lacks {', '.join(missing)}")
+    function()
+
+
+def make_audit_hook(done):
+    """Ends the run at what is refused; the checks are of names, the sandbox is what holds."""
+
+    def refuse(event, args):
+        reason = REFUSED.get(event)
+        if reason is not None:
+            done("refused", f"{reason}: {event}")
+        if event in REFUSED_OUTSIDE and not is_in_scratch(args[0]):
+            done("refused", f"files: {event} of {args[0]!r}")
+
+    return refuse
+
+
+def is_in_scratch(path):
+    try:
+        return os.path.abspath(os.fsdecode(path)).startswith(SCRATCH + "/")
+    except TypeError:  # a file descriptor: open() has had its say
+        return True
+
+
+def describe(error):
+    try:
+        return str(error)
+    except BaseException:
+        return "(no description)"
+
+
+def handle(request, reply):
+    """The sandbox's entry: traces the program of one JSON request."""
+    trace_program(json.loads(request), reply)

@@ -1,0 +1,294 @@
+"""Traces programs in the sandbox: a context with a marked entry goes in, frames come out."""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import dataclasses
+import functools
+import io
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cwm_jax.sandbox import Limits, Outcome, Reply, Worker
+from cwm_jax.tokenizer import END_OF_TEXT
+from cwm_jax.trace.format import START_MARKER, TraceFormatError, render_each
+from cwm_jax.trace.frames import TraceEvent, TraceFrame
+
+FINISHED = "finished"
+TRUNCATED = ("events", "bytes", "depth")
+_RECORDER = Path(__file__).with_name("recorder.py")
+_EVENTS = (TraceEvent.CALL, TraceEvent.LINE, TraceEvent.RETURN, TraceEvent.EXCEPTION)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TraceLimits:
+    """What a trace may be; the sandbox's own limits hold besides.
+
+    Attributes:
+        max_events: frames (report: traces of programs above 10k line events are dropped).
+        max_bytes: of the rendered frames (report: 1 MB).
+        max_repr_chars: a longer ``repr`` is cut and ends in ``...`` (assumed).
+        max_depth: scopes that are open at once (assumed).
+        cpu_s, wall_s, memory_bytes: of the run in the sandbox.
+    """
+
+    max_events: int = 10_000
+    max_bytes: int = 1_000_000
+    max_repr_chars: int = 10_000
+    max_depth: int = 256
+    cpu_s: float = 10.0
+    wall_s: float = 20.0
+    memory_bytes: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if (value := getattr(self, field.name)) <= 0:
+                raise ValueError(f"{field.name} is {value}; expected more than 0")
+
+
+class TraceError(ValueError):
+    """A program that has no whole trace.
+
+    Attributes:
+        reason: a short name to count by: ``syntax``, ``raised`` (before the entry),
+            ``not-entered``, ``missing-arguments``, ``refused``, ``incomplete``, one of `TRUNCATED`,
+            or how the sandbox ended the run: ``cpu``, ``wall``, ``memory``, ``output``, ``exit``,
+            ``signal``, ``error``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What a run left: frames up to its end or to a limit.
+
+    Attributes:
+        context: the source with its marked line.
+        frames: from the entry's call on.
+        text: the frames as `render_frames` writes them.
+        status: ``finished``, or the limit that cut the trace: one of `TRUNCATED`.
+        message: details of a limit.
+        python: version of the interpreter that ran it.
+        cut_reprs: distinct reprs that were longer than the limit.
+        failed_reprs: reprs that raised.
+    """
+
+    context: str
+    frames: list[TraceFrame]
+    text: str
+    status: str
+    message: str
+    python: str
+    cut_reprs: int
+    failed_reprs: int
+
+    @property
+    def finished(self) -> bool:
+        return self.status == FINISHED
+
+
+class Tracer:
+    """A warm sandbox that traces one program after another; a context manager.
+
+    Args:
+        limits: of every trace.
+        unsafe: run without bubblewrap: the programs can do what this process can.
+
+    Raises:
+        SandboxError: no sandbox can be had.
+    """
+
+    def __init__(self, limits: TraceLimits = TraceLimits(), *, unsafe: bool = False) -> None:
+        self.limits = limits
+        sandbox_limits = Limits(
+            cpu_s=limits.cpu_s, wall_s=limits.wall_s, memory_bytes=limits.memory_bytes
+        )
+        self._worker = Worker(_RECORDER, limits=sandbox_limits, unsafe=unsafe)
+
+    def trace(self, context: str) -> Trace:
+        """Runs a context and returns the trace of its marked scope, whole or cut by a limit.
+
+        The module runs untraced; the first entry of the marked function is the trace. If nothing
+        enters it, it is called without arguments. A mark on a line that is no ``def`` stands for
+        the module itself.
+
+        Raises:
+            TraceError: there is no trace; ``reason`` names why.
+        """
+        entry = find_entry(context)
+        names = ("max_events", "max_bytes", "max_repr_chars", "max_depth")
+        request = {
+            "source": context,
+            "entry": entry,
+            "limits": {name: getattr(self.limits, name) for name in names},
+        }
+        answer = _answer(self._worker.call(json.dumps(request).encode()))
+        if answer.status not in (FINISHED, *TRUNCATED):
+            raise TraceError(answer.status, f"no trace: {answer.status}: {answer.message}")
+        return _trace(context, answer, is_module=entry is None, max_bytes=self.limits.max_bytes)
+
+    def close(self) -> None:
+        """Ends the sandbox."""
+        self._worker.close()
+
+    def __enter__(self) -> Tracer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def trace_context(
+    context: str, *, limits: TraceLimits = TraceLimits(), unsafe: bool = False
+) -> list[TraceFrame]:
+    """The frames of a context's marked scope, from its entry until it is left.
+
+    Args:
+        context: source whose entry line carries the start marker; see `Tracer.trace`.
+        limits: a trace beyond them is refused, never cut.
+        unsafe: run without bubblewrap.
+
+    Raises:
+        TraceError: a ValueError: no marked line, a missing argument, a run beyond the limits, ...
+        SandboxError: no sandbox can be had.
+    """
+    trace = _shared_tracer(limits, unsafe, os.getpid()).trace(context)
+    if not trace.finished:
+        raise TraceError(
+            trace.status,
+            f"trace is cut after {len(trace.frames)} frames: {trace.message}; expected it to end "
+            "within its limits: raise them, or take Tracer.trace, which returns what there is",
+        )
+    return trace.frames
+
+
+@functools.lru_cache(maxsize=4)
+def _shared_tracer(limits: TraceLimits, unsafe: bool, pid: int) -> Tracer:
+    tracer = Tracer(limits, unsafe=unsafe)
+    atexit.register(tracer.close)
+    return tracer
+
+
+def marked_line(context: str) -> int:
+    """1-based number of the line that carries the start marker.
+
+    Raises:
+        TraceError: none does, or several.
+    """
+    marked = [n for n, line in enumerate(source_lines(context), 1) if unmarked(line) != line]
+    if len(marked) != 1:
+        raise TraceError(
+            "marker",
+            f"{len(marked)} lines end with {START_MARKER!r}; expected one: mark the line where the "
+            "trace starts",
+        )
+    return marked[0]
+
+
+def find_entry(context: str) -> tuple[int, str] | None:
+    """(first line, name) of the marked function's code; None where the mark is on no ``def``.
+
+    Raises:
+        TraceError: no or several marked lines, or the source does not parse.
+    """
+    line = marked_line(context)
+    try:
+        tree = ast.parse(context)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise TraceError("syntax", f"no trace: {type(error).__name__}: {error}") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            if line == node.lineno or first <= line < node.body[0].lineno:
+                return first, node.name
+    return None
+
+
+def source_lines(context: str) -> list[str]:
+    """Physical lines as Python counts them, with their ends: no form feed begins a new one."""
+    return list(io.StringIO(context, newline=""))
+
+
+def unmarked(line: str) -> str:
+    """A line with its end, without the start marker."""
+    content = line.rstrip("\r\n")
+    return content.removesuffix(START_MARKER) + line[len(content) :]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """What the recorder says; made by a process that ran untrusted code, so every type is checked.
+
+    ``names`` are those of the locals of an event, ``reprs`` texts; an event is (4 * line + kind,
+    number of its names or -1, numbers of its reprs or the number of its value).
+    """
+
+    status: str
+    message: str
+    python: str = ""
+    events: list[Any] = dataclasses.field(default_factory=list)
+    names: list[list[str | None]] = dataclasses.field(default_factory=list)
+    reprs: list[str] = dataclasses.field(default_factory=list)
+    cut_reprs: int = 0
+    failed_reprs: int = 0
+
+
+def _answer(reply: Reply) -> _Answer:
+    if reply.outcome is not Outcome.OK:
+        return _Answer(reply.outcome.value, reply.detail)
+    try:
+        answer = _Answer(**json.loads(reply.value or b""))
+        if all(isinstance(text, str) for text in (answer.status, *answer.reprs)):
+            return answer
+    except (ValueError, TypeError):
+        pass
+    return _Answer("error", "the run answered what no recorder writes")
+
+
+def _trace(context: str, answer: _Answer, *, is_module: bool, max_bytes: int) -> Trace:
+    try:
+        frames = _frames(answer, context, is_module=is_module)
+        texts = list(render_each(frames))
+    except TraceFormatError as error:
+        raise TraceError("format", f"no trace: {error}") from error
+    except (ValueError, TypeError, IndexError, AttributeError) as error:
+        raise TraceError("error", f"the run answered what no recorder writes: {error}") from error
+    status, message = answer.status, answer.message
+    sizes = itertools.accumulate(len(text) for text in texts)
+    kept = sum(size <= max_bytes for size in sizes)
+    if kept < len(texts):
+        status, message = "bytes", f"more than {max_bytes} bytes of text"
+    return Trace(
+        context=context,
+        frames=frames[:kept],
+        text="".join(texts[:kept]) + (END_OF_TEXT if status == FINISHED else ""),
+        status=status,
+        message=message,
+        python=answer.python,
+        cut_reprs=answer.cut_reprs,
+        failed_reprs=answer.failed_reprs,
+    )
+
+
+def _frames(answer: _Answer, context: str, *, is_module: bool) -> list[TraceFrame]:
+    lines = [unmarked(line) for line in source_lines(context)]
+    names, reprs = answer.names, answer.reprs
+    frames = []
+    for line_and_kind, keys, values in answer.events:
+        lineno, kind = divmod(line_and_kind, 4)
+        if keys < 0:
+            frames.append(TraceFrame(_EVENTS[kind], lines[lineno - 1], {}, reprs[values], lineno))
+            continue
+        if is_module and not frames:  # CPython calls a module at line 0 or 1
+            lineno = marked_line(context)
+        pairs = zip(names[keys], values, strict=True)
+        local_vars = {name: reprs[number] for name, number in pairs if name is not None}
+        frames.append(TraceFrame(_EVENTS[kind], lines[lineno - 1], local_vars, None, lineno))
+    return frames
