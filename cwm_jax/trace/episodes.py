@@ -17,7 +17,7 @@ from cwm_jax.trace.format import (
     render_prompt,
     split_prompt,
 )
-from cwm_jax.trace.tracer import Trace, TraceError, TraceLimits, Tracer, source_lines
+from cwm_jax.trace.tracer import Trace, TraceError, TraceLimits, Tracer, source_lines, unmarked
 
 RECORD_VERSION = 1
 
@@ -188,6 +188,17 @@ def context_of_call(code: str, arguments: str, *, function: str = "f") -> str:
     body = code if code.endswith("\n") else code + "\n"
     body = body if body.startswith("\n") else "\n" + body
     return f"{body}def main():{START_MARKER}\n    return {function}({arguments})\n"
+
+
+def direct_prompt(context: str) -> str:
+    """Plain text that asks for the output of a context's ``main()`` without a trace (assumed)."""
+    plain = "".join(unmarked(line) for line in source_lines(context))
+    return f"{plain}\nassert main() == "
+
+
+def direct_document(context: str, output: str) -> str:
+    """The plain text that `direct_prompt` begins, with its answer."""
+    return f"{direct_prompt(context)}{output}\n"
 
 
 def context_of_script(script: str, stdin: str = "") -> str:

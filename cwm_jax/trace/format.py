@@ -121,7 +121,7 @@ def render_each(frames: Iterable[TraceFrame]) -> Iterator[str]:
     previous = None
     for frame in frames:
         yield render_frame(frame, previous)
-        previous = _scope_locals(frame, previous)
+        previous = scope_locals(frame, previous)
 
 
 def render_frame(frame: TraceFrame, previous: Mapping[str, str] | None) -> str:
@@ -186,7 +186,7 @@ def parse_trace(text: str) -> ParsedTrace:
         problems += reader.problems
         if frame is not None:
             frames.append(frame)
-            previous = _scope_locals(frame, previous)
+            previous = scope_locals(frame, previous)
         offset += len(chunk) + len(FRAME_SEP)
     if chunks[-1]:
         message = f"{_short(chunks[-1])} is not closed; expected {FRAME_SEP} after it"
@@ -195,6 +195,30 @@ def parse_trace(text: str) -> ParsedTrace:
         message = f"{_short(rest)} follows {END_OF_TEXT}; expected nothing"
         problems.append(TraceProblem(len(chunks) - 1, len(body) + len(END_OF_TEXT), message))
     return ParsedTrace(frames, bool(ended), problems)
+
+
+def parse_frame(
+    text: str, previous: Mapping[str, str] | None
+) -> tuple[TraceFrame | None, list[TraceProblem]]:
+    """One frame's text, its ``<|frame_sep|>`` included; the inverse of `render_frame`.
+
+    Args:
+        text: what was written; anything.
+        previous: as for `render_frame`.
+    """
+    reader = _FrameReader(0, 0)
+    frame = reader.read(text.removesuffix(FRAME_SEP), previous)
+    if not text.endswith(FRAME_SEP):
+        reader.note(len(text), f"{_short(text)} is not closed; expected {FRAME_SEP} after it")
+    return frame, reader.problems
+
+
+def scope_locals(frame: TraceFrame, previous: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """What ``".."`` refers to in the frame after this one: its ``previous``."""
+    if frame.event.has_locals:
+        return frame.local_vars
+    # assumed: an exception leaves the scope as it was; the return of a callee ends it
+    return previous if frame.event is TraceEvent.EXCEPTION else None
 
 
 class _FrameReader:
@@ -209,16 +233,16 @@ class _FrameReader:
         tokens, texts = parts[::2], parts[1::2]
         event = _EVENTS.get(tokens[0]) if tokens and not before else None
         if event is None:
-            self._note(0, f"{_short(chunk)}; expected one of {', '.join(_EVENTS)} first")
+            self.note(0, f"{_short(chunk)}; expected one of {', '.join(_EVENTS)} first")
             return None
         expected = [SEPARATORS[event], ACTION_SEP] + ([] if event.has_locals else [ARG_SEP])
         if tokens != expected:
-            self._note(0, f"its special tokens are {' '.join(tokens)}; expected {expected}")
+            self.note(0, f"its special tokens are {' '.join(tokens)}; expected {expected}")
         of = dict(zip(reversed(tokens), reversed(texts), strict=True))  # the first of each counts
         source_line, at = of.get(ACTION_SEP, ""), len(tokens[0])
         if not event.has_locals:
             if texts[0]:
-                self._note(at, f"{_short(texts[0])}; a {event.value} frame shows no locals")
+                self.note(at, f"{_short(texts[0])}; a {event.value} frame shows no locals")
             return TraceFrame(event, source_line, arg=self._value(of.get(ARG_SEP, ""), chunk))
         local_vars = self._locals(texts[0], at)
         known = {} if previous is None or event is TraceEvent.CALL else previous
@@ -228,22 +252,22 @@ class _FrameReader:
         try:
             pairs = json.loads(text, object_pairs_hook=_Pairs)
         except (ValueError, RecursionError) as error:
-            self._note(at, f"locals {_short(text)} are not JSON ({error}); expected an object")
+            self.note(at, f"locals {_short(text)} are not JSON ({error}); expected an object")
             return {}
         if not isinstance(pairs, _Pairs):
-            self._note(at, f"locals are {_short(text)}; expected a JSON object")
+            self.note(at, f"locals are {_short(text)}; expected a JSON object")
             return {}
         if len(dict(pairs)) != len(pairs):
-            self._note(at, f"locals {_short(text)} name a variable twice")
+            self.note(at, f"locals {_short(text)} name a variable twice")
         wrong = [key for key, value in pairs if not isinstance(value, str)]
         if wrong:
-            self._note(at, f"local {wrong[0]!r} is no JSON string; expected one that holds a repr")
+            self.note(at, f"local {wrong[0]!r} is no JSON string; expected one that holds a repr")
         return {key: value if isinstance(value, str) else str(value) for key, value in pairs}
 
     def _resolved(self, values: dict[str, str], known: Mapping[str, str], at: int):
         unknown = [k for k, v in values.items() if v == UNCHANGED and k not in known]
         if unknown:
-            self._note(at, f'local {unknown[0]!r} is ".." but the frame before has no value for it')
+            self.note(at, f'local {unknown[0]!r} is ".." but the frame before has no value for it')
         return {k: known.get(k, v) if v == UNCHANGED else v for k, v in values.items()}
 
     def _value(self, text: str, chunk: str) -> str:
@@ -253,25 +277,15 @@ class _FrameReader:
             value = None
         if isinstance(value, str):
             return value
-        self._note(chunk.find(ARG_SEP), f"value {_short(text)} is no JSON string that holds a repr")
+        self.note(chunk.find(ARG_SEP), f"value {_short(text)} is no JSON string that holds a repr")
         return text
 
-    def _note(self, at: int, message: str) -> None:
+    def note(self, at: int, message: str) -> None:
         self.problems.append(TraceProblem(self._number, self._offset + max(at, 0), message))
 
 
 class _Pairs(list):
     """A JSON object as its pairs, so that a key that is there twice shows."""
-
-
-def _scope_locals(
-    frame: TraceFrame, previous: Mapping[str, str] | None
-) -> Mapping[str, str] | None:
-    """What ``".."`` refers to in the frame after this one."""
-    if frame.event.has_locals:
-        return frame.local_vars
-    # assumed: an exception leaves the scope as it was; the return of a callee ends it
-    return previous if frame.event is TraceEvent.EXCEPTION else None
 
 
 def _local(name: str, value: str, known: Mapping[str, str]) -> str:

@@ -16,12 +16,14 @@ import random
 import re
 import sys
 import types
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
+Done = Callable[[str, str], NoReturn]
 CALL, LINE, RETURN, EXCEPTION = range(4)
-FILE_NAME = "main.py"  # of the program, as tracebacks name it
+FILE_NAME = "main.py"  # of the program, in tracebacks
 CHECK_EVENTS = 64  # between checks of the limits
 MAX_NOTED_CHARS = 8_000_000  # of reprs before they are numbered: bounds the memory
-SCRATCH = "/tmp"
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{4,}")
 _SUSPENDABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
@@ -89,7 +91,7 @@ class Recorder:
         self._note_locals(CALL, frame)
         return self._line_event
 
-    def answer(self, status, message, *, hidden=frozenset()):
+    def answer(self, status, message, *, hidden=()):
         """The JSON that the tracer reads.
 
         Args:
@@ -230,13 +232,13 @@ def trace_program(request, reply):
         reply: sends the answer and ends the process.
     """
     source, entry, limits = request["source"], request["entry"], request["limits"]
-
     module = types.ModuleType("__main__")
     module.__dict__.update(__builtins__=builtins, __file__=FILE_NAME)
     hidden = {*module.__dict__, "__annotations__"}
 
-    def done(status, message):
+    def done(status: str, message: str) -> NoReturn:
         reply(recorder.answer(status, message, hidden=hidden))
+        raise AssertionError("a reply ends the process")
 
     recorder = Recorder(limits, done)
     code = compile_program(source, done)
@@ -257,7 +259,7 @@ def trace_program(request, reply):
     done("incomplete", "the marked scope was entered but not seen to end")
 
 
-def compile_program(source, done):
+def compile_program(source: str, done: Done) -> types.CodeType:
     """The module's code; linecache knows its lines, for tracebacks and ``inspect``."""
     linecache.cache[FILE_NAME] = (len(source), None, source.splitlines(True), FILE_NAME)
     try:
@@ -285,7 +287,7 @@ def make_trace_call(recorder, module_code, entry):
     return trace_call
 
 
-def call_without_arguments(function, entry, done):
+def call_without_arguments(function: Any, entry: Sequence[Any], done: Done) -> None:
     """Enters a marked function that the module defines but does not call."""
     if function is None:
         done("not-entered", f"nothing calls {entry[1]}, and it is no function of the module")
@@ -300,22 +302,24 @@ def call_without_arguments(function, entry, done):
     function()
 
 
-def make_audit_hook(done):
+def make_audit_hook(done: Done) -> Callable[[str, tuple], None]:
     """Ends the run at what is refused; the checks are of names, the sandbox is what holds."""
+
+    scratch = os.getcwd()
 
     def refuse(event, args):
         reason = REFUSED.get(event)
         if reason is not None:
             done("refused", f"{reason}: {event}")
-        if event in REFUSED_OUTSIDE and not is_in_scratch(args[0]):
+        if event in REFUSED_OUTSIDE and not is_below(scratch, args[0]):
             done("refused", f"files: {event} of {args[0]!r}")
 
     return refuse
 
 
-def is_in_scratch(path):
+def is_below(folder, path):
     try:
-        return os.path.abspath(os.fsdecode(path)).startswith(SCRATCH + "/")
+        return os.path.abspath(os.fsdecode(path)).startswith(folder + os.sep)
     except TypeError:  # a file descriptor: open() has had its say
         return True
 

@@ -1,0 +1,26 @@
+"""The command line: ``python -m cwm_jax COMMAND``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from cwm_jax.trace import command as trace_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m cwm_jax", description=__doc__)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    trace_command.add_parser(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        return args.main(args)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
