@@ -198,7 +198,7 @@ def _program(rng: Random, difficulty: int, kinds: list[str]) -> tuple[str, set[s
     scope.returns_early = not escapes and difficulty > 1
     _body(scope, control_kinds, escapes)
     lines = [f"def f({', '.join(parameters)}):", *scope.lines]
-    found = set(data)
+    found = {*data, *(["exceptions"] if escapes else [])}
     for helper, text in reversed(helpers.items()):
         if any(re.search(rf"\b{helper.name}\(", line) for line in lines):
             lines = [*text, *lines]

@@ -73,6 +73,8 @@ def _rebind_int(scope: Scope, variable: Variable) -> None:
     elif choice == 2:
         factor, divisor = rng.randint(2, 9), rng.choice((7, 10, 13, 17, 26, 31, 50, 97))
         other = leaf(scope, "int")
+        if other.text == "0":
+            raise Unfit
         scope.assign(variable, Bounds("int", 0, divisor - 1))
         scope.emit(f"{name} = ({own.text} * {factor} + {other.at(PRODUCT)}) % {divisor}")
     else:
