@@ -30,6 +30,7 @@ REPR_FOREVER = "class A:\n    def __repr__(self):\n        while True: pass\n"
 
 HOSTILE = {
     "loop in C": ("cpu", main("return sum(range(10**12))")),
+    "loop without events": ("cpu", main("while True: pass")),
     "loop before the entry": ("cpu", "while True: pass\n" + GOOD),
     "repr forever": ("cpu", main("a = A()\nreturn 1", REPR_FOREVER)),
     "sleep": ("wall", main("import time\ntime.sleep(60)")),
@@ -80,7 +81,7 @@ def test_hostile_programs_fail_by_name_and_the_next_is_traced(tracer, name):
 
 
 CUT = {
-    "infinite loop": ("events", main("while True: pass")),
+    "infinite loop": ("events", main("while True:\n    pass")),
     "10^7 events": ("events", main("for i in range(10**7):\n    x = i\nreturn x")),
     "loop that swallows everything": (
         "events",
@@ -89,7 +90,7 @@ CUT = {
     "endless recursion": ("depth", main("return r(0)", "def r(n): return r(n + 1)\n")),
     "many large values": (
         "bytes",
-        main("x = []\nfor i in range(10**4):\n    x.append(str(i) * 50)\nreturn x"),
+        main("for i in range(10**4):\n    x = str(i) * 500\nreturn x"),
     ),
 }
 
