@@ -1,5 +1,6 @@
 """Cached decoding against the model without a cache, token by token."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -9,18 +10,19 @@ import pytest
 from tiny import VOCAB_SIZE, tiny_model
 from tolerances import LOGITS_ATOL
 
-from cwm_jax.config import ExecutionConfig, RopeParameters
+from cwm_jax.config import ExecutionConfig, MeshConfig, RopeParameters
 from cwm_jax.inference import rows as rows_module
 from cwm_jax.inference.cache import decode, init_cache, prefill
 from cwm_jax.inference.choice import make_choice
 from cwm_jax.inference.decoder import Decoder
-from cwm_jax.model.transformer import abstract_params, forward
+from cwm_jax.model.transformer import abstract_params, forward, logical_axes
+from cwm_jax.sharding import make_mesh, tree_shardings
 
 LLAMA3 = RopeParameters(rope_type="llama3", rope_theta=100.0, original_max_position_embeddings=64)
 # Both layer kinds twice in the scanned group's repeats and once in the tail; GQA 2:1; window 8.
 CONFIG = tiny_model(rope_parameters=LLAMA3)
-LENGTHS = (37, 1, 5, 20, 61)  # most are longer than two windows
-NUM_NEW = 40  # more than a chunk of steps
+LENGTHS = (37, 1, 5, 20, 90)  # most are longer than two windows; two buckets of prompts
+NUM_NEW = 100  # some chunks of steps, and two buckets of keys
 EXECUTION = ExecutionConfig(attention="chunked", attention_block_tokens=16)
 
 
@@ -48,12 +50,12 @@ _forward = jax.jit(forward, static_argnums=1)
 
 def uncached_logits(params, row):
     """Of one row, padded on the right to one shape: the padding is never seen."""
-    tokens = np.zeros((1, 128), np.int32)
+    tokens = np.zeros((1, 192), np.int32)
     tokens[0, : len(row)] = row
     return np.asarray(_forward(params, CONFIG, tokens)[0, : len(row)])
 
 
-def generate(params, prompts=PROMPTS, *, batch_size=5, max_length=128, **changes):
+def generate(params, prompts=PROMPTS, *, batch_size=5, max_length=256, **changes):
     decoder = Decoder(
         params, CONFIG, max_length=max_length, batch_size=batch_size, execution=EXECUTION
     )
@@ -109,19 +111,18 @@ def test_logits_of_cached_steps_are_those_of_forward(params, scan_layers):
 
 def test_fewer_rows_than_prompts_change_nothing(params, greedy):
     stop = greedy[0].tokens[3]
-    for batch_size in (2, 3):
-        made = generate(params, batch_size=batch_size, stop_ids=(stop,))
-        assert len({len(one.tokens) for one in made}) > 1  # rows were freed at different times
-        for one, whole in zip(made, greedy, strict=True):
-            assert one.finished == (stop in whole.tokens)
-            length = whole.tokens.index(stop) + 1 if one.finished else NUM_NEW
-            assert one.tokens == whole.tokens[:length]
-            assert len(one.logprobs) == length
+    made = generate(params, batch_size=2, stop_ids=(stop,))
+    assert len({len(one.tokens) for one in made}) > 1  # rows are freed at different times
+    for one, whole in zip(made, greedy, strict=True):
+        assert one.finished == (stop in whole.tokens)
+        length = whole.tokens.index(stop) + 1 if one.finished else NUM_NEW
+        assert one.tokens == whole.tokens[:length]
+        assert len(one.logprobs) == length
 
 
 def test_a_row_that_reaches_max_length_stops_unfinished(params, greedy):
-    made = generate(params, max_length=64)
-    lengths = [min(NUM_NEW, 64 - length) for length in LENGTHS]
+    made = generate(params, max_length=100)
+    lengths = [min(NUM_NEW, 100 - length) for length in LENGTHS]
     assert [len(one.tokens) for one in made] == lengths
     assert not any(one.finished for one in made)
     assert [one.tokens for one in made] == [
@@ -133,6 +134,16 @@ def test_a_stop_token_at_the_limit_counts_as_finished(params, greedy):
     made = generate(params, PROMPTS[:1], max_new_tokens=4, stop_ids=(greedy[0].tokens[3],))
     assert made[0].finished == (made[0].tokens[-1] == greedy[0].tokens[3])
     assert made[0].finished
+
+
+@pytest.mark.parametrize("in_mesh", [False, True])
+def test_sharded_weights_change_nothing(params, greedy, in_mesh):
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices()[:4])
+    shardings = tree_shardings(mesh, logical_axes(CONFIG), params)
+    sharded = jax.device_put(params, shardings)
+    with jax.set_mesh(mesh) if in_mesh else contextlib.nullcontext():
+        made = generate(sharded, PROMPTS[:2], batch_size=2, max_new_tokens=20)
+    assert [one.tokens for one in made] == [one.tokens[:20] for one in greedy[:2]]
 
 
 def test_no_prompts_give_no_continuations(params):
