@@ -116,7 +116,7 @@ class Transformer(nnx.Module):
         cos, sin = rope_tables(positions, self.config.rope_parameters, self.config.head_dim)
         inputs = LayerInputs(cos, sin, segment_ids, access, execution)
         x = self.embed_tokens(tokens, dtype)
-        group = [nnx.split(layer) for layer in self.layers.values()]
+        group = [nnx.split(layer) for layer in _in_order(self.layers)]
 
         def run_group(carry, group_inputs):
             x, kept = carry
@@ -137,12 +137,16 @@ class Transformer(nnx.Module):
             run_group, (x, list(caches.layers)), (stacked, repeats), unroll=unroll
         )
         tail = []
-        for layer, cache in zip(self.tail.values(), caches.tail, strict=True):
+        for layer, cache in zip(_in_order(self.tail), caches.tail, strict=True):
             graphdef, state = nnx.split(layer)
             run = _layer_function(graphdef, execution, 0, scanned=False)
             x, cache = run(state, x, inputs, cache)
             tail.append(cache)
         return self.norm(x), Caches(layers, tail)
+
+
+def _in_order(layers) -> list[Any]:
+    return [layers[str(j)] for j in range(len(layers))]  # merged, its keys are sorted: "10" < "2"
 
 
 def _layer_function(graphdef, execution: ExecutionConfig, repeat, *, scanned: bool):
