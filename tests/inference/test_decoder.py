@@ -1,6 +1,5 @@
 """Cached decoding against the model without a cache, token by token."""
 
-import contextlib
 import dataclasses
 
 import jax
@@ -82,9 +81,8 @@ def test_every_token_is_the_most_likely_one_without_a_cache(params, greedy):
         assert_is_greedy(params, prompt, made)
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
-def test_logits_of_cached_steps_are_those_of_forward(params, scan_layers):
-    execution = dataclasses.replace(EXECUTION, scan_layers=scan_layers)
+def test_logits_of_cached_steps_are_those_of_forward(params):
+    execution = dataclasses.replace(EXECUTION, scan_layers=False)  # the others scan
     rng = np.random.default_rng(7)
     tokens = rng.integers(VOCAB_SIZE, size=(3, 64)).astype(np.int32)
     starts = np.array([0, 11, 40], np.int32)
@@ -136,12 +134,11 @@ def test_a_stop_token_at_the_limit_counts_as_finished(params, greedy):
     assert made[0].finished
 
 
-@pytest.mark.parametrize("in_mesh", [False, True])
-def test_sharded_weights_change_nothing(params, greedy, in_mesh):
+def test_sharded_weights_change_nothing(params, greedy):
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices()[:4])
     shardings = tree_shardings(mesh, logical_axes(CONFIG), params)
     sharded = jax.device_put(params, shardings)
-    with jax.set_mesh(mesh) if in_mesh else contextlib.nullcontext():
+    with jax.set_mesh(mesh):
         made = generate(sharded, PROMPTS[:2], batch_size=2, max_new_tokens=20)
     assert [one.tokens for one in made] == [one.tokens[:20] for one in greedy[:2]]
 
