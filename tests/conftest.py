@@ -29,7 +29,15 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["cwm_jax.kernels", "cwm_jax.model", "cwm_jax.training.losses"], "beartype.beartype"
+    [
+        "cwm_jax.inference.cache",
+        "cwm_jax.inference.rows",
+        "cwm_jax.inference.scoring",
+        "cwm_jax.kernels",
+        "cwm_jax.model",
+        "cwm_jax.training.losses",
+    ],
+    "beartype.beartype",
 )
 
 

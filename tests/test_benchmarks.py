@@ -4,10 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import compile_time, train_step_cpu
+from benchmarks import compile_time, inference, train_step_cpu
+from cwm_jax.model.transformer import init
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -32,6 +34,15 @@ def test_both_sides_of_the_step_benchmark_take_a_step():
         train_step_cpu.torch_step(tokens, 2, "sdpa"),
     ):
         assert train_step_cpu.seconds(step, 1) > 0
+
+
+def test_both_sides_of_the_decoding_benchmark_make_the_same_tokens():
+    params = init(inference.MODEL, jax.random.key(0))
+    prompts = np.arange(6).reshape(2, 3)
+    speed, tokens = inference.cached(params, prompts, 5)
+    uncached_speed, expected = inference.uncached(params, prompts, 5)
+    np.testing.assert_array_equal(tokens, expected)
+    assert speed > 0 and uncached_speed > 0
 
 
 def test_compile_times_are_measured():

@@ -39,3 +39,17 @@ def dense_mask(segment_ids: Int[Array, "B T"], sliding_window: int | None) -> Bo
     index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
     starts = key_starts(segment_ids, sliding_window)
     return (index <= index[:, None]) & (index >= starts[:, :, None])
+
+
+def slot_mask(
+    positions: Int[Array, "B T"], num_slots: int, sliding_window: int | None
+) -> Bool[Array, "B T S"]:
+    """``[b, t, s]`` is True where the query at ``positions[b, t]`` sees slot s of its row's cache.
+
+    A row of a cache is one document from position 0, and slot s holds position s.
+    """
+    slots = jnp.arange(num_slots, dtype=jnp.int32)
+    mask = slots <= positions[:, :, None]
+    if sliding_window is not None:
+        mask &= slots > positions[:, :, None] - sliding_window
+    return mask

@@ -6,10 +6,11 @@ B batch, T query position, D embed, N heads, K kv heads, H head width.
 from __future__ import annotations
 
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from cwm_jax.config import ModelConfig
-from cwm_jax.kernels import attention
+from cwm_jax.kernels import attention, cached_attention
+from cwm_jax.model.cache import LayerCache
 from cwm_jax.model.layers import Linear, residual_gain
 from cwm_jax.model.rope import apply_rope
 from cwm_jax.sharding import map_over_shards, shard
@@ -36,11 +37,27 @@ class Attention(nnx.Module):
         )
         self.sliding_window = config.window(layer_type)
 
-    def __call__(self, x: Float[Array, "B T D"], inputs) -> Float[Array, "B T D"]:
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        inputs,
+        cache: LayerCache | None = None,
+        repeat: int | Int[Array, ""] = 0,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         q = apply_rope(shard(self.q_proj(x), *_HEADS), inputs.cos, inputs.sin)
         k = apply_rope(shard(self.k_proj(x), *_KV_HEADS), inputs.cos, inputs.sin)
         v = shard(self.v_proj(x), *_KV_HEADS)
+        if cache is not None:
+            cache = cache.write(repeat, k, v, inputs.access)
+        if cache is None or inputs.segment_ids is not None:
+            out = self._attend(q, k, v, inputs)
+        else:
+            k, v = cache.read(repeat, inputs.access.num_keys)
+            window, positions = self.sliding_window, inputs.access.positions
+            out = cached_attention(q, k, v, positions, sliding_window=window)
+        return self.o_proj(out), cache
 
+    def _attend(self, q, k, v, inputs):
         def attend(q, k, v, segment_ids):
             return attention(
                 q,
@@ -55,4 +72,4 @@ class Attention(nnx.Module):
         attend = map_over_shards(
             attend, in_axes=(_HEADS, _KV_HEADS, _KV_HEADS, ("batch", "seq")), out_axes=_HEADS
         )
-        return self.o_proj(attend(q, k, v, inputs.segment_ids))
+        return attend(q, k, v, inputs.segment_ids)

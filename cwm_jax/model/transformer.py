@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int
 from cwm_jax.config import ExecutionConfig, ModelConfig
 from cwm_jax.kernels.mask import document_starts
 from cwm_jax.model.attention import Attention
+from cwm_jax.model.cache import CacheAccess, Caches, LayerCache
 from cwm_jax.model.layers import Embedding, Linear, Mlp, RMSNorm
 from cwm_jax.model.rope import rope_tables
 from cwm_jax.sharding import shard
@@ -48,7 +49,9 @@ class LayerInputs:
 
     cos: Float[Array, "B T 1 half"]
     sin: Float[Array, "B T 1 half"]
-    segment_ids: Int[Array, "B T"]
+    segment_ids: Int[Array, "B T"] | None
+    """None: the tokens attend to the cache; else to each other."""
+    access: CacheAccess | None
     execution: ExecutionConfig = dataclasses.field(metadata={"static": True})
 
 
@@ -61,10 +64,17 @@ class DecoderLayer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T D"], inputs: LayerInputs) -> Float[Array, "B T D"]:
-        x = x + self.self_attn(self.input_layernorm(x), inputs)
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        inputs: LayerInputs,
+        cache: LayerCache | None = None,
+        repeat: int | Int[Array, ""] = 0,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        attended, cache = self.self_attn(self.input_layernorm(x), inputs, cache, repeat)
+        x = x + attended
         x = x + self.mlp(self.post_attention_layernorm(x))
-        return shard(x, "batch", "seq", "act_embed")
+        return shard(x, "batch", "seq", "act_embed"), cache
 
 
 class Transformer(nnx.Module):
@@ -96,38 +106,58 @@ class Transformer(nnx.Module):
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None,
         execution: ExecutionConfig,
-    ) -> Float[Array, "B T D"]:
-        """The final norm's output, in the compute dtype."""
+        caches: Caches | None = None,
+        access: CacheAccess | None = None,
+    ) -> tuple[Float[Array, "B T D"], Caches]:
+        """The final norm's output, in the compute dtype, and the caches with the tokens written."""
         dtype = execution.dtype or self.embed_tokens.embedding[...].dtype
         cos, sin = rope_tables(positions, self.config.rope_parameters, self.config.head_dim)
-        inputs = LayerInputs(cos, sin, segment_ids, execution)
+        inputs = LayerInputs(cos, sin, segment_ids, access, execution)
         x = self.embed_tokens(tokens, dtype)
-        group = [nnx.split(layer) for layer in self.layers.values()]
+        group = [nnx.split(layer) for layer in _in_order(self.layers)]
 
-        def run_group(x, states):
-            for (graphdef, _), state in zip(group, states, strict=True):
-                x = _run_layer(graphdef, state, x, inputs, scanned=execution.scan_layers)
-            return x, None
+        def run_group(carry, group_inputs):
+            x, kept = carry
+            states, repeat = group_inputs
+            repeat = 0 if repeat is None else repeat  # None without caches, where nothing reads it
+            for j, ((graphdef, _), state) in enumerate(zip(group, states, strict=True)):
+                run = _layer_function(graphdef, execution, repeat, scanned=execution.scan_layers)
+                x, kept[j] = run(state, x, inputs, kept[j])
+            return (x, kept), None
 
+        if caches is None:
+            repeats, caches = None, Caches([None] * len(self.layers), [None] * len(self.tail))
+        else:
+            repeats = jnp.arange(self.config.num_repeats)
         stacked = tuple(state for _, state in group)
         unroll = 1 if execution.scan_layers else self.config.num_repeats
-        x, _ = jax.lax.scan(run_group, x, stacked, unroll=unroll)
-        for layer in self.tail.values():
-            x = _run_layer(*nnx.split(layer), x, inputs, scanned=False)
-        return self.norm(x)
+        (x, layers), _ = jax.lax.scan(
+            run_group, (x, list(caches.layers)), (stacked, repeats), unroll=unroll
+        )
+        tail = []
+        for layer, cache in zip(_in_order(self.tail), caches.tail, strict=True):
+            graphdef, state = nnx.split(layer)
+            run = _layer_function(graphdef, execution, 0, scanned=False)
+            x, cache = run(state, x, inputs, cache)
+            tail.append(cache)
+        return self.norm(x), Caches(layers, tail)
 
 
-def _run_layer(graphdef, state, x, inputs: LayerInputs, *, scanned: bool):
-    def run(state, x, inputs):
-        return nnx.merge(graphdef, state)(x, inputs)
+def _in_order(layers) -> list[Any]:
+    return [layers[str(j)] for j in range(len(layers))]  # merged, its keys are sorted: "10" < "2"
 
-    policy = inputs.execution.remat_policy
+
+def _layer_function(graphdef, execution: ExecutionConfig, repeat, *, scanned: bool):
+    def run(state, x, inputs, cache):
+        return nnx.merge(graphdef, state)(x, inputs, cache, repeat)
+
+    policy = execution.remat_policy
     if policy != "none":
         # outside a scan XLA would find the recomputation equal to the first and undo it
         run = jax.checkpoint(run, prevent_cse=not scanned, policy=_REMAT_POLICIES[policy])
-    return run(state, x, inputs)
+    return run
 
 
 # ---------------------------------------------------------------- pure functions
@@ -183,9 +213,7 @@ def forward(
         segment_ids=segment_ids,
         execution=execution,
     )
-    kernel = params["lm_head"]["kernel"].astype(x.dtype)
-    logits = jnp.einsum("btd,dv->btv", x, kernel, preferred_element_type=jnp.float32)
-    return shard(logits, "batch", "seq", "act_vocab")
+    return logits_from_hidden(params, x)
 
 
 def hidden_states(
@@ -203,11 +231,39 @@ def hidden_states(
         segment_ids = jnp.ones_like(tokens)
     if positions is None:
         positions = jnp.arange(tokens.shape[1])[None] - document_starts(segment_ids)
-    graphdef, abstract = _abstract_model(model_config)
-    state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the cached one stays abstract
-    nnx.replace_by_pure_dict(state, params)
-    model = nnx.merge(graphdef, state)
-    return model.hidden_states(tokens, positions, segment_ids, execution)
+    model = _model(params, model_config)
+    return model.hidden_states(tokens, positions, segment_ids, execution)[0]
+
+
+def cached_hidden_states(
+    params: Params,
+    model_config: ModelConfig,
+    tokens: Int[Array, "B T"],
+    *,
+    caches: Caches,
+    access: CacheAccess,
+    segment_ids: Int[Array, "B T"] | None = None,
+    execution: ExecutionConfig = DEFAULT_EXECUTION,
+) -> tuple[Float[Array, "B T D"], Caches]:
+    """Writes the tokens' keys and values into caches: what the head reads, and those caches.
+
+    Args:
+        params, model_config, tokens, execution: as for ``forward``.
+        caches: keys and values of earlier tokens.
+        access: positions of the tokens and what is written and read.
+        segment_ids: None lets the tokens, one for each row of the caches, see what their rows hold;
+            else they see each other alone, under ``forward``'s mask: the start of rows.
+    """
+    _check_inputs(params, model_config, tokens, access.positions, segment_ids)
+    model = _model(params, model_config)
+    return model.hidden_states(tokens, access.positions, segment_ids, execution, caches, access)
+
+
+def logits_from_hidden(params: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """The output head: float32 logits."""
+    kernel = params["lm_head"]["kernel"].astype(x.dtype)
+    logits = jnp.einsum("btd,dv->btv", x, kernel, preferred_element_type=jnp.float32)
+    return shard(logits, "batch", "seq", "act_vocab")
 
 
 def abstract_params(model_config: ModelConfig) -> Params:
@@ -242,6 +298,13 @@ def _abstract_model(model_config: ModelConfig) -> tuple[Any, Any]:
         )
     graphdef, state = nnx.split(model, nnx.Param)
     return graphdef, state
+
+
+def _model(params: Params, model_config: ModelConfig) -> Transformer:
+    graphdef, abstract = _abstract_model(model_config)
+    state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the cached one stays abstract
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graphdef, state)
 
 
 def _check_inputs(params, model_config, tokens, positions, segment_ids) -> None:

@@ -159,3 +159,17 @@ def _at(tree, path):
     for key in path:
         tree = tree[key]
     return tree
+
+
+def test_a_group_of_more_than_ten_layers_runs_in_order(tokens):
+    kinds = ("full_attention",) + ("sliding_attention",) * 11
+    whole_window = dict(num_hidden_layers=12, sliding_window=64)  # both kinds see the whole row
+    one_group = tiny_model(layer_types=kinds, **whole_window)
+    repeated = tiny_model(layer_types=kinds[:1] * 12, **whole_window)
+    assert (one_group.period, repeated.period) == (12, 1)
+    params = init(repeated, jax.random.key(0))
+    stacked = params["layers"]["0"]
+    grouped = {str(j): jax.tree.map(lambda x, j=j: x[j : j + 1], stacked) for j in range(12)}
+    expected = run((repeated, params), tokens)
+    ours = run((one_group, {**params, "layers": grouped}), tokens)
+    assert np.abs(ours - expected).max() <= LOGITS_ATOL
