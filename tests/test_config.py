@@ -21,6 +21,7 @@ from cwm_jax.config import (
     CheckpointConfig,
     DataConfig,
     ExecutionConfig,
+    LengthBucket,
     LoggingConfig,
     MeshConfig,
     ModelConfig,
@@ -251,6 +252,11 @@ OPTIMIZER = {"learning_rate": 1e-3, "train_tokens": 100}
 BATCH = {"max_target_length": 8, "per_device_batch_size": 1}
 
 
+def buckets(*limits: int | None) -> DataConfig:
+    found = tuple(LengthBucket(max_document_tokens=limit) for limit in limits)
+    return DataConfig(sources=(SOURCE,), length_buckets=found)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -281,6 +287,18 @@ BATCH = {"max_target_length": 8, "per_device_batch_size": 1}
         (lambda: DataConfig(sources=()), "sources is empty"),
         (lambda: DataConfig(sources=(SOURCE, SOURCE)), "has a name twice"),
         (lambda: DataConfig(sources=(SOURCE,), heldout_fraction=1.0), "heldout_fraction is 1"),
+        (lambda: SourceConfig(name="a", kind="traces"), "path is None; kind 'traces'"),
+        (lambda: SourceConfig(name="a", kind="traces", path="x", glob="*"), "glob is '\\*'"),
+        (lambda: SourceConfig(name="a", kind="stdlib", epochs=0.0), "epochs is 0"),
+        (
+            lambda: SourceConfig(name="a", kind="stdlib", weight=0.3, epochs=2.0),
+            "weight is 0.3 and epochs 2.0; expected one of them",
+        ),
+        (lambda: LengthBucket(attention_cap=0), "attention_cap is 0"),
+        (lambda: LengthBucket(max_document_tokens=0), "max_document_tokens is 0"),
+        (lambda: buckets(8), "max_document_tokens \\[8\\]; expected rising numbers and none"),
+        (lambda: buckets(None, 8, None), "\\[None, 8, None\\]; expected rising"),
+        (lambda: buckets(8, 8, None), "\\[8, 8, None\\]; expected rising"),
         (lambda: BatchPhase(from_tokens=-1, batch_tokens=8), "from_tokens is -1"),
         (lambda: BatchPhase(from_tokens=0, batch_tokens=0), "batch_tokens is 0"),
         (
