@@ -50,6 +50,8 @@ class LayerInputs:
     sin: Float[Array, "B T 1 half"]
     segment_ids: Int[Array, "B T"]
     execution: ExecutionConfig = dataclasses.field(metadata={"static": True})
+    attention_cap: int | None = dataclasses.field(default=None, metadata={"static": True})
+    """The window of global layers, see ``hidden_states``."""
 
 
 class DecoderLayer(nnx.Module):
@@ -98,11 +100,12 @@ class Transformer(nnx.Module):
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
         execution: ExecutionConfig,
+        attention_cap: int | None = None,
     ) -> Float[Array, "B T D"]:
         """The final norm's output, in the compute dtype."""
         dtype = execution.dtype or self.embed_tokens.embedding[...].dtype
         cos, sin = rope_tables(positions, self.config.rope_parameters, self.config.head_dim)
-        inputs = LayerInputs(cos, sin, segment_ids, execution)
+        inputs = LayerInputs(cos, sin, segment_ids, execution, attention_cap)
         x = self.embed_tokens(tokens, dtype)
         group = [nnx.split(layer) for layer in self.layers.values()]
 
@@ -196,8 +199,13 @@ def hidden_states(
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
     execution: ExecutionConfig = DEFAULT_EXECUTION,
+    attention_cap: int | None = None,
 ) -> Float[Array, "B T D"]:
-    """What the output head reads; arguments as for ``forward``."""
+    """What the output head reads; arguments as for ``forward``.
+
+    With ``attention_cap`` a query of a global layer sees that many keys, its own included, as in a
+    local layer of that window.
+    """
     _check_inputs(params, model_config, tokens, positions, segment_ids)
     if segment_ids is None:
         segment_ids = jnp.ones_like(tokens)
@@ -207,7 +215,7 @@ def hidden_states(
     state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the cached one stays abstract
     nnx.replace_by_pure_dict(state, params)
     model = nnx.merge(graphdef, state)
-    return model.hidden_states(tokens, positions, segment_ids, execution)
+    return model.hidden_states(tokens, positions, segment_ids, execution, attention_cap)
 
 
 def abstract_params(model_config: ModelConfig) -> Params:
