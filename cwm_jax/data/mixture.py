@@ -35,7 +35,7 @@ class SourceShare:
     epochs: float
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class BucketPart:
     """The documents of one source that are in one bucket.
 
@@ -59,7 +59,7 @@ class BucketPart:
         return self.share * self.documents / self.tokens
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Bucket:
     """Documents of like length, of all sources; without ``length_buckets`` all documents."""
 
