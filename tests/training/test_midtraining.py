@@ -189,6 +189,18 @@ def test_steps_of_both_buckets_are_taken_each_with_its_program(midtrained):
     assert abs(sum(buckets) - long_share / 100 * MIDTRAIN_STEPS) < 1.5
 
 
+def test_the_cap_changes_the_first_step_of_its_bucket_and_none_before(home, midtrained):
+    capped = midtrained[0].metrics[1:]
+    first = [line["length_bucket"] for line in capped].index(1) + 1
+    config = midtraining(home, "uncapped", steps=first)
+    data = dataclasses.replace(
+        config.data, length_buckets=(LengthBucket(max_document_tokens=LONG), LengthBucket())
+    )
+    uncapped = loop.run(dataclasses.replace(config, data=data)).metrics[1:]
+    differs = [a["loss"] != b["loss"] for a, b in zip(capped, uncapped, strict=False)]
+    assert differs == [False] * (first - 1) + [True]
+
+
 def test_losses_fall_and_prompts_of_traces_are_no_targets(midtrained):
     result, _ = midtrained
     targets = [line["num_targets"] for line in result.metrics[1:]]
