@@ -127,6 +127,18 @@ def test_both_32b_phases_share_one_schedule():
     assert mid.model.rope_parameters == LLAMA3_ROPE
 
 
+def test_a_length_bucket_can_be_set():
+    config = train.load_config(str(ROOT / "configs/midtrain_32b.py"))
+    changed = override(
+        config,
+        "data.length_buckets.1.attention_cap=none",
+        "data.sources.0.epochs=2",
+        "data.sources.0.weight=1",
+    )
+    assert [bucket.attention_cap for bucket in changed.data.length_buckets] == [None] * 3
+    assert changed.data.sources[0].epochs == 2
+
+
 # override
 
 

@@ -116,7 +116,8 @@ class Loader:
     def epochs(self) -> dict[str, float]:
         """Source -> how often its tokens have been drawn so far, over all hosts.
 
-        To a document for each bucket, and but for the documents of the group of rows at hand.
+        Within 1 % (grain rounds the proportions of a mixture so) and but for the documents of the
+        row, or group of rows, at hand.
         """
         tokens = [0.0] * len(self._shares)
         for bucket, stream in zip(self.buckets, self._streams, strict=True):
