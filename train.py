@@ -71,10 +71,11 @@ def dry_run(config: RunConfig) -> str:
 
 def _train(config: RunConfig) -> int:
     from cwm_jax.training import loop
+    from cwm_jax.training.trainer import NonFiniteError
 
     try:
         result = loop.run(config)
-    except loop.NonFiniteError as error:
+    except NonFiniteError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     before, after = result.heldout_losses()

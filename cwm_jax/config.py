@@ -20,6 +20,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "ExecutionConfig",
+    "LengthBucket",
     "LoggingConfig",
     "MeshConfig",
     "ModelConfig",
@@ -91,26 +92,32 @@ class SourceConfig:
     Attributes:
         name: unique in the mixture; names its folder of shards.
         kind: ``stdlib`` (the running interpreter's standard library), ``folder``, ``jsonl``,
-            ``parquet``.
-        path: folder (``folder``) or file or folder of files (``jsonl``, ``parquet``).
-        glob: which files below a folder belong to it; None takes every file of the kind.
+            ``parquet``, ``traces`` (a corpus of execution traces).
+        path: folder (``folder``, ``traces``) or file or folder of files (``jsonl``, ``parquet``).
+        glob: which files below a folder belong to it; None takes every file of the kind (of
+            ``traces`` always those of its manifest).
         text_field: JSON key or Parquet column that holds the text.
-        weight: share of the tokens that come from this source, relative to the others.
+        weight: share of the tokens that come from this source, relative to the others with a
+            weight.
+        epochs: how often the run sees each of its tokens, which gives the source the share
+            ``epochs * unique tokens / train_tokens`` instead of one by weight; sources with a
+            weight divide what is left. 1 to 4 in mid-training (report).
         non_utf8: what to do with a document that is not UTF-8: ``skip`` it (counted in the
             manifest) or keep its ``bytes`` as single-byte tokens.
     """
 
     name: str
-    kind: Literal["stdlib", "folder", "jsonl", "parquet"]
+    kind: Literal["stdlib", "folder", "jsonl", "parquet", "traces"]
     path: str | None = None
     glob: str | None = None
     text_field: str = "text"
     weight: float = 1.0
+    epochs: float | None = None
     non_utf8: Literal["skip", "bytes"] = "skip"
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_positive(self, "weight")
+        check_positive(self, "weight", "epochs")
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(
                 f"source name is {self.name!r}; expected letters, digits, '-' and '_' alone"
@@ -119,6 +126,16 @@ class SourceConfig:
             expected = "no path: it is the interpreter's own" if self.kind == "stdlib" else "a path"
             raise ValueError(
                 f"source {self.name!r}: path is {self.path!r}; kind {self.kind!r} takes {expected}"
+            )
+        if self.kind == "traces" and self.glob is not None:
+            raise ValueError(
+                f"source {self.name!r}: glob is {self.glob!r}; kind 'traces' takes none: its "
+                "manifest names the files"
+            )
+        if self.epochs is not None and self.weight != 1.0:
+            raise ValueError(
+                f"source {self.name!r}: weight is {self.weight} and epochs {self.epochs}; expected "
+                "one of them: drop epochs, or leave weight at 1.0"
             )
 
 
@@ -147,18 +164,41 @@ class TokenizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LengthBucket:
+    """Documents of like length, which share steps.
+
+    Attributes:
+        max_document_tokens: of its longest document; the next bucket begins one above. None takes
+            all that are longer than the bucket before.
+        attention_cap: keys that a query of a global layer sees in these steps, its own included;
+            None does not cap.
+    """
+
+    max_document_tokens: int | None = None
+    attention_cap: int | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "max_document_tokens", "attention_cap")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is trained on.
 
     Attributes:
-        sources: corpora, mixed by their weights.
+        sources: corpora, mixed by their weights or epochs.
         cache_directory: where tokenised shards (and a trained tokenizer) are kept and found again.
         heldout_fraction: share of documents, chosen by a hash of their name, that is never trained
             on.
         packing: ``concat_then_split`` fills every row and cuts documents at its end; ``first_fit``
             and ``best_fit`` keep documents whole (longer ones are cut into rows first) and pad.
         shuffle: draw documents in a random order that the run's seed fixes, anew each epoch.
-        prefetch_rows: packed rows prepared ahead of the step.
+        prefetch_rows: packed rows prepared ahead of the step (for each length bucket).
+        length_buckets: all rows of a step are of one bucket's documents, so that no device waits
+            for another's long ones; buckets have their shares of the tokens. Empty: no buckets.
+        trace_context_loss: count the tokens before the first frame of a trace in the loss too.
+            (assumed off: not published)
     """
 
     sources: tuple[SourceConfig, ...]
@@ -167,6 +207,8 @@ class DataConfig:
     packing: Literal["concat_then_split", "first_fit", "best_fit"] = "concat_then_split"
     shuffle: bool = True
     prefetch_rows: int = 64
+    length_buckets: tuple[LengthBucket, ...] = ()
+    trace_context_loss: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -182,6 +224,17 @@ class DataConfig:
             raise ValueError(
                 f"data.heldout_fraction is {self.heldout_fraction}; expected between 0 and 1"
             )
+        _check_length_buckets([bucket.max_document_tokens for bucket in self.length_buckets])
+
+
+def _check_length_buckets(limits: list[int | None]) -> None:
+    bounded = [limit for limit in limits[:-1] if limit is not None]
+    rising = len(bounded) == len(limits[:-1]) and sorted(set(bounded)) == bounded
+    if limits and not (rising and limits[-1] is None):
+        raise ValueError(
+            f"data.length_buckets have max_document_tokens {limits}; expected rising numbers and "
+            "none in the last bucket, which takes all longer documents"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import json
 import operator
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ SPECIAL_TOKEN_OFFSETS = {
     THINKING_END: 121,
 }
 
+# Every reserved id has a name, in the order of the ids; no vocabulary changes them.
+_NAMES = [f"<|reserved_special_token_{offset}|>" for offset in range(NUM_RESERVED_TOKENS)]
+for _name, _offset in SPECIAL_TOKEN_OFFSETS.items():
+    _NAMES[_offset] = _name
+_ANY_NAME = re.compile("(" + "|".join(map(re.escape, _NAMES)) + ")")
+
 # Llama 3's: contractions, words, up to three digits, punctuation, line ends, other white space.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -92,17 +98,14 @@ class Tokenizer:
 
     def __init__(self, tokens: Sequence[bytes], merges: Sequence[Merge]) -> None:
         """Takes the mergeable tokens in rank order and what `_last_merges` makes of them."""
-        names = [f"<|reserved_special_token_{offset}|>" for offset in range(NUM_RESERVED_TOKENS)]
-        for name, offset in SPECIAL_TOKEN_OFFSETS.items():
-            names[offset] = name
-        self.special_tokens = {name: len(tokens) + offset for offset, name in enumerate(names)}
-        self.vocab_size = len(tokens) + len(names)
+        self.special_tokens = {name: len(tokens) + offset for offset, name in enumerate(_NAMES)}
+        self.vocab_size = len(tokens) + len(_NAMES)
         self.bos_id = self.special_tokens[BEGIN_OF_TEXT]
         self.eos_id = self.special_tokens[END_OF_TEXT]
         self.pad_id = self.special_tokens[PAD]
         eom_id, eot_id = self.special_tokens[END_OF_MESSAGE], self.special_tokens[END_OF_TURN]
         self.stop_ids = (eom_id, eot_id, self.eos_id)
-        self._spellings = [*tokens, *(name.encode() for name in names)]
+        self._spellings = [*tokens, *(name.encode() for name in _NAMES)]
         self.fingerprint = _sha256([SPLIT_PATTERN.encode(), *self._spellings])
         self._byte_ids = {t[0]: rank for rank, t in enumerate(tokens) if len(t) == 1}
         # It knows no special token: that is why text can never yield one.
@@ -128,22 +131,49 @@ class Tokenizer:
     def encode_bytes(self, data: bytes) -> list[int]:
         """Ids that `decode_bytes` inverts: UTF-8 stretches as text, every other byte on its own."""
         parts = _text_and_escapes(data)
-        return self._join(parts, map(self.encode, parts[::2]))
+        return self._join(parts, map(self.encode, parts[::2]), self._escape_ids)
 
     def encode_bytes_batch(self, documents: Iterable[bytes]) -> list[list[int]]:
         """`encode_bytes` of each document, on all cores."""
-        parts = [_text_and_escapes(data) for data in documents]
-        encoded = iter(self.encode_batch(text for document in parts for text in document[::2]))
-        return [self._join(document, encoded) for document in parts]
+        return self._encode_parts_batch(map(_text_and_escapes, documents), self._escape_ids)
 
-    def _join(self, parts: Sequence[str], encoded_texts: Iterator[list[int]]) -> list[int]:
+    def encode_with_special_tokens(self, text: str) -> list[int]:
+        """Ids of trusted text: the name of a special token in it is that one token.
+
+        For texts that the project writes itself, such as traces; what users give goes through
+        `encode`.
+        """
+        parts = split_at_special_tokens(text)
+        return self._join(parts, map(self.encode, parts[::2]), self._special_ids)
+
+    def encode_with_special_tokens_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """`encode_with_special_tokens` of each text, on all cores."""
+        return self._encode_parts_batch(map(split_at_special_tokens, texts), self._special_ids)
+
+    def _encode_parts_batch(
+        self, documents: Iterable[list[str]], separator_ids: Callable[[str], list[int]]
+    ) -> list[list[int]]:
+        parts = list(documents)
+        encoded = iter(self.encode_batch(text for document in parts for text in document[::2]))
+        return [self._join(document, encoded, separator_ids) for document in parts]
+
+    def _join(
+        self,
+        parts: Sequence[str],
+        encoded_texts: Iterator[list[int]],
+        separator_ids: Callable[[str], list[int]],
+    ) -> list[int]:
+        """Ids of texts (at even places) and of what separates them (at odd ones)."""
         ids = []
         for index, part in enumerate(parts):
-            if index % 2:
-                ids += [self._byte_ids[ord(escape) - 0xDC00] for escape in part]
-            else:
-                ids += next(encoded_texts)
+            ids += separator_ids(part) if index % 2 else next(encoded_texts)
         return ids
+
+    def _escape_ids(self, escapes: str) -> list[int]:
+        return [self._byte_ids[ord(escape) - 0xDC00] for escape in escapes]
+
+    def _special_ids(self, name: str) -> list[int]:
+        return [self.special_tokens[name]]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids``: special tokens by their names, invalid UTF-8 as U+FFFD.
@@ -211,6 +241,11 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
             "tokenizer.json, or a folder with either"
         )
     return _load_json(file) if file.suffix == ".json" else _load_ranks(file)
+
+
+def split_at_special_tokens(text: str) -> list[str]:
+    """Ordinary text at even places, maybe empty; the name of a special token at odd ones."""
+    return _ANY_NAME.split(text)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

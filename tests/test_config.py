@@ -21,6 +21,7 @@ from cwm_jax.config import (
     CheckpointConfig,
     DataConfig,
     ExecutionConfig,
+    LengthBucket,
     LoggingConfig,
     MeshConfig,
     ModelConfig,
@@ -124,6 +125,18 @@ def test_both_32b_phases_share_one_schedule():
     plain = {"rope_parameters": RopeParameters(), "max_position_embeddings": 8192}
     assert dataclasses.replace(mid.model, **plain) == pre.model
     assert mid.model.rope_parameters == LLAMA3_ROPE
+
+
+def test_a_length_bucket_can_be_set():
+    config = train.load_config(str(ROOT / "configs/midtrain_32b.py"))
+    changed = override(
+        config,
+        "data.length_buckets.1.attention_cap=none",
+        "data.sources.0.epochs=2",
+        "data.sources.0.weight=1",
+    )
+    assert [bucket.attention_cap for bucket in changed.data.length_buckets] == [None] * 3
+    assert changed.data.sources[0].epochs == 2
 
 
 # override
@@ -251,6 +264,11 @@ OPTIMIZER = {"learning_rate": 1e-3, "train_tokens": 100}
 BATCH = {"max_target_length": 8, "per_device_batch_size": 1}
 
 
+def buckets(*limits: int | None) -> DataConfig:
+    found = tuple(LengthBucket(max_document_tokens=limit) for limit in limits)
+    return DataConfig(sources=(SOURCE,), length_buckets=found)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -281,6 +299,18 @@ BATCH = {"max_target_length": 8, "per_device_batch_size": 1}
         (lambda: DataConfig(sources=()), "sources is empty"),
         (lambda: DataConfig(sources=(SOURCE, SOURCE)), "has a name twice"),
         (lambda: DataConfig(sources=(SOURCE,), heldout_fraction=1.0), "heldout_fraction is 1"),
+        (lambda: SourceConfig(name="a", kind="traces"), "path is None; kind 'traces'"),
+        (lambda: SourceConfig(name="a", kind="traces", path="x", glob="*"), "glob is '\\*'"),
+        (lambda: SourceConfig(name="a", kind="stdlib", epochs=0.0), "epochs is 0"),
+        (
+            lambda: SourceConfig(name="a", kind="stdlib", weight=0.3, epochs=2.0),
+            "weight is 0.3 and epochs 2.0; expected one of them",
+        ),
+        (lambda: LengthBucket(attention_cap=0), "attention_cap is 0"),
+        (lambda: LengthBucket(max_document_tokens=0), "max_document_tokens is 0"),
+        (lambda: buckets(8), "max_document_tokens \\[8\\]; expected rising numbers and none"),
+        (lambda: buckets(None, 8, None), "\\[None, 8, None\\]; expected rising"),
+        (lambda: buckets(8, 8, None), "\\[8, 8, None\\]; expected rising"),
         (lambda: BatchPhase(from_tokens=-1, batch_tokens=8), "from_tokens is -1"),
         (lambda: BatchPhase(from_tokens=0, batch_tokens=0), "batch_tokens is 0"),
         (

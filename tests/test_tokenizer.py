@@ -21,6 +21,7 @@ from cwm_jax.tokenizer import (
     SPLIT_PATTERN,
     Tokenizer,
     load_tokenizer,
+    split_at_special_tokens,
     train_tokenizer,
 )
 
@@ -147,6 +148,23 @@ def test_text_never_yields_special_ids(trained):
         assert max(ids, default=0) < trained.bos_id
         if not re.search("[\ud800-\udfff]", text):
             assert trained.decode(ids) == text
+
+
+def test_names_of_special_tokens_are_single_ids_where_asked(trained, auto):
+    texts = [
+        *NASTY,
+        "<|begin_of_text|><|trace_context_start|>def f():\n    ...\n<|frame_sep|><|end_of_text|>",
+        "a <|frame_sep|>\n b<|frame_sep|><|frame_sep|> <|frame_sep| <|no_name|> <|arg_sep|>",
+        *trained.special_tokens,
+    ]
+    encoded = trained.encode_with_special_tokens_batch(texts)
+    for text, ids in zip(texts, encoded, strict=True):
+        assert trained.encode_with_special_tokens(text) == ids
+        expected = auto(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        assert ids == expected["input_ids"]
+        named = [i for i in ids if i >= trained.vocab_size - 256]
+        assert [trained.decode([i]) for i in named] == split_at_special_tokens(text)[1::2]
+    assert encoded[-256:] == [[i] for i in trained.special_tokens.values()]
 
 
 def test_any_bytes_round_trip(trained):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import heapq
 import itertools
-import queue
-import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,23 +15,25 @@ import numpy as np
 from grain.sources import ArrayRecordDataSource
 
 from cwm_jax.config import DataConfig
+from cwm_jax.data.files import DataError
+from cwm_jax.data.mixture import Bucket, SourceShare, bucket_of_step, make_buckets
 from cwm_jax.data.packing import GROUP_ROWS, Cursor, Row, pack, stack_rows
-from cwm_jax.data.shards import Shards, tokens_from_record
-from cwm_jax.data.sources import DataError
+from cwm_jax.data.prefetch import Prefetched
+from cwm_jax.data.shards import CONTEXT_MARK, Shards, tokens_from_record
 
-_STREAM_VERSION = 2  # raised when the same fingerprint would no longer mean the same rows
+_STREAM_VERSION = 3  # raised when the same fingerprint would no longer mean the same rows
 _HELDOUT_SEED = 0  # held-out rows are the same for every run
 
 
 class Loader:
-    """An endless stream of packed rows of the training split, for one host.
+    """Endless streams of packed rows of the training split, one per length bucket, for one host.
 
-    Documents are drawn so that the sources' tokens come in the proportion of their weights, from
+    Documents are drawn so that the sources' tokens come in the proportion of their shares, from
     each in an order that the seed fixes, anew each epoch. Host i of n takes every n-th of them, so
-    in each epoch of a source every document goes to one host. Rows are prepared in a thread;
-    closing ends it.
+    in each epoch of a source every document goes to one host. Rows are prepared in a thread for
+    each bucket; closing ends them.
 
-    The stream is a function of the fingerprint in ``state`` and of the cursor there: resuming reads
+    A stream is a function of the fingerprint in ``state`` and of its cursor there: resuming reads
     again the documents of the row (or group of ``GROUP_ROWS`` rows) at hand, nothing before them.
     """
 
@@ -43,19 +42,22 @@ class Loader:
         shards: Sequence[Shards],
         data_config: DataConfig,
         *,
+        shares: Sequence[SourceShare],
         max_target_length: int,
         seed: int,
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
-        """Sets the stream to its first row; nothing is read yet.
+        """Sets each stream to its first row; no document is read yet.
 
         Args:
             shards: as ``prepare`` made them, one for each of ``data_config.sources``, in their
                 order.
-            data_config: weights, packing, shuffle and prefetch_rows are read.
+            data_config: packing, shuffle, prefetch_rows, length_buckets and trace_context_loss are
+                read.
+            shares: of the sources, from ``source_shares``.
             max_target_length: tokens T in a row.
-            seed: of the order of the documents.
+            seed: of the order of the documents and of the buckets.
             process_index: this host.
             process_count: hosts that read together.
 
@@ -68,19 +70,28 @@ class Loader:
                 f"process_index is {process_index}; expected 0 to {process_count - 1} (below "
                 "process_count)"
             )
-        self._documents = _mixture(shards, data_config, seed, process_index, process_count)
-        self._packing = data_config.packing
-        self._max_target_length = max_target_length
-        self._prefetch_rows = data_config.prefetch_rows
+        self.buckets = make_buckets(shards, data_config.length_buckets, shares)
+        self._shares = tuple(shares)
+        self._seed, self._process_count = seed, process_count
+        self._streams = [
+            _Stream(
+                _mixture(shards, bucket, data_config, seed, process_index, process_count),
+                data_config,
+                max_target_length,
+            )
+            for bucket in self.buckets
+        ]
         self._fingerprint = {
             "stream_version": _STREAM_VERSION,
             "sources": {
-                source.name: {
-                    "weight": source.weight,
+                share.name: {
+                    "share": share.share,
                     "tokens_sha256": s.split("train").tokens_sha256,
                 }
-                for source, s in zip(data_config.sources, shards, strict=True)
+                for share, s in zip(shares, shards, strict=True)
             },
+            "length_buckets": [b.max_document_tokens for b in data_config.length_buckets],
+            "trace_context_loss": data_config.trace_context_loss,
             "packing": data_config.packing,
             "group_rows": GROUP_ROWS,
             "shuffle": data_config.shuffle,
@@ -89,44 +100,54 @@ class Loader:
             "process_index": process_index,
             "process_count": process_count,
         }
-        self._cursor = Cursor()
-        self._rows: _Prefetched | None = None
 
-    def next_rows(self, num_rows: int) -> Row:
-        """Next rows: ``tokens targets positions segment_ids loss_mask``, each ``[num_rows, T]``.
+    def bucket(self, step: int) -> int:
+        """Number of the bucket of all rows of that step, on every host."""
+        return bucket_of_step(self.buckets, self._seed, step)
+
+    def next_rows(self, num_rows: int, bucket: int = 0) -> Row:
+        """Next rows of a bucket: ``tokens targets positions segment_ids loss_mask``, ``[n, T]``.
 
         Raises:
             DataError: a shard cannot be read; the state stays where it was.
         """
-        if self._rows is None:
-            self._rows = _Prefetched(self._stream(), self._prefetch_rows)
-            self._finalizer = weakref.finalize(self, self._rows.close)
-        try:
-            delivered = [self._rows.get() for _ in range(num_rows)]
-        except BaseException:
-            self.close()
-            raise
-        if delivered:
-            self._cursor = delivered[-1][1]
-        return stack_rows(row for row, _ in delivered)
+        return self._streams[bucket].next_rows(num_rows)
+
+    def epochs(self) -> dict[str, float]:
+        """Source -> how often its tokens have been drawn so far, over all hosts.
+
+        Within 1 % (grain rounds the proportions of a mixture so) and but for the documents of the
+        row, or group of rows, at hand.
+        """
+        tokens = [0.0] * len(self._shares)
+        for bucket, stream in zip(self.buckets, self._streams, strict=True):
+            documents = stream.cursor.document * self._process_count
+            per_token = sum(part.documents_per_token for part in bucket.parts)
+            for part in bucket.parts:
+                tokens[part.source] += documents * part.share / per_token
+        return {
+            share.name: drawn / share.unique_tokens
+            for share, drawn in zip(self._shares, tokens, strict=True)
+        }
 
     def state(self) -> dict[str, Any]:
-        """For ``restore``, fit for JSON: fingerprint, and cursor after the last row delivered."""
-        return {"fingerprint": self._fingerprint, "cursor": dataclasses.asdict(self._cursor)}
+        """For ``restore``, fit for JSON: fingerprint, cursors after the last rows delivered."""
+        cursors = [dataclasses.asdict(stream.cursor) for stream in self._streams]
+        return {"fingerprint": self._fingerprint, "cursors": cursors}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues exactly after the last row that was delivered before ``state`` was taken.
+        """Continues exactly after the last rows that were delivered before ``state`` was taken.
 
         Raises:
             ValueError: the state is another stream's (what differs is named), or none at all.
         """
         try:
-            theirs, cursor = dict(state["fingerprint"]), Cursor(**state["cursor"])
+            different = _differences(dict(state["fingerprint"]), self._fingerprint)
+            cursors = [] if different else [Cursor(**cursor) for cursor in state["cursors"]]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"loader state is {state!r}; expected what Loader.state() returned"
             ) from error
-        different = _differences(theirs, self._fingerprint)
         if different:
             raise ValueError(
                 f"the saved data position belongs to another stream: {'; '.join(different)}; "
@@ -134,14 +155,13 @@ class Loader:
                 "(checkpoint.load_parameters_path)"
             )
         self.close()
-        self._cursor = cursor
+        for stream, cursor in zip(self._streams, cursors, strict=True):
+            stream.cursor = cursor
 
     def close(self) -> None:
-        """Ends the thread; ``next_rows`` starts one again where the stream stands."""
-        if self._rows is not None:
-            self._finalizer.detach()
-            self._rows.close()
-            self._rows = None
+        """Ends the threads; ``next_rows`` starts one again where its stream stands."""
+        for stream in self._streams:
+            stream.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -149,35 +169,67 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _stream(self) -> Iterator[tuple[Row, Cursor]]:
-        # Holds the dataset, not the loader, which its own thread would else keep alive.
-        return pack(
-            _tokens_from(self._documents, self._cursor.document),
-            packing=self._packing,
-            max_target_length=self._max_target_length,
-            cursor=self._cursor,
-        )
+
+class _Stream:
+    """The rows of one bucket, and the cursor after the last one delivered."""
+
+    def __init__(
+        self, documents: grain.MapDataset, data_config: DataConfig, max_target_length: int
+    ) -> None:
+        self.cursor = Cursor()
+        self.documents = documents
+        self._data_config = data_config
+        self._max_target_length = max_target_length
+        self._rows: Prefetched | None = None
+
+    def next_rows(self, num_rows: int) -> Row:
+        if self._rows is None:
+            # The thread holds the dataset, not the stream, which it would else keep alive.
+            rows = pack(
+                _tokens_from(self.documents, self.cursor.document, self._data_config),
+                packing=self._data_config.packing,
+                max_target_length=self._max_target_length,
+                cursor=self.cursor,
+            )
+            self._rows = Prefetched(rows, self._data_config.prefetch_rows, name="loader")
+            self._finalizer = weakref.finalize(self, self._rows.close)
+        try:
+            delivered = [self._rows.get() for _ in range(num_rows)]
+        except BaseException:
+            self.close()
+            raise
+        if delivered:
+            self.cursor = delivered[-1][1]
+        return stack_rows(row for row, _ in delivered)
+
+    def close(self) -> None:
+        if self._rows is not None:
+            self._finalizer.detach()
+            self._rows.close()
+            self._rows = None
 
 
 def heldout_rows(
     shards: Sequence[Shards],
     data_config: DataConfig,
     *,
+    shares: Sequence[SourceShare],
     max_target_length: int,
     num_rows: int,
 ) -> Row:
     """The first ``num_rows`` rows of the held-out split, or all there are; ``[n, T]`` each.
 
-    Documents come once, by the weights of their sources, in one order for any seed and any hosts.
+    Documents of all lengths come once, by the shares of their sources, in one order for any seed
+    and any hosts.
     """
     _check_sources(shards, data_config)
     readers = [_reader(s, "heldout").shuffle(seed=_HELDOUT_SEED) for s in shards]
-    weights = _document_weights(shards, data_config)
+    (everything,) = make_buckets(shards, (), shares)
     turns = [
-        _turns(weight, number, len(reader))
-        for number, (weight, reader) in enumerate(zip(weights, readers, strict=True))
+        _turns(part.documents_per_token, part.source, len(readers[part.source]))
+        for part in everything.parts
     ]
-    documents = (_read(readers[number], at) for _, number, at in heapq.merge(*turns))
+    documents = (_read(readers[number], at, data_config) for _, number, at in heapq.merge(*turns))
     rows = pack(documents, packing=data_config.packing, max_target_length=max_target_length)
     return stack_rows(row for row, _ in itertools.islice(rows, num_rows))
 
@@ -198,47 +250,63 @@ def _check_sources(shards: Sequence[Shards], data_config: DataConfig) -> None:
 
 
 def _mixture(
-    shards: Sequence[Shards], data_config: DataConfig, seed: int, index: int, count: int
+    shards: Sequence[Shards],
+    bucket: Bucket,
+    data_config: DataConfig,
+    seed: int,
+    index: int,
+    count: int,
 ) -> grain.MapDataset:
-    """This host's endless sequence of documents, in constant time at any index."""
+    """A bucket's endless sequence of documents for this host, in constant time at any index."""
     datasets = []
-    for source, s in zip(data_config.sources, shards, strict=True):
-        dataset = _reader(s, "train")
+    for part in bucket.parts:
+        s = shards[part.source]
+        dataset = _reader(s, "train", part.indices)
         if data_config.shuffle:
             # grain adds the epoch to the seed: hashed, so that no run repeats another's epochs.
-            digest = hashlib.sha256(f"{seed}/{source.name}".encode()).digest()
+            digest = hashlib.sha256(f"{seed}/{s.manifest.source.name}".encode()).digest()
             dataset = dataset.shuffle(seed=int.from_bytes(digest[:4], "big"))
         datasets.append(dataset.repeat()[index::count])
-    return grain.MapDataset.mix(datasets, weights=_document_weights(shards, data_config))
+    if not datasets:
+        return grain.MapDataset.source([])  # of a bucket that no step draws
+    weights = [part.documents_per_token for part in bucket.parts]
+    return grain.MapDataset.mix(datasets, weights=weights)
 
 
-def _document_weights(shards: Sequence[Shards], data_config: DataConfig) -> list[float]:
-    """Shares of documents that make the sources' weights shares of tokens."""
-    splits = [s.manifest.train for s in shards]
-    return [
-        source.weight * split.documents / split.tokens
-        for source, split in zip(data_config.sources, splits, strict=True)
-    ]
+class _Chosen:
+    """Some of the records of a data source, by their indices."""
+
+    def __init__(self, records: Any, indices: np.ndarray) -> None:
+        self._records, self._indices = records, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._records[int(self._indices[index])]
 
 
-def _reader(shards: Shards, split: str) -> grain.MapDataset:
+def _reader(shards: Shards, split: str, indices: np.ndarray | None = None) -> grain.MapDataset:
     records: Any = ArrayRecordDataSource(shards.paths(split))  # grain types it more loosely
-    return grain.MapDataset.source(records)
+    return grain.MapDataset.source(records if indices is None else _Chosen(records, indices))
 
 
-def _tokens_from(documents: grain.MapDataset, start: int) -> Iterator[np.ndarray]:
+def _tokens_from(
+    documents: grain.MapDataset, start: int, data_config: DataConfig
+) -> Iterator[np.ndarray]:
     for index in itertools.count(start):
-        yield _read(documents, index)
+        yield _read(documents, index, data_config)
 
 
-def _read(documents: grain.MapDataset, index: int) -> np.ndarray:
+def _read(documents: grain.MapDataset, index: int, data_config: DataConfig) -> np.ndarray:
     try:
         record: Any = documents[index]  # None only after a filter, and there is none
-        return tokens_from_record(record)
     except (RuntimeError, OSError) as error:
         raise DataError(
             f"a shard cannot be read ({error}); delete its folder to tokenise again"
         ) from error
+    tokens = tokens_from_record(record)
+    return tokens & ~CONTEXT_MARK if data_config.trace_context_loss else tokens
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
@@ -247,44 +315,3 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str
         for key in sorted({*theirs, *ours})
         if theirs.get(key) != ours.get(key)
     ]
-
-
-class _Failure:
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-class _Prefetched:
-    """Items of an endless iterator, taken ahead of time in a thread."""
-
-    def __init__(self, items: Iterator[Any], size: int) -> None:
-        self._queue: queue.Queue[Any] = queue.Queue(size)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(
-            target=_fill, args=(items, self._queue, self._stopped), name="loader", daemon=True
-        )
-        self._thread.start()
-
-    def get(self) -> Any:
-        item = self._queue.get()
-        if isinstance(item, _Failure):
-            raise item.error
-        return item
-
-    def close(self) -> None:
-        self._stopped.set()
-        while self._thread.is_alive():  # it may wait for room in the queue
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    self._queue.get_nowait()
-            self._thread.join(0.01)
-
-
-def _fill(items: Iterator[Any], into: queue.Queue[Any], stopped: threading.Event) -> None:
-    try:
-        for item in items:
-            if stopped.is_set():
-                return
-            into.put(item)
-    except BaseException as error:  # handed to the reader of the queue
-        into.put(_Failure(error))

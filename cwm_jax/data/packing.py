@@ -4,6 +4,7 @@ A document of n tokens is n - 1 pairs (token, next token), and rows hold pairs. 
 document's first is a target exactly once wherever rows are cut, and the last token (``eos``) is a
 target only: no slot is spent on an input without a target. A document that is continued in another
 row is a document of its own there: its positions restart at 0 and it does not see its earlier part.
+A token that bears ``CONTEXT_MARK`` is no target of the loss.
 
 The packers are not grain's: these need no grain, serve finite streams (held-out rows) as well, and
 their state survives JSON (grain 0.2.18 compares slices with a tuple, which JSON returns as a list).
@@ -15,6 +16,8 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+
+from cwm_jax.data.shards import CONTEXT_MARK
 
 ROW_KEYS = ("tokens", "targets", "positions", "segment_ids", "loss_mask")
 # Rows that the fits fill side by side: more pad less, cost memory and are replayed on restore.
@@ -71,15 +74,17 @@ def pack(
 def row_from_pieces(pieces: Iterable[np.ndarray], max_target_length: int) -> Row:
     """One row: piece i of k + 1 tokens becomes segment i with k targets; the rest is padding, 0."""
     row: Row = {key: np.zeros(max_target_length, np.int32) for key in ROW_KEYS[:-1]}
+    row["loss_mask"] = np.zeros(max_target_length, np.float32)
     start = 0
     for segment, piece in enumerate(pieces, 1):
         end = start + len(piece) - 1
-        row["tokens"][start:end] = piece[:-1]
-        row["targets"][start:end] = piece[1:]
+        tokens = piece & ~CONTEXT_MARK
+        row["tokens"][start:end] = tokens[:-1]
+        row["targets"][start:end] = tokens[1:]
         row["positions"][start:end] = np.arange(end - start)
         row["segment_ids"][start:end] = segment
+        row["loss_mask"][start:end] = piece[1:] == tokens[1:]
         start = end
-    row["loss_mask"] = (row["segment_ids"] > 0).astype(np.float32)
     return row
 
 

@@ -7,6 +7,7 @@ what bears the name is whole.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import dataclasses
 import hashlib
@@ -24,21 +25,22 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from cwm_jax.config import DataConfig, SourceConfig
+from cwm_jax.data.files import DataError, StoredFile, stored_file
 from cwm_jax.data.shards import (
+    CONTEXT_MARK,
+    LENGTH_DTYPE,
     MANIFEST,
     SCHEMA_VERSION,
     SPLITS,
     TOKEN_DTYPE,
     Manifest,
-    ShardFile,
     Shards,
     SplitManifest,
     TextTokenizer,
     check_vocab_size,
-    file_sha256,
     open_shards,
 )
-from cwm_jax.data.sources import DataError, Document, corpus_fingerprint, documents
+from cwm_jax.data.sources import Document, corpus_fingerprint, documents
 from cwm_jax.data.split import SPLIT_RULE, is_heldout, split_fraction
 from cwm_jax.schema import to_json
 
@@ -158,7 +160,8 @@ def _write_splits(
         writers = {name: stack.enter_context(_SplitWriter(folder, name)) for name in SPLITS}
         for batch in _batches(documents(source)):
             for document, tokens in _tokenised(batch, source, tokenizer, counts):
-                writers["heldout" if is_heldout(document.name, fraction) else "train"].add(tokens)
+                split = "heldout" if is_heldout(document.split_name, fraction) else "train"
+                writers[split].add(tokens)
             counts.log(source.name, writers.values())
         _check_splits(source, fraction, counts, writers)
         splits = {name: writer.finish() for name, writer in writers.items()}
@@ -192,25 +195,45 @@ def _batches(stream: Iterable[Document]) -> Iterator[list[Document]]:
 def _tokenised(
     batch: list[Document], source: SourceConfig, tokenizer: TextTokenizer, counts: _Counts
 ) -> Iterator[tuple[Document, np.ndarray]]:
-    """The documents of a batch that are kept, in order, each with its framed tokens."""
-    texts, kept = [], []
-    for document in batch:
-        text = _text(document.data)
-        if not document.data:
-            counts.empty += 1
-        elif text is None and source.non_utf8 == "skip":
-            counts.skipped += 1
-        else:
-            counts.kept_bytes += text is None
-            counts.note_split_fraction(document.name)
-            kept.append((document, text is None))
-            texts += [] if text is None else [text]
-    encoded = iter(tokenizer.encode_batch(texts))
-    for document, is_bytes in kept:
-        ids = tokenizer.encode_bytes(document.data) if is_bytes else next(encoded)
-        tokens = np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], TOKEN_DTYPE)
-        assert tokens.max() < tokenizer.vocab_size, (document.name, int(tokens.max()))
+    """The documents of a batch that are kept, in order, each with the tokens to be stored."""
+    kept = [document for document in batch if _is_kept(document, source, counts)]
+    tokens_of = _trace_tokens if source.kind == "traces" else _text_tokens
+    for document, tokens in zip(kept, tokens_of(kept, tokenizer), strict=True):
+        highest = int((tokens & ~CONTEXT_MARK).max())
+        assert highest < tokenizer.vocab_size, (document.name, highest)
         yield document, tokens
+
+
+def _is_kept(document: Document, source: SourceConfig, counts: _Counts) -> bool:
+    is_text = _text(document.data) is not None
+    if not document.data:
+        counts.empty += 1
+    elif not is_text and source.non_utf8 == "skip":
+        counts.skipped += 1
+    else:
+        counts.kept_bytes += not is_text
+        counts.note_split_fraction(document.split_name)
+        return True
+    return False
+
+
+def _text_tokens(kept: list[Document], tokenizer: TextTokenizer) -> Iterator[np.ndarray]:
+    """Each framed by ``bos`` and ``eos``."""
+    texts = [_text(document.data) for document in kept]
+    encoded = iter(tokenizer.encode_batch([text for text in texts if text is not None]))
+    for document, text in zip(kept, texts, strict=True):
+        ids = tokenizer.encode_bytes(document.data) if text is None else next(encoded)
+        yield np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], TOKEN_DTYPE)
+
+
+def _trace_tokens(kept: list[Document], tokenizer: TextTokenizer) -> Iterator[np.ndarray]:
+    """Each as it is: a trace has its own ``bos``, and ``eos`` only if it was traced to its end."""
+    texts = [t for document in kept for t in (document.context or "", document.data.decode())]
+    encoded = iter(tokenizer.encode_with_special_tokens_batch(texts))
+    for context, frames in zip(encoded, encoded, strict=True):
+        tokens = np.array([*context, *frames], TOKEN_DTYPE)
+        tokens[: len(context)] |= CONTEXT_MARK
+        yield tokens
 
 
 def _text(data: bytes) -> str | None:
@@ -275,6 +298,7 @@ class _SplitWriter:
         self.documents = self.tokens = 0
         self._folder, self._split = folder, split
         self._hash = hashlib.sha256()
+        self._lengths = array.array("I")
         self._parts: list[Path] = []
         self._writer: Any = None
         self._part_bytes = 0
@@ -295,6 +319,7 @@ class _SplitWriter:
         with self._reported():
             self._writer.write(record)
         self._hash.update(len(tokens).to_bytes(8, "little") + record)
+        self._lengths.append(len(tokens))
         self.documents += 1
         self.tokens += len(tokens)
         self._part_bytes += len(record)
@@ -308,6 +333,7 @@ class _SplitWriter:
             tokens=self.tokens,
             tokens_sha256=self._hash.hexdigest(),
             files=tuple(self._named(*numbered) for numbered in enumerate(self._parts)),
+            lengths=self._write_lengths(),
         )
 
     def _close_part(self) -> None:
@@ -320,13 +346,18 @@ class _SplitWriter:
     def _reported(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # ArrayRecord's for every failed write
+        except (RuntimeError, OSError) as error:  # RuntimeError: ArrayRecord's for failed writes
             raise DataError(
                 f"could not write tokenised documents below {self._folder.parent}: {error}; free "
                 "space there or set data.cache_directory to another disk, then start again"
             ) from error
 
-    def _named(self, number: int, part: Path) -> ShardFile:
+    def _named(self, number: int, part: Path) -> StoredFile:
         name = f"{self._split}-{number:05d}-of-{len(self._parts):05d}.arrayrecord"
-        path = part.rename(self._folder / name)
-        return ShardFile(name=name, bytes=path.stat().st_size, sha256=file_sha256(path))
+        return stored_file(part.rename(self._folder / name))
+
+    def _write_lengths(self) -> StoredFile:
+        path = self._folder / f"{self._split}-lengths.npy"
+        with self._reported():
+            np.save(path, np.array(self._lengths, LENGTH_DTYPE))
+        return stored_file(path)

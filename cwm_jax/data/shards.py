@@ -1,14 +1,15 @@
 """Folders of tokenised documents and the manifest that each is checked against.
 
-A folder ``<source name>-<key>`` holds ``{train,heldout}-00000-of-000NN.arrayrecord`` and
-``manifest.json``; ``cwm_jax.data.prepare`` writes it. A record is one document: ``bos``, its text,
-``eos``, as little-endian uint32.
+A folder ``<source name>-<key>`` holds ``{train,heldout}-00000-of-000NN.arrayrecord``,
+``{train,heldout}-lengths.npy`` and ``manifest.json``; ``cwm_jax.data.prepare`` writes it. A record
+is one document: ``bos``, its text, ``eos``, as little-endian uint32; of an execution trace its own
+tokens alone, with bit 31 (``CONTEXT_MARK``) set in those before the first frame. The lengths are
+the documents' tokens, uint32 in the order of the records.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -18,11 +19,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from cwm_jax.config import SourceConfig
-from cwm_jax.data.sources import DataError
+from cwm_jax.data.files import DataError, StoredFile, check_file
 from cwm_jax.schema import check_types, from_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TOKEN_DTYPE = np.dtype("<u4")
+LENGTH_DTYPE = np.dtype("<u4")
+CONTEXT_MARK = np.uint32(1 << 31)  # on a token that is context: no target of the loss by default
 MANIFEST = "manifest.json"
 SPLITS = ("train", "heldout")
 
@@ -44,18 +47,7 @@ class TextTokenizer(Protocol):
     def fingerprint(self) -> str: ...
     def encode_batch(self, texts: list[str], /) -> Sequence[Sequence[int]]: ...
     def encode_bytes(self, data: bytes, /) -> Sequence[int]: ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ShardFile:
-    """One ArrayRecord file as it was written."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-    def __post_init__(self) -> None:
-        check_types(self)
+    def encode_with_special_tokens_batch(self, texts: list[str], /) -> Sequence[Sequence[int]]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +57,8 @@ class SplitManifest:
     documents: int
     tokens: int
     tokens_sha256: str
-    files: tuple[ShardFile, ...]
+    files: tuple[StoredFile, ...]
+    lengths: StoredFile
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -107,6 +100,10 @@ class Shards:
         """The files of a split in the order of their records."""
         return [str(self.folder / file.name) for file in self.split(split).files]
 
+    def lengths(self, split: str) -> np.ndarray:
+        """Tokens of each document of a split, in the order of its records; not held in memory."""
+        return np.load(self.folder / self.split(split).lengths.name, mmap_mode="r")
+
 
 def open_shards(
     folder: str | os.PathLike,
@@ -137,17 +134,19 @@ def open_shards(
             "tokenise again"
         )
     check_vocab_size(manifest.vocab_size, model_vocab_size, where=str(folder))
-    files = [*manifest.train.files, *manifest.heldout.files]
+    splits = (manifest.train, manifest.heldout)
+    files = [file for split in splits for file in (*split.files, split.lengths)]
     if verify is None:
         verify = sum(file.bytes for file in files) <= VERIFY_BYTES
     for file in files:
-        _check_file(folder / file.name, file, verify=verify)
+        next_step = f"delete {folder} to tokenise again"
+        check_file(folder / file.name, file, verify=verify, next_step=next_step)
     return Shards(folder, manifest)
 
 
 def tokens_from_record(record: bytes) -> np.ndarray:
-    """The tokens of a document, framed by ``bos`` and ``eos``, as int32."""
-    return np.frombuffer(record, TOKEN_DTYPE).astype(np.int32)
+    """The tokens of a document as uint32, ``CONTEXT_MARK`` on those that have it."""
+    return np.frombuffer(record, TOKEN_DTYPE)
 
 
 def check_vocab_size(vocab_size: int, model_vocab_size: int | None, *, where: str) -> None:
@@ -174,21 +173,3 @@ def _read_manifest(folder: Path) -> Manifest:
         f"{path}: schema_version is {version}; expected {SCHEMA_VERSION}: delete {folder} to "
         "tokenise again"
     )
-
-
-def _check_file(path: Path, expected: ShardFile, *, verify: bool) -> None:
-    next_step = f"delete {path.parent} to tokenise again"
-    if not path.is_file():
-        raise DataError(f"{path}: missing, but its manifest lists it; {next_step}")
-    if path.stat().st_size != expected.bytes:
-        raise DataError(
-            f"{path}: has {path.stat().st_size} bytes; expected {expected.bytes}: {next_step}"
-        )
-    if verify and (found := file_sha256(path)) != expected.sha256:
-        raise DataError(f"{path}: sha256 is {found}; expected {expected.sha256}: {next_step}")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,19 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cwm_jax.config import SourceConfig
+from cwm_jax.data import traces
+from cwm_jax.data.files import DataError, StoredFile
 
 _SUFFIXES = {
     "stdlib": (".py",),
     "folder": ("",),
     "jsonl": (".jsonl", ".jsonl.gz"),
     "parquet": (".parquet",),
+    "traces": (".arrayrecord",),
 }
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 _PARQUET_BATCH_ROWS = 1024
-
-
-class DataError(ValueError):
-    """A corpus, a shard or a data setting that cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +34,24 @@ class Document:
     """One document of a corpus.
 
     Attributes:
-        name: path relative to the source's, with ``:line`` or ``:row`` for JSONL and Parquet; the
-            held-out split is a function of it and so does not depend on where the corpus lies.
-        data: the text in UTF-8, or whatever bytes the corpus holds instead.
+        name: path relative to the source's, with ``:line`` or ``:row`` for JSONL and Parquet; of an
+            execution trace its own.
+        data: the text in UTF-8, or whatever bytes the corpus holds instead; of an execution trace
+            its frames.
+        context: of an execution trace, the text before its frames; both name special tokens.
     """
 
     name: str
     data: bytes
+    context: str | None = None
+
+    @property
+    def split_name(self) -> str:
+        """What the held-out split is a function of, so that it moves with the corpus.
+
+        All traces of one program, ``PROGRAM#N``, fall on one side.
+        """
+        return self.name if self.context is None else self.name.partition("#")[0]
 
 
 def documents(source: SourceConfig) -> Iterator[Document]:
@@ -52,7 +62,7 @@ def documents(source: SourceConfig) -> Iterator[Document]:
 
     Raises:
         DataError: the path is missing or of the wrong kind, holds no file or no document, cannot be
-            read or parsed, or lacks ``text_field``.
+            read or parsed, lacks ``text_field``, or is not what a trace corpus's manifest says.
     """
     empty = True
     for name, path in corpus_files(source):
@@ -71,7 +81,8 @@ def documents(source: SourceConfig) -> Iterator[Document]:
 def corpus_files(source: SourceConfig) -> list[tuple[str, Path]]:
     """(relative name, path) of every file of ``source``, sorted by name.
 
-    Without a ``glob``, hidden files and folders (``.git``) are left out.
+    Without a ``glob``, hidden files and folders (``.git``) are left out. Those of a trace corpus
+    are in the order of its manifest.
 
     Raises:
         DataError: the path is missing or of the wrong kind, a folder cannot be listed, or no file
@@ -79,9 +90,11 @@ def corpus_files(source: SourceConfig) -> list[tuple[str, Path]]:
     """
     root = Path(sysconfig.get_path("stdlib") if source.path is None else source.path)
     if not stat.S_ISDIR(_stat(source, root).st_mode):
-        if source.kind == "folder":
-            raise _error(source, root, "is a file; kind 'folder' expects a folder")
+        if source.kind in ("folder", "traces"):
+            raise _error(source, root, f"is a file; kind {source.kind!r} expects a folder")
         return [(root.name, root)]
+    if source.kind == "traces":
+        return [(file.name, root / file.name) for file in _trace_files(source, root)]
     files = sorted((path.relative_to(root).as_posix(), path) for path in _walk(source, root))
     if not files:
         wanted = source.glob or " or ".join(f"*{suffix}" for suffix in _SUFFIXES[source.kind])
@@ -92,8 +105,12 @@ def corpus_files(source: SourceConfig) -> list[tuple[str, Path]]:
 def corpus_fingerprint(source: SourceConfig) -> str:
     """SHA-256 over the files' names, sizes and times of change, without reading them.
 
-    For the standard library the interpreter's version stands in for the times.
+    For the standard library the interpreter's version stands in for the times, for traces the
+    content that their manifest states.
     """
+    if source.kind == "traces":
+        files = _trace_files(source, Path(source.path or ""))
+        return hashlib.sha256(repr(files).encode()).hexdigest()
     stats = [(name, _stat(source, path)) for name, path in corpus_files(source)]
     if source.kind == "stdlib":
         content = [sys.implementation.name, sys.version, [(n, s.st_size) for n, s in stats]]
@@ -140,6 +157,8 @@ def _documents_of_file(source: SourceConfig, name: str, path: Path) -> Iterator[
         return _jsonl_documents(source, name, path)
     if source.kind == "parquet":
         return _parquet_documents(source, name, path)
+    if source.kind == "traces":
+        return _trace_documents(source, path)
     return iter([Document(name, path.read_bytes())])
 
 
@@ -189,6 +208,22 @@ def _parquet_documents(source: SourceConfig, name: str, path: Path) -> Iterator[
         ) from error
 
 
+def _trace_files(source: SourceConfig, root: Path) -> tuple[StoredFile, ...]:
+    try:
+        return traces.corpus_files(root)
+    except DataError as error:
+        raise _error(source, error) from error
+
+
+def _trace_documents(source: SourceConfig, path: Path) -> Iterator[Document]:
+    (file,) = (file for file in _trace_files(source, path.parent) if file.name == path.name)
+    try:
+        for episode in traces.episodes(path.parent, file):
+            yield Document(episode.name, episode.frames.encode(), episode.prompt)
+    except DataError as error:
+        raise _error(source, error) from error
+
+
 def _bytes_of_value(source: SourceConfig, where: str, value: object) -> bytes:
     if value is None:
         return b""
@@ -206,5 +241,5 @@ def _bytes_of_value(source: SourceConfig, where: str, value: object) -> bytes:
         return value.encode("utf-8", "surrogatepass")
 
 
-def _error(source: SourceConfig, where: object, text: str) -> DataError:
-    return DataError(f"source {source.name!r} ({source.kind}): {where} {text}")
+def _error(source: SourceConfig, where: object, text: str = "") -> DataError:
+    return DataError(f"source {source.name!r} ({source.kind}): {where} {text}".rstrip())

@@ -7,8 +7,12 @@ from collections.abc import Iterator, Sequence
 
 from cwm_jax.config import SourceConfig
 from cwm_jax.data.sources import documents
+from cwm_jax.tokenizer import split_at_special_tokens
 
-SPLIT_RULE = "held out if the first 8 bytes of sha256(name) / 2**64 < heldout_fraction"
+SPLIT_RULE = (
+    "held out if the first 8 bytes of sha256(name) / 2**64 < heldout_fraction; the name of a trace "
+    "counts up to its first #"
+)
 
 
 def split_fraction(name: str) -> float:
@@ -28,8 +32,9 @@ def training_texts(
     """Text of the training split of all sources, for the training of a tokenizer.
 
     Sources alternate so that the bytes taken from each follow its weight, in the order of the
-    corpus; one that ends leaves its share to the others. Text that is not UTF-8 is left out. The
-    last document is cut.
+    corpus; one that ends leaves its share to the others (a source with epochs counts as one of
+    weight 1: its tokens are not known yet). Text that is not UTF-8 and the names of special tokens
+    in traces are left out. The last document is cut.
 
     Args:
         sources: the mixture.
@@ -59,9 +64,13 @@ def training_texts(
 
 def _train_texts_of(source: SourceConfig, heldout_fraction: float) -> Iterator[bytes]:
     for document in documents(source):
-        if document.data and not is_heldout(document.name, heldout_fraction):
+        if document.data and not is_heldout(document.split_name, heldout_fraction):
             try:
-                document.data.decode()
+                text = document.data.decode()
             except UnicodeDecodeError:
                 continue
-            yield document.data
+            if document.context is None:
+                yield document.data
+            else:
+                pieces = split_at_special_tokens(document.context + text)[::2]
+                yield from (piece.encode() for piece in pieces if piece)

@@ -64,7 +64,7 @@ class Attention(nnx.Module):
                 k,
                 v,
                 segment_ids=segment_ids,
-                sliding_window=self.sliding_window,
+                sliding_window=self.sliding_window or inputs.attention_cap,
                 implementation=inputs.execution.attention,
                 block_tokens=inputs.execution.attention_block_tokens,
             )

@@ -53,6 +53,8 @@ class LayerInputs:
     """None: the tokens attend to the cache; else to each other."""
     access: CacheAccess | None
     execution: ExecutionConfig = dataclasses.field(metadata={"static": True})
+    attention_cap: int | None = dataclasses.field(default=None, metadata={"static": True})
+    """The window of global layers, see ``hidden_states``."""
 
 
 class DecoderLayer(nnx.Module):
@@ -110,11 +112,12 @@ class Transformer(nnx.Module):
         execution: ExecutionConfig,
         caches: Caches | None = None,
         access: CacheAccess | None = None,
+        attention_cap: int | None = None,
     ) -> tuple[Float[Array, "B T D"], Caches]:
         """The final norm's output, in the compute dtype, and the caches with the tokens written."""
         dtype = execution.dtype or self.embed_tokens.embedding[...].dtype
         cos, sin = rope_tables(positions, self.config.rope_parameters, self.config.head_dim)
-        inputs = LayerInputs(cos, sin, segment_ids, access, execution)
+        inputs = LayerInputs(cos, sin, segment_ids, access, execution, attention_cap)
         x = self.embed_tokens(tokens, dtype)
         group = [nnx.split(layer) for layer in _in_order(self.layers)]
 
@@ -224,15 +227,23 @@ def hidden_states(
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
     execution: ExecutionConfig = DEFAULT_EXECUTION,
+    attention_cap: int | None = None,
 ) -> Float[Array, "B T D"]:
-    """What the output head reads; arguments as for ``forward``."""
+    """What the output head reads; arguments as for ``forward``.
+
+    With ``attention_cap`` a query of a global layer sees that many keys, its own included, as in a
+    local layer of that window.
+    """
     _check_inputs(params, model_config, tokens, positions, segment_ids)
     if segment_ids is None:
         segment_ids = jnp.ones_like(tokens)
     if positions is None:
         positions = jnp.arange(tokens.shape[1])[None] - document_starts(segment_ids)
     model = _model(params, model_config)
-    return model.hidden_states(tokens, positions, segment_ids, execution)[0]
+    x, _ = model.hidden_states(
+        tokens, positions, segment_ids, execution, attention_cap=attention_cap
+    )
+    return x
 
 
 def cached_hidden_states(

@@ -7,36 +7,36 @@ import dataclasses
 import fcntl
 import json
 import math
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from tqdm import tqdm
 
 from cwm_jax import schema
 from cwm_jax.config import RunConfig
 from cwm_jax.data.loader import Loader, heldout_rows
+from cwm_jax.data.mixture import (
+    SourceShare,
+    describe_buckets,
+    describe_shares,
+    source_shares,
+)
 from cwm_jax.data.prepare import prepare
 from cwm_jax.data.shards import Shards
 from cwm_jax.data.vocabulary import load_or_train_tokenizer
-from cwm_jax.sharding import make_mesh, put_batch
+from cwm_jax.sharding import make_mesh
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
 from cwm_jax.training import checkpoint as ckpt
 from cwm_jax.training.metrics import (
     MetricsLog,
-    format_line,
     keep_metrics_through,
-    peak_flops,
     plot_loss,
     print_line,
     read_metrics,
     write_atomically,
 )
-from cwm_jax.training.plan import Plan, make_plan
+from cwm_jax.training.plan import make_plan
 from cwm_jax.training.signals import StopRequest
 from cwm_jax.training.state import (
     TrainState,
@@ -44,13 +44,9 @@ from cwm_jax.training.state import (
     init_sharded_state,
     state_shardings,
 )
-from cwm_jax.training.step import compiler_options, make_eval_step, make_train_step
+from cwm_jax.training.trainer import Trainer
 
 METRICS_FILE = "metrics.jsonl"
-
-
-class NonFiniteError(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +96,16 @@ def run(config: RunConfig) -> RunResult:
             prepare(s, config.data, tokenizer, model_vocab_size=config.model.vocab_size)
             for s in config.data.sources
         ]
-        loader = stack.enter_context(_loader(config, shards))
-        print_line(_describe_data(shards, tokenizer))
+        shares = source_shares(
+            config.data.sources, shards, train_tokens=config.optimizer.train_tokens
+        )
+        loader = stack.enter_context(_loader(config, shards, shares))
+        lines = [
+            *_describe_data(shards, tokenizer),
+            *describe_shares(shares),
+            *describe_buckets(loader.buckets, config.data.length_buckets),
+        ]
+        print_line("\n".join(lines))
         # 5. State: restored, or made from the seed (and an earlier phase's weights).
         if newest is not None and record is not None:
             shardings = state_shardings(config, mesh)
@@ -123,10 +127,11 @@ def run(config: RunConfig) -> RunResult:
         heldout = heldout_rows(
             shards,
             config.data,
+            shares=shares,
             max_target_length=config.batch.max_target_length,
             num_rows=config.logging.eval_rows,
         )
-        trainer = _Trainer(config, plan, mesh, loader, heldout, log, saver)
+        trainer = Trainer(config, plan, mesh, loader, heldout, log, saver)
         with jax.set_mesh(mesh), StopRequest() as stop:
             state, finished = trainer.train(state, stop)
         saver.wait()
@@ -135,189 +140,11 @@ def run(config: RunConfig) -> RunResult:
     return RunResult(folder, state, tokenizer, metrics, finished)
 
 
-class _Trainer:
-    """The loop itself; logs a step while the next one runs."""
-
-    def __init__(self, config, plan, mesh, loader, heldout, log, saver):
-        self._config: RunConfig = config
-        self._plan: Plan = plan
-        self._mesh = mesh
-        self._loader: Loader = loader
-        self._log: MetricsLog = log
-        self._saver: ckpt.Checkpointer = saver
-        self._peak_flops, peak_source = peak_flops()
-        print_line(f"MFU is a share of {self._peak_flops / 1e12:.3g} TFLOP/s ({peak_source})")
-        self._step = jax.jit(
-            make_train_step(config, plan=plan),
-            donate_argnums=0,
-            out_shardings=(state_shardings(config, mesh), None),
-            compiler_options=compiler_options(),
-        )
-        self._eval_step = jax.jit(make_eval_step(config), compiler_options=compiler_options())
-        self._heldout = [put_batch(b, mesh) for b in _micro_batches(heldout, plan)]
-        self._bar: Any = None
-        self._profiling = False
-
-    def train(self, state: TrainState, stop: StopRequest) -> tuple[TrainState, bool]:
-        """Runs to the end of the plan or a signal; returns the state and whether it is the end."""
-        plan, total = self._plan, self._plan.total_steps
-        step = int(state.step)
-        if step == 0:
-            self._write({"step": 0, "tokens": plan.tokens_before(0)}, state)
-        with self._progress_bar(step, total), self._profile_closed():
-            pending = None
-            compiled, accumulation = None, 0
-            while step < total:
-                stage = plan.stage(step)
-                batch = self._next_batch(stage.accumulation_steps)
-                self._saver.check()
-                if stage.accumulation_steps != accumulation:
-                    if pending is not None:
-                        self._finish_step(*pending, started)
-                        pending = None
-                    compiled, accumulation = self._compile(state, batch), stage.accumulation_steps
-                    started = time.perf_counter()
-                self._profile(step + 1, state)
-                with jax.transfer_guard("disallow"):
-                    state, metrics = compiled(state, batch)  # type: ignore[misc]
-                step += 1
-                if pending is not None:
-                    started = self._finish_step(*pending, started)
-                pending = (step, stage.batch_tokens, metrics, None)
-                stopping = stop.name is not None  # read once: it may be set at any moment
-                if stopping or self._is_boundary(step):
-                    evaluated = state if self._is_eval(step) else None
-                    self._finish_step(*pending[:3], evaluated, started)
-                    pending = None
-                    if stopping or self._is_save(step):
-                        self._save(step, state)
-                    started = time.perf_counter()
-                if stopping:
-                    break
-        if step < total:
-            self._saver.wait()
-            print_line(
-                f"{stop.name}: saved step {step} and stopped; start the same command again to "
-                "resume"
-            )
-        return state, step >= total
-
-    def _finish_step(self, step, batch_tokens, metrics, evaluated, started) -> float:
-        """Waits for a step, writes its line; returns the moment it was done."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        now = time.perf_counter()
-        tokens_per_s = batch_tokens / (now - started)
-        flops_per_s = tokens_per_s * self._plan.flops_per_token
-        line: dict[str, Any] = {"step": step, "tokens": self._plan.tokens_before(step)}
-        line |= {k: v if math.isfinite(v) else None for k, v in values.items()}
-        for name in ("num_targets", "skipped_steps", "skipped_in_a_row"):
-            line[name] = int(values[name])
-        line |= {
-            "step_time_s": now - started,
-            "tokens_per_s": tokens_per_s,
-            "tflops_per_s": flops_per_s / 1e12,
-            "mfu": flops_per_s / self._peak_flops,
-        }
-        self._write(line, evaluated)
-        in_a_row = line["skipped_in_a_row"]
-        if in_a_row >= self._config.optimizer.max_nonfinite_steps:
-            self._stop_nonfinite(step, in_a_row, values)
-        return now
-
-    def _write(self, line: dict[str, Any], evaluated: TrainState | None) -> None:
-        if evaluated is not None:
-            loss = self._heldout_loss(evaluated)
-            line["heldout_loss"] = loss if math.isfinite(loss) else None
-        line["time_s"] = time.time()
-        self._log.write(line)
-        step, total = line["step"], self._plan.total_steps
-        if self._bar is not None:
-            self._bar.update(step - self._bar.n)
-            if line.get("loss") is not None:
-                self._bar.set_postfix_str(f"loss {line['loss']:.4f}", refresh=False)
-        if step in (1, total) or step % self._config.logging.log_period == 0 or evaluated:
-            print_line(format_line(line, total), self._bar)
-
-    def _heldout_loss(self, state: TrainState) -> float:
-        sums = [self._eval_step(state.params, batch) for batch in self._heldout]
-        total = sum(float(s.cross_entropy) for s in sums)
-        return total / max(sum(float(s.num_targets) for s in sums), 1.0)
-
-    def _save(self, step: int, state: TrainState) -> None:
-        self._log.sync()
-        batches = ckpt.batches(self._plan)
-        record = ckpt.RunRecord(step, self._config, batches, self._loader.state())
-        self._saver.save(state, record)
-
-    def _compile(self, state: TrainState, batch) -> Callable[..., Any]:
-        start = time.perf_counter()
-        compiled = self._step.lower(state, batch).compile()
-        print_line(f"compiled the step in {time.perf_counter() - start:.1f} s", self._bar)
-        return compiled
-
-    def _next_batch(self, accumulation_steps: int) -> dict[str, jax.Array]:
-        rows = self._plan.micro_batch_rows // jax.process_count()
-        batch = self._loader.next_rows(accumulation_steps * rows)
-        batch = {k: v.reshape(accumulation_steps, rows, -1) for k, v in batch.items()}
-        return put_batch(batch, self._mesh)
-
-    def _is_eval(self, step: int) -> bool:
-        return step % self._config.logging.eval_period == 0 or step == self._plan.total_steps
-
-    def _is_save(self, step: int) -> bool:
-        period = self._config.checkpoint.checkpoint_period
-        return step % period == 0 or step == self._plan.total_steps
-
-    def _is_boundary(self, step: int) -> bool:
-        return self._is_eval(step) or self._is_save(step)
-
-    def _stop_nonfinite(self, step: int, in_a_row: int, values: dict[str, float]) -> None:
-        raise NonFiniteError(
-            f"steps {step - in_a_row + 1} to {step} all had a loss or gradient that is not finite "
-            f"(loss {values['loss']}, gradient norm {values['grad_norm']}); each was skipped, so "
-            "the weights are those before them. Lower optimizer.learning_rate or "
-            "gradient_clipping_threshold, look at the data of these steps, or raise "
-            "optimizer.max_nonfinite_steps; the same command resumes from the newest checkpoint"
-        )
-
-    @contextlib.contextmanager
-    def _progress_bar(self, first: int, total: int) -> Iterator[None]:
-        if not sys.stderr.isatty():
-            yield
-            return
-        with tqdm(total=total, initial=first, unit="step", dynamic_ncols=True) as self._bar:
-            yield
-        self._bar = None
-
-    def _profile(self, step: int, state: TrainState) -> None:
-        """Starts the profile at the first of ``profile_steps`` and ends it after the last."""
-        first, last = self._config.logging.profile_steps or (0, 0)
-        if step in (first, last + 1):
-            # steps run behind: neither cut the last nor see the one before
-            jax.block_until_ready(state)
-        if step == first:
-            jax.profiler.start_trace(str(self._log.path.parent / "profile"))
-            self._profiling = True
-        elif step == last + 1:
-            self._end_profile()
-
-    @contextlib.contextmanager
-    def _profile_closed(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._end_profile()
-
-    def _end_profile(self) -> None:
-        if self._profiling:
-            jax.profiler.stop_trace()
-            self._profiling = False
-
-
-def _loader(config: RunConfig, shards: list[Shards]) -> Loader:
+def _loader(config: RunConfig, shards: list[Shards], shares: tuple[SourceShare, ...]) -> Loader:
     return Loader(
         shards,
         config.data,
+        shares=shares,
         max_target_length=config.batch.max_target_length,
         seed=config.seed,
         process_index=jax.process_index(),
@@ -348,34 +175,18 @@ def _first_state(config: RunConfig, mesh, tokenizer: Tokenizer) -> TrainState:
     return dataclasses.replace(state, **loaded)
 
 
-def _micro_batches(rows: dict[str, np.ndarray], plan: Plan) -> list[dict[str, np.ndarray]]:
-    """Cuts rows into micro-batches of the plan; the last is filled with padding."""
-    size = plan.micro_batch_rows
-    missing = -len(rows["tokens"]) % size
-    padded = {k: np.pad(v, ((0, missing), (0, 0))) for k, v in rows.items()}
-    count = len(padded["tokens"]) // size
-    mine = slice(
-        size * jax.process_index() // jax.process_count(),
-        size * (jax.process_index() + 1) // jax.process_count(),
-    )
-    return [
-        {k: v[i * size : (i + 1) * size][mine] for k, v in padded.items()} for i in range(count)
-    ]
-
-
-def _describe_data(shards: list[Shards], tokenizer: Tokenizer) -> str:
-    lines = [f"tokenizer {tokenizer.fingerprint[:16]} with {tokenizer.vocab_size} tokens"]
+def _describe_data(shards: list[Shards], tokenizer: Tokenizer) -> Iterator[str]:
+    yield f"tokenizer {tokenizer.fingerprint[:16]} with {tokenizer.vocab_size} tokens"
     for shard in shards:
         manifest, notes = shard.manifest, ""
         if manifest.skipped_non_utf8_documents:
             notes += f", {manifest.skipped_non_utf8_documents:,} documents not UTF-8 skipped"
         if manifest.bytes_documents:
             notes += f", {manifest.bytes_documents:,} documents not UTF-8 kept as bytes"
-        lines.append(
+        yield (
             f"source {manifest.source.name}: {manifest.train.tokens:,} training and "
             f"{manifest.heldout.tokens:,} held-out tokens in {shard.folder}{notes}"
         )
-    return "\n".join(lines)
 
 
 @contextlib.contextmanager

@@ -67,8 +67,12 @@ def loss_sums(
     *,
     z_loss: float = 0.0,
     execution: ExecutionConfig = DEFAULT_EXECUTION,
+    attention_cap: int | None = None,
 ) -> LossSums:
-    """The sums behind ``loss``; exact under gradient accumulation and packing."""
+    """The sums behind ``loss``; exact under gradient accumulation and packing.
+
+    ``attention_cap`` as for ``hidden_states``.
+    """
     x = hidden_states(
         params,
         model_config,
@@ -76,6 +80,7 @@ def loss_sums(
         positions=batch["positions"],
         segment_ids=batch["segment_ids"],
         execution=execution,
+        attention_cap=attention_cap,
     )
     mask = batch["loss_mask"].astype(jnp.float32)
     kernel = params["lm_head"]["kernel"].astype(x.dtype)

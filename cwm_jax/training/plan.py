@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cwm_jax.config import BatchPhase, RunConfig
+from cwm_jax.data.mixture import length_bucket_text
 from cwm_jax.model.transformer import num_parameters
 from cwm_jax.sharding import MESH_AXES, mesh_shape, num_shards
 from cwm_jax.training import scaling
@@ -176,12 +177,13 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
     end_tokens = optimizer.start_tokens + optimizer.train_tokens
     total_flops = plan.flops_per_token * optimizer.train_tokens
     non_embedding = scaling.num_non_embedding_parameters(config.model)
+    uncounted = ", attention caps not" if config.data.length_buckets else ""
     mesh = ", ".join(f"{a} {n}" for a, n in zip(MESH_AXES, plan.mesh_sizes, strict=True))
     rows = [
         ("parameters", f"{plan.num_parameters:,} ({non_embedding:,} without embeddings)"),
         (
             "FLOPs per token",
-            f"{plan.flops_per_token:.4g} (windows counted, T {batch.max_target_length})",
+            f"{plan.flops_per_token:.4g} (windows counted{uncounted}, T {batch.max_target_length})",
         ),
         ("FLOPs of the run", f"{total_flops:.4g}"),
         ("devices", f"{math.prod(plan.mesh_sizes)} ({mesh})"),
@@ -200,6 +202,8 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
                 f"{plan.micro_batch_rows} rows x {batch.max_target_length}",
             )
         )
+    for number, bucket in enumerate(config.data.length_buckets):
+        rows.append((f"length bucket {number}", length_bucket_text(bucket)))
     if "law" in (optimizer.learning_rate, batch.global_batch_tokens):
         rows += _law_rows(plan)
     steps = sorted({0, *_milestones(plan), plan.total_steps - 1})

@@ -24,6 +24,7 @@ def make_train_step(
     *,
     plan: Plan | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    attention_cap: int | None = None,
 ) -> Step:
     """Returns ``step(state, batch) -> (state, metrics)``; jit it with ``donate_argnums=0``.
 
@@ -36,13 +37,15 @@ def make_train_step(
         run_config: the run.
         plan: the run's derived numbers; None derives them for the devices present.
         optimizer: replaces the run's AdamW, see ``init_state``.
+        attention_cap: keys that a query of a global layer sees in this step, its own included (of
+            ``LengthBucket``); None does not cap.
     """
     plan = plan or make_plan(run_config)
     optimizer = optimizer or make_optimizer(run_config.optimizer)
     clip = run_config.optimizer.gradient_clipping_threshold
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        grads, sums = _gradients(state.params, batch, run_config)
+        grads, sums = _gradients(state.params, batch, run_config, attention_cap)
         count = jnp.maximum(sums.num_targets, 1.0)
         grad_norm = optax.tree.norm(grads)
         loss = sums.objective / count
@@ -98,7 +101,9 @@ def compiler_options() -> dict[str, str]:
     return {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
-def _gradients(params, batch: Batch, run_config: RunConfig) -> tuple[Any, LossSums]:
+def _gradients(
+    params, batch: Batch, run_config: RunConfig, attention_cap: int | None
+) -> tuple[Any, LossSums]:
     """Gradient of the mean loss, in float32, and the sums over all micro-batches."""
     if batch["tokens"].ndim == 2:
         batch = jax.tree.map(lambda x: x[None], batch)
@@ -111,6 +116,7 @@ def _gradients(params, batch: Batch, run_config: RunConfig) -> tuple[Any, LossSu
             micro_batch,
             z_loss=run_config.optimizer.z_loss,
             execution=run_config.execution,
+            attention_cap=attention_cap,
         )
         return sums.objective / count, sums
 

@@ -9,10 +9,29 @@ from pathlib import Path
 import pytest
 
 from cwm_jax.config import DataConfig, SourceConfig
+from cwm_jax.tokenizer import (
+    ACTION_SEP,
+    ARG_SEP,
+    BEGIN_OF_TEXT,
+    CALL_SEP,
+    END_OF_TEXT,
+    FRAME_SEP,
+    LINE_SEP,
+    PAD,
+    RETURN_SEP,
+    TRACE_CONTEXT_START,
+    split_at_special_tokens,
+)
 
 
 class ByteTokenizer:
-    bos_id, eos_id, pad_id, vocab_size = 256, 257, 258, 259
+    bos_id, eos_id, pad_id, vocab_size = 256, 257, 258, 266
+    special_ids = {BEGIN_OF_TEXT: 256, END_OF_TEXT: 257, PAD: 258} | {
+        name: 259 + number
+        for number, name in enumerate(
+            (TRACE_CONTEXT_START, FRAME_SEP, CALL_SEP, LINE_SEP, RETURN_SEP, ACTION_SEP, ARG_SEP)
+        )
+    }
     fingerprint = "one-byte-each"
 
     def __init__(self):
@@ -21,6 +40,17 @@ class ByteTokenizer:
     def encode_batch(self, texts):
         self.encoded_documents += len(texts)
         return [list(text.encode()) for text in texts]
+
+    def encode_with_special_tokens_batch(self, texts):
+        self.encoded_documents += len(texts)
+        parts = [split_at_special_tokens(text) for text in texts]
+        return [
+            [i for n, part in enumerate(document) for i in self._ids(part, is_name=n % 2)]
+            for document in parts
+        ]
+
+    def _ids(self, part, *, is_name):
+        return [self.special_ids[part]] if is_name else list(part.encode())
 
     def encode_bytes(self, data):
         self.encoded_documents += 1

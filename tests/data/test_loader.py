@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cwm_jax.config import DataConfig, LengthBucket, SourceConfig
 from cwm_jax.data import packing as packing_module
 from cwm_jax.data.loader import Loader, _tokens_from, heldout_rows
+from cwm_jax.data.mixture import source_shares
 from cwm_jax.data.prepare import prepare
 from cwm_jax.data.sources import DataError
 from cwm_jax.data.split import is_heldout
 
 PACKINGS = ("concat_then_split", "first_fit", "best_fit")
 T = 24
+DOCUMENTS = DataConfig(sources=(SourceConfig(name="any", kind="stdlib"),))  # no setting matters
 
 
 def texts(letter, count, *, longest=90, seed=0):
@@ -40,6 +43,7 @@ def make_loader(make_config, tokenizer):
         loader = Loader(
             shards,
             config,
+            shares=source_shares(config.sources, shards, train_tokens=10**4),
             max_target_length=max_target_length,
             seed=seed,
             process_index=host,
@@ -77,7 +81,7 @@ def test_resume_is_exact_at_any_row(make_loader, packing, hosts, monkeypatch):
         rows += rows_as_bytes(loader.next_rows(1))
         states.append(json.loads(json.dumps(loader.state())))
     share = 1 / 1.4 * hosts / len(train_names(texts("a", 40)))
-    assert states[-1]["cursor"]["document"] * share > 1.2  # beyond an epoch
+    assert states[-1]["cursors"][0]["document"] * share > 1.2  # beyond an epoch
     other = make_loader(**settings, prefetch_rows=3)
     for at in random.Random(0).sample(range(190), 25):
         other.restore(states[at])
@@ -101,7 +105,7 @@ def test_state_is_that_of_the_last_row_delivered_not_prefetched(make_loader):
 def test_restore_reads_nothing_of_the_past(make_loader, monkeypatch):
     loader = make_loader(prefetch_rows=1)
     state = loader.state()
-    state["cursor"] = {"document": 10**12, "offset": 0, "row": 0}
+    state["cursors"] = [{"document": 10**12, "offset": 0, "row": 0}]
     loader.restore(state)
     assert loader.next_rows(2)["tokens"].shape == (2, T)
 
@@ -139,7 +143,7 @@ def train_names(documents):
 
 def cursor_documents(loader, count):
     """The documents of the loader's stream in the order in which they are read."""
-    stream = itertools.islice(_tokens_from(loader._documents, 0), count)
+    stream = itertools.islice(_tokens_from(loader._streams[0].documents, 0, DOCUMENTS), count)
     return [bytes(tokens[1:6].tolist()).decode() for tokens in stream]
 
 
@@ -203,7 +207,12 @@ def test_seed_and_shuffle_decide_the_order(make_loader):
         ({"max_target_length": 25}, "max_target_length was 24 and is 25"),
         ({"hosts": 2}, "process_count was 1 and is 2"),
         ({"shuffle": False}, "shuffle was True and is False"),
-        ({"weights": {"a": 2.0}}, "sources was .*'weight': 1.0.* and is .*'weight': 2.0"),
+        ({"weights": {"a": 3.0}}, "sources was .*'share': 0.5.* and is .*'share': 0.75"),
+        ({"trace_context_loss": True}, "trace_context_loss was False and is True"),
+        (
+            {"length_buckets": (LengthBucket(max_document_tokens=9), LengthBucket())},
+            r"length_buckets was \[\] and is \[9, None\]",
+        ),
         ({"corpora": {"a": texts("a", 41), "b": texts("b", 15)}}, "sources was .*tokens_sha256"),
         ({"corpora": {"a": texts("a", 40)}}, "sources was"),
         ({"heldout_fraction": 0.5}, "sources was"),
@@ -222,8 +231,8 @@ def test_the_state_of_another_host_and_no_state_are_refused(make_loader):
         make_loader(host=1, hosts=2).restore(state)
     for broken in (
         {},
-        {"fingerprint": {}, "cursor": {"line": 1}},
-        {"fingerprint": 1, "cursor": {}},
+        {"fingerprint": 1, "cursors": []},
+        {"fingerprint": make_loader().state()["fingerprint"], "cursors": [{"line": 1}]},
     ):
         with pytest.raises(ValueError, match="expected what"):
             make_loader().restore(broken)
@@ -239,10 +248,11 @@ def test_hosts_and_sources_must_match(make_loader, make_config, tokenizer):
         make_loader(host=2, hosts=2)
     config = make_config({"a": texts("a", 20), "b": texts("b", 20)})
     shards = [prepare(source, config, tokenizer) for source in config.sources]
+    shares = source_shares(config.sources, shards, train_tokens=1)
     with pytest.raises(ValueError, match=r"sources \['b', 'a'\]; expected .*\['a', 'b'\]"):
-        Loader(shards[::-1], config, max_target_length=T, seed=0)
+        Loader(shards[::-1], config, shares=shares, max_target_length=T, seed=0)
     with pytest.raises(ValueError, match=r"sources \['a'\]; expected"):
-        heldout_rows(shards[:1], config, max_target_length=T, num_rows=1)
+        heldout_rows(shards[:1], config, shares=shares, max_target_length=T, num_rows=1)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -250,7 +260,8 @@ def test_heldout_rows_are_the_held_out_documents(make_config, tokenizer, packing
     corpora = {"a": texts("a", 60), "b": texts("b", 40)}
     config = make_config(corpora, packing=packing)
     shards = [prepare(source, config, tokenizer) for source in config.sources]
-    rows = heldout_rows(shards, config, max_target_length=T, num_rows=10**6)
+    shares = source_shares(config.sources, shards, train_tokens=1)
+    rows = heldout_rows(shards, config, shares=shares, max_target_length=T, num_rows=10**6)
     heldout = {t for ts in corpora.values() for t in ts} - {
         t for ts in corpora.values() for t in ts if t[:5].decode() in train_names(ts)
     }
@@ -258,7 +269,7 @@ def test_heldout_rows_are_the_held_out_documents(make_config, tokenizer, packing
     assert int(rows["loss_mask"].sum()) == sum(len(text) + 1 for text in heldout)
     starts = rows["tokens"] == 256
     assert int(starts.sum()) == len(heldout)
-    some = heldout_rows(shards, config, max_target_length=T, num_rows=3)
+    some = heldout_rows(shards, config, shares=shares, max_target_length=T, num_rows=3)
     assert rows_as_bytes(some) == rows_as_bytes(rows)[:3]
     assert some["tokens"].shape == (3, T)
 
@@ -266,11 +277,12 @@ def test_heldout_rows_are_the_held_out_documents(make_config, tokenizer, packing
 def test_heldout_rows_mix_the_sources_and_give_at_least_one(make_config, tokenizer):
     config = make_config({"a": texts("a", 100), "b": texts("b", 300)}, weights={"a": 2.0})
     shards = [prepare(source, config, tokenizer) for source in config.sources]
-    rows = heldout_rows(shards, config, max_target_length=200, num_rows=8)
+    shares = source_shares(config.sources, shards, train_tokens=1)
+    rows = heldout_rows(shards, config, shares=shares, max_target_length=200, num_rows=8)
     after_bos = rows["tokens"][:, 1:][rows["tokens"][:, :-1] == 256]
     letters = collections.Counter(chr(token) for token in after_bos[:15])
     assert letters == {"a": 10, "b": 5}
-    few = heldout_rows(shards, config, max_target_length=10**5, num_rows=8)
+    few = heldout_rows(shards, config, shares=shares, max_target_length=10**5, num_rows=8)
     assert few["tokens"].shape == (1, 10**5)
 
 
@@ -292,7 +304,7 @@ def test_a_damaged_record_is_an_error_and_leaves_the_state(make_loader, tokenize
 
 
 def loader_shard(loader):
-    dataset = loader._documents
+    dataset = loader._streams[0].documents
     while dataset.parents:
         (dataset,) = dataset.parents
     return dataset._source._paths[0]
@@ -301,9 +313,10 @@ def loader_shard(loader):
 def test_threads_end_with_close_and_with_the_loader(make_config, tokenizer):
     config = make_config({"a": texts("a", 40)}, prefetch_rows=2)
     shards = [prepare(config.sources[0], config, tokenizer)]
+    shares = source_shares(config.sources, shards, train_tokens=1)
 
     def make():
-        return Loader(shards, config, max_target_length=T, seed=0)
+        return Loader(shards, config, shares=shares, max_target_length=T, seed=0)
 
     def threads():
         return [t for t in threading.enumerate() if t.name == "loader"]

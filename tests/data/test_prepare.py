@@ -33,7 +33,7 @@ def texts_of(shards, split, tokenizer):
     with ArrayRecordDataSource(shards.paths(split)) as records:
         for record in (records[i] for i in range(len(records))):
             tokens = tokens_from_record(record)
-            assert tokens.dtype == np.int32
+            assert tokens.dtype == np.uint32
             assert tokens[0] == tokenizer.bos_id and tokens[-1] == tokenizer.eos_id
             found.append(bytes(tokens[1:-1].tolist()))
     return found
@@ -63,6 +63,9 @@ def test_manifest_describes_what_was_made(prepared, tokenizer):
             content = (shards.folder / file["name"]).read_bytes()
             assert file["bytes"] == len(content)
             assert file["sha256"] == hashlib.sha256(content).hexdigest()
+        lengths = shards.lengths(split)
+        assert lengths.sum() == manifest[split]["tokens"]
+        assert lengths.tolist() == [len(t) + 2 for t in texts_of(shards, split, tokenizer)]
 
 
 def test_big_splits_have_several_files_in_order(make_config, tokenizer, monkeypatch):
@@ -75,7 +78,11 @@ def test_big_splits_have_several_files_in_order(make_config, tokenizer, monkeypa
     names = [file.name for file in parts.manifest.train.files]
     assert len(names) > 2 and names[1] == f"train-00001-of-{len(names):05d}.arrayrecord"
     assert sorted(p.name for p in parts.folder.iterdir()) == sorted(
-        [*names, *(file.name for file in parts.manifest.heldout.files), "manifest.json"]
+        [
+            *names,
+            *(file.name for file in parts.manifest.heldout.files),
+            *("train-lengths.npy", "heldout-lengths.npy", "manifest.json"),
+        ]
     )
     assert texts_of(parts, "train", tokenizer) == texts_of(whole, "train", tokenizer)
     assert parts.manifest.train.tokens_sha256 == whole.manifest.train.tokens_sha256
@@ -148,17 +155,17 @@ def test_another_tokenizer_is_refused_by_both_fingerprints(prepared, tokenizer):
 
 def test_a_vocabulary_above_the_models_is_refused(prepared, tokenizer, make_config):
     config, shards = prepared
-    assert open_shards(shards.folder, tokenizer, model_vocab_size=259) == shards
+    assert open_shards(shards.folder, tokenizer, model_vocab_size=266) == shards
     for where in (
-        lambda: open_shards(shards.folder, tokenizer, model_vocab_size=258),
-        lambda: prepare(config.sources[0], config, tokenizer, model_vocab_size=258),
+        lambda: open_shards(shards.folder, tokenizer, model_vocab_size=265),
+        lambda: prepare(config.sources[0], config, tokenizer, model_vocab_size=265),
     ):
-        with pytest.raises(DataError, match="has 259 tokens, the model 258"):
+        with pytest.raises(DataError, match="has 266 tokens, the model 265"):
             where()
     fresh = make_config({"fresh": TEXTS})
     encoded = tokenizer.encoded_documents
-    with pytest.raises(DataError, match="'fresh': the tokenizer has 259 tokens"):
-        prepare(fresh.sources[0], fresh, tokenizer, model_vocab_size=258)
+    with pytest.raises(DataError, match="'fresh': the tokenizer has 266 tokens"):
+        prepare(fresh.sources[0], fresh, tokenizer, model_vocab_size=265)
     assert tokenizer.encoded_documents == encoded
 
 
@@ -191,7 +198,7 @@ def test_damaged_manifests_are_noticed(prepared, tokenizer):
         ("{", "no readable manifest"),
         ("[]", "no readable manifest"),
         ("{}", "no readable manifest"),
-        (json.dumps({**values, "schema_version": 0}), "schema_version is 0; expected 1"),
+        (json.dumps({**values, "schema_version": 0}), "schema_version is 0; expected 2"),
         (json.dumps({**values, "train": None}), "no readable manifest"),
     ]:
         path.write_text(damaged)

@@ -11,7 +11,13 @@ from tolerances import LOGITS_ATOL
 
 from cwm_jax.config import ExecutionConfig, RopeParameters, layer_types_3_to_1
 from cwm_jax.model.rope import inverse_frequencies
-from cwm_jax.model.transformer import abstract_params, forward, init, num_parameters
+from cwm_jax.model.transformer import (
+    abstract_params,
+    forward,
+    hidden_states,
+    init,
+    num_parameters,
+)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +97,26 @@ def test_the_future_and_keys_beyond_every_window_do_not_matter(tokens):
     within = tokens.at[:, 39 - reach].add(1)
     assert (run(model, within)[:, 39] != logits[:, 39]).any()
     np.testing.assert_array_equal(run(model, tokens.at[:, 20].add(1))[:, :20], logits[:, :20])
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+def test_an_attention_cap_makes_global_layers_local_and_leaves_local_ones(tokens, implementation):
+    execution = ExecutionConfig(attention=implementation, attention_block_tokens=8)
+
+    def states(kind, *, window, cap):
+        kinds = (kind,) * 3
+        config = tiny_model(num_hidden_layers=3, layer_types=kinds, sliding_window=window)
+        params = init(config, jax.random.key(0))
+        settings = {"execution": execution, "attention_cap": cap}
+        return jax.jit(lambda p, t: hidden_states(p, config, t, **settings))(params, tokens)
+
+    windows = states("sliding_attention", window=5, cap=None)
+    np.testing.assert_array_equal(states("full_attention", window=9, cap=5), windows)
+    np.testing.assert_array_equal(states("sliding_attention", window=5, cap=3), windows)
+    everything = states("full_attention", window=9, cap=None)
+    assert np.abs(everything - windows)[:, 5:].max() > 0.01
+    np.testing.assert_allclose(everything[:, :5], windows[:, :5], atol=LOGITS_ATOL)
+    np.testing.assert_array_equal(states("full_attention", window=9, cap=40), everything)
 
 
 def test_forward_works_under_vmap_over_parameters_and_grad(model, tokens):

@@ -276,6 +276,16 @@ def test_describe_of_pretraining():
         assert part in text
 
 
+def test_describe_of_midtraining_has_its_buckets():
+    text = MIDTRAIN.describe()
+    assert "(windows counted, attention caps not, T 131072)" in text
+    assert re.findall(r"length bucket \d +(.*)", text) == [
+        "documents to 16,385 tokens, global attention not capped",
+        "documents to 65,537 tokens, global attention capped at 32,768",
+        "all longer documents, global attention not capped",
+    ]
+
+
 def test_a_run_of_one_step_is_described(tmp_path):
     config = dataclasses.replace(optimizer(), train_tokens=1, warmup_tokens=10 * T)
     assert "0.1 at step 1" in plan_of(tmp_path, optimizer=config).describe()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import random_batch, tiny_run
+from tiny import random_batch, tiny_model, tiny_run
 from tolerances import ACCUMULATION_RTOL, LOSS_RTOL
 
 from cwm_jax.training.state import init_state
@@ -19,9 +19,9 @@ def run_config(tmp_path):
     return tiny_run(tmp_path, rows=4)
 
 
-def step_once(config, batch, *, optimizer=None, key=0):
+def step_once(config, batch, *, optimizer=None, key=0, **settings):
     state = init_state(config, jax.random.key(key), optimizer=optimizer)
-    step = jax.jit(make_train_step(config, plan=_plan(config), optimizer=optimizer))
+    step = jax.jit(make_train_step(config, plan=_plan(config), optimizer=optimizer, **settings))
     return state, *step(state, jax.tree.map(jnp.asarray, batch))
 
 
@@ -51,6 +51,21 @@ def test_accumulation_changes_neither_loss_nor_gradient(run_config):
     for other in gradients[1:]:
         for a, b in zip(jax.tree.leaves(gradients[0]), jax.tree.leaves(other), strict=True):
             assert np.linalg.norm(a - b) <= ACCUMULATION_RTOL * np.linalg.norm(a)
+
+
+def test_a_capped_step_is_that_of_a_model_with_windows(run_config):
+    batch = random_batch((4, 32))
+    losses = []
+    for kind, window, cap in (
+        ("sliding_attention", 5, None),
+        ("full_attention", 9, 5),
+        ("full_attention", 9, None),
+    ):
+        model = tiny_model(num_hidden_layers=2, layer_types=(kind,) * 2, sliding_window=window)
+        config = dataclasses.replace(run_config, model=model)
+        _, new, metrics = step_once(config, batch, attention_cap=cap)
+        losses.append((float(metrics["loss"]), np.asarray(new.params["norm"]["scale"]).tolist()))
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_step_is_adamw_with_clipping(run_config):
