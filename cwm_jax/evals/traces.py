@@ -91,8 +91,9 @@ class TraceEvaluation:
 
     def output_accuracies(self) -> dict[str, float]:
         """Share of episodes whose output is predicted, by way of predicting it."""
+        traced = self.predictions
         ways: dict[str, Sequence[str | None] | None] = {
-            "full_trace": self.predictions and [p.output for p in self.predictions],
+            "full_trace": None if traced is None else [p.output for p in traced],
             "single_step": self.single_step,
             "direct": self.direct,
         }
@@ -278,12 +279,11 @@ def _predicted_trace(trace: _Tokens, text: str) -> PredictedTrace:
 
 def _read(text: str, entry: TraceFrame) -> tuple[list[TraceFrame | None], frozenset[int]]:
     """Frames at their places, None where there is no readable event, and places with problems."""
-    *closed, last = text.removesuffix(END_OF_TEXT).split(FRAME_SEP)
+    parts = text.removesuffix(END_OF_TEXT).split(FRAME_SEP)
+    closed = [part + FRAME_SEP for part in parts[:-1]]
     frames, malformed = [], set()
     previous = scope_locals(entry, None)
-    for place, part in enumerate(
-        [*(chunk + FRAME_SEP for chunk in closed), *([last] if last else [])]
-    ):
+    for place, part in enumerate(closed + parts[-1:] if parts[-1] else closed):
         frame, problems = parse_frame(part, previous)
         frames.append(frame)
         if problems:

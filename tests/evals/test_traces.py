@@ -1,0 +1,219 @@
+"""A model that knows three traces by heart is right about them, a fresh one is not."""
+
+import dataclasses
+import functools
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import tiny_model
+
+from cwm_jax.evals.trace_report import format_evaluation, side_by_side, write_evaluation
+from cwm_jax.evals.traces import MODES, evaluate_traces
+from cwm_jax.model.transformer import forward, init
+from cwm_jax.tokenizer import train_tokenizer
+from cwm_jax.trace.episodes import Episode, context_of_call, direct_document
+from cwm_jax.trace.format import render_frames
+from cwm_jax.trace.frames import TraceEvent, TraceFrame
+from cwm_jax.training.losses import loss
+
+CALL, LINE, RETURN, _ = TraceEvent
+MAX_LENGTH = 192
+
+
+def episode(n: int) -> Episode:
+    """The trace of ``main()`` that returns ``f(n)``, written by hand."""
+    code = "def f(x):\n    y = x * 2\n    return y\n"
+    call = f"    return f({n})\n"
+    frames = [
+        TraceFrame(CALL, "def main():\n"),
+        TraceFrame(LINE, call),
+        TraceFrame(CALL, "def f(x):\n", {"x": str(n)}),
+        TraceFrame(LINE, "    y = x * 2\n", {"x": str(n)}),
+        TraceFrame(LINE, "    return y\n", {"x": str(n), "y": str(2 * n)}),
+        TraceFrame(RETURN, "    return y\n", arg=str(2 * n)),
+        TraceFrame(RETURN, call, arg=str(2 * n)),
+    ]
+    return Episode(
+        name=f"p{n}#0",
+        context=context_of_call(code, str(n)),
+        frames=render_frames(frames),
+        finished=True,
+        status="finished",
+        num_events=len(frames),
+        source="function",
+        origin="by hand",
+        python="3.11",
+        limits={},
+        difficulty=n % 2,
+    )
+
+
+EPISODES = [episode(n) for n in (3, 4, 5)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = [e.context + e.frames for e in EPISODES] * 3
+    return train_tokenizer(texts, 560)
+
+
+@pytest.fixture(scope="module")
+def config(tokenizer):
+    return tiny_model(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=48,
+        num_hidden_layers=2,
+        layer_types=("full_attention",) * 2,
+    )
+
+
+@pytest.fixture(scope="module")
+def fresh(config):
+    return init(config, jax.random.key(0))
+
+
+def documents(tokenizer) -> list[list[int]]:
+    """Traces, the same in one step, and assertions."""
+    encode = tokenizer.encode_with_special_tokens
+    traces = [encode(e.prompt + e.frames) for e in EPISODES]
+    frames = [e.frames.split("<|frame_sep|>") for e in EPISODES]
+    single = [
+        encode(e.prompt + f[0] + "<|frame_sep|>" + f[-2] + "<|frame_sep|><|end_of_text|>")
+        for e, f in zip(EPISODES, frames, strict=True)
+    ]
+    direct = [
+        [tokenizer.bos_id, *encode(direct_document(e.context, str(2 * n))), tokenizer.eos_id]
+        for n, e in zip((3, 4, 5), EPISODES, strict=True)
+    ]
+    return traces + single + direct
+
+
+@pytest.fixture(scope="module")
+def learnt(config, fresh, tokenizer):
+    rows = documents(tokenizer)
+    tokens = np.zeros((len(rows), MAX_LENGTH), np.int32)
+    mask = np.zeros((len(rows), MAX_LENGTH - 1), np.float32)
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = row
+        mask[number, : len(row) - 1] = 1
+    batch = {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "positions": np.tile(np.arange(MAX_LENGTH - 1, dtype=np.int32), (len(rows), 1)),
+        "segment_ids": mask.astype(np.int32),
+        "loss_mask": mask,
+    }
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def learn(params, batch):
+        def step(carry, _):
+            params, state = carry
+            grads = jax.grad(lambda p: loss(p, config, batch)[0])(params)
+            updates, state = optimizer.update(grads, state)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=150)[0][0]
+
+    return learn(fresh, batch)
+
+
+@pytest.fixture(scope="module")
+def evaluate(config, tokenizer):
+    return functools.partial(
+        evaluate_traces,
+        model_config=config,
+        tokenizer=tokenizer,
+        max_length=MAX_LENGTH,
+        batch_size=2,
+    )
+
+
+def test_what_is_learnt_by_heart_scores_full_marks(evaluate, learnt):
+    evaluation = evaluate(learnt, episodes=EPISODES)
+    result = evaluation.to_json()
+    assert result["output_pass@1"] == {"full_trace": 1.0, "single_step": 1.0, "direct": 1.0}
+    for mode in ("teacher_forced", "free_running"):
+        groups = result[mode]
+        assert groups["overall"]["frames"] == 18  # the entry's call is given
+        assert groups["event=line"]["frames"] == 9
+        assert groups["difficulty=1"]["frames"] == 12
+        assert all(v == 1.0 for g in groups.values() for k, v in g.items() if k != "frames")
+    assert result["traces_free_running"] == {
+        "valid_format": 1.0,
+        "exact": 1.0,
+        "first_divergence_median": None,
+        "first_divergence": [],
+    }
+
+
+def test_another_program_shows_where_it_goes_wrong(evaluate, learnt):
+    changed = dataclasses.replace(
+        EPISODES[0], frames=EPISODES[0].frames.replace('"y": "6"', '"y": "7"')
+    )
+    result = evaluate(learnt, episodes=[changed], modes=("teacher_forced", "free_running"))
+    assert result.predictions[0].divergence == 3
+    assert result.predictions[0].valid
+    forced = result.to_json()["teacher_forced"]["overall"]
+    assert forced["action"] == 1.0
+    assert forced["state"] == pytest.approx(5 / 6)
+    assert forced["key_values"] == pytest.approx(5.5 / 6)
+    assert "first different frame: 4" in side_by_side(result.predictions[0])
+
+
+def test_a_fresh_model_knows_nothing(evaluate, fresh):
+    result = evaluate(fresh, episodes=EPISODES).to_json()
+    assert result["teacher_forced"]["overall"]["valid"] == 0
+    assert result["traces_free_running"]["valid_format"] == 0
+    assert result["traces_free_running"]["first_divergence"] == [0, 0, 0]
+    assert not any(result["output_pass@1"].values())
+
+
+def test_teacher_forcing_reads_the_models_own_argmax(evaluate, config, tokenizer, learnt):
+    """A model in between, against argmax over whole logits."""
+    blurred = jax.tree.map(
+        lambda x: x + 0.15 * jnp.std(x) * jax.random.normal(jax.random.key(1), x.shape), learnt
+    )
+    exact = total = 0
+    for e in EPISODES:
+        tokens = tokenizer.encode_with_special_tokens(e.prompt + e.frames)
+        logits = forward(blurred, config, jnp.array([tokens]))
+        right = np.asarray(logits[0, :-1].argmax(-1)) == np.array(tokens[1:])
+        ends = [i for i, t in enumerate(tokens) if tokenizer.decode([t]) == "<|frame_sep|>"]
+        for before, end in itertools.pairwise(ends[1:]):
+            exact += right[before:end].all()
+            total += 1
+    means = evaluate(blurred, episodes=EPISODES, modes=["teacher_forced"]).teacher_forced["overall"]
+    assert means["frames"] == total == 18
+    assert 0 < means["exact"] == pytest.approx(exact / total)
+    assert means["exact"] < 1
+
+
+def test_results_are_written_as_json_and_picture(evaluate, learnt, tmp_path):
+    evaluation = evaluate(learnt, episodes=EPISODES)
+    json_path, png_path = write_evaluation(evaluation, tmp_path / "new")
+    assert json.loads(json_path.read_text()) == evaluation.to_json()
+    assert png_path.read_bytes().startswith(b"\x89PNG")
+    table = format_evaluation(evaluation)
+    assert "teacher-forced frames" in table
+    assert "single_step" in table
+    assert "every frame as CPython's" in side_by_side(evaluation.predictions[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(modes=["free"]), r"modes has \['free'\]; expected some of"),
+        (dict(episodes=[]), "no episode to evaluate"),
+        (dict(episodes=[dataclasses.replace(EPISODES[0], finished=False)]), "expected whole ones"),
+        (dict(max_length=100), "expected at most 100"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(evaluate, fresh, change, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(fresh, **{"episodes": EPISODES, "modes": MODES, **change})
