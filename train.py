@@ -73,6 +73,9 @@ def _train(config: RunConfig) -> int:
     from cwm_jax.training import loop
     from cwm_jax.training.trainer import NonFiniteError
 
+    for source in config.data.sources:
+        if source.generate is not None and not Path(source.path).exists():
+            _generate_traces(source)
     try:
         result = loop.run(config)
     except NonFiniteError as error:
@@ -86,9 +89,85 @@ def _train(config: RunConfig) -> int:
     if result.finished:
         if config.logging.export is not None:
             _export(config, result)
+        if config.trace_evaluation is not None:
+            _evaluate_traces(config, result)
         if config.logging.sample_prompt is not None:
             _print_sample(config, result)
     return 0
+
+
+def _generate_traces(source) -> None:
+    """Writes the corpus of a source that says what to generate; begun ones go on."""
+    from cwm_jax.trace.corpus import CorpusSettings, LocalEngine, write_corpus
+
+    from cwm_jax.sandbox import SandboxError
+    from cwm_jax.trace.episodes import generated_programs
+    from cwm_jax.trace.generator import KINDS
+
+    wanted = source.generate
+    kinds = wanted.kinds or KINDS
+    work = generated_programs(
+        wanted.seed, wanted.programs, difficulties=wanted.difficulties, kinds=kinds
+    )
+    print(f"source {source.name}: tracing {wanted.programs:,} generated programs", flush=True)
+    settings = CorpusSettings(description={"generate": schema.to_json(wanted)})
+    try:
+        report = write_corpus(work, source.path, settings=settings, engine=LocalEngine())
+    except SandboxError as error:
+        raise ValueError(f"source {source.name!r}: {error}") from error
+    print(f"source {source.name}: {report.num_episodes:,} traces in {source.path}")
+
+
+def _evaluate_traces(config: RunConfig, result) -> None:
+    """Predicts held-out traces; prints the shares and one predicted trace beside the true one."""
+    from cwm_jax.evals.trace_report import format_evaluation, side_by_side, write_evaluation
+    from cwm_jax.evals.traces import evaluate_traces, shown_prediction, take_episodes
+
+    wanted = config.trace_evaluation
+    chosen, too_long = take_episodes(
+        _episodes_to_predict(config),
+        result.tokenizer,
+        count=wanted.episodes,
+        max_length=wanted.max_length,
+    )
+    evaluation = evaluate_traces(
+        result.state.params,
+        config.model,
+        result.tokenizer,
+        chosen,
+        max_length=wanted.max_length,
+        batch_size=wanted.batch_size,
+        modes=wanted.modes,
+        execution=config.execution,
+    )
+    note = f"; {too_long} longer ones passed over" if too_long else ""
+    print(f"{len(chosen)} programs of {wanted.jsonl or 'the held-out split'}{note}; in per cent")
+    print(format_evaluation(evaluation))
+    json_path, png_path = write_evaluation(evaluation, result.folder)
+    print(f"traces: {json_path}, {png_path}")
+    if evaluation.predictions is not None:
+        print(side_by_side(shown_prediction(evaluation.predictions)))
+
+
+def _episodes_to_predict(config: RunConfig):
+    from cwm_jax.data.split import is_heldout
+    from cwm_jax.trace import TraceError, Tracer
+    from cwm_jax.trace.corpus import read_corpus
+    from cwm_jax.trace.episodes import jsonl_programs
+
+    wanted = config.trace_evaluation
+    if wanted.jsonl is None:
+        path = next(s.path for s in config.data.sources if s.name == wanted.source)
+        for episode in read_corpus(path):
+            if is_heldout(episode.program_name, config.data.heldout_fraction):
+                yield episode
+        return
+    with Tracer() as tracer:
+        for program in jsonl_programs(Path(wanted.jsonl)):
+            try:
+                yield from program.episodes(tracer)
+            except TraceError as error:
+                print(f"{program.name}: not predicted: {error}")
 
 
 def _export(config: RunConfig, result) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "ExecutionConfig",
+    "GeneratedTraces",
     "LengthBucket",
     "LoggingConfig",
     "MeshConfig",
@@ -29,6 +30,7 @@ __all__ = [
     "RunConfig",
     "SourceConfig",
     "TokenizerConfig",
+    "TraceEvaluationConfig",
     "layer_types_3_to_1",
 ]
 
@@ -86,6 +88,29 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GeneratedTraces:
+    """A trace corpus of generated programs, written where a run finds none.
+
+    Attributes:
+        programs: how many are generated; those whose trace is a near-duplicate are dropped.
+        difficulties: of the programs in turn, each 1 to 5.
+        kinds: constructs of the programs, see ``cwm_jax.trace.generator.KINDS``; empty takes all.
+        seed: of the programs.
+    """
+
+    programs: int
+    difficulties: tuple[int, ...] = (1, 2, 3, 4, 5)
+    kinds: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "programs")
+        if not self.difficulties or not {*self.difficulties} <= {1, 2, 3, 4, 5}:
+            raise ValueError(f"difficulties is {self.difficulties}; expected some of 1 to 5")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """One corpus of the training mixture.
 
@@ -104,6 +129,7 @@ class SourceConfig:
             weight divide what is left. 1 to 4 in mid-training (report).
         non_utf8: what to do with a document that is not UTF-8: ``skip`` it (counted in the
             manifest) or keep its ``bytes`` as single-byte tokens.
+        generate: of ``traces``: programs whose traces are written to ``path`` if nothing is there.
     """
 
     name: str
@@ -114,6 +140,7 @@ class SourceConfig:
     weight: float = 1.0
     epochs: float | None = None
     non_utf8: Literal["skip", "bytes"] = "skip"
+    generate: GeneratedTraces | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -131,6 +158,11 @@ class SourceConfig:
             raise ValueError(
                 f"source {self.name!r}: glob is {self.glob!r}; kind 'traces' takes none: its "
                 "manifest names the files"
+            )
+        if self.generate is not None and self.kind != "traces":
+            raise ValueError(
+                f"source {self.name!r}: kind is {self.kind!r} and generate is set; expected kind "
+                "'traces', the only one that can be generated: drop generate"
             )
         if self.epochs is not None and self.weight != 1.0:
             raise ValueError(
@@ -434,6 +466,32 @@ class LoggingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TraceEvaluationConfig:
+    """What a finished run predicts of execution; ``traces.json`` and ``traces.png`` hold it.
+
+    Attributes:
+        source: name of the source of traces whose held-out episodes are predicted.
+        episodes: how many, the first ones of the corpus.
+        max_length: tokens of a prompt and its trace; longer episodes are passed over, and counted.
+        batch_size: traces at a time.
+        modes: which of ``teacher_forced``, ``free_running``, ``single_step``, ``direct``.
+        jsonl: a file with ``code`` and ``input`` in each line, such as CruxEval, that is traced and
+            predicted in place of the held-out episodes.
+    """
+
+    source: str
+    episodes: int = 100
+    max_length: int
+    batch_size: int = 32
+    modes: tuple[str, ...] = ("teacher_forced", "free_running", "single_step")
+    jsonl: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "episodes", "max_length", "batch_size")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A whole run; ``configs/*.py`` each return one from ``get_config()``.
 
@@ -455,6 +513,7 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    trace_evaluation: TraceEvaluationConfig | None = None
     base_output_directory: str = "runs"
     seed: int = 0
     steps: int | None = None
@@ -471,6 +530,12 @@ class RunConfig:
             raise ValueError(
                 f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) differs from model.vocab_size "
                 f"({self.model.vocab_size}); the model predicts each of the tokenizer's tokens"
+            )
+        traces = [source.name for source in self.data.sources if source.kind == "traces"]
+        if self.trace_evaluation is not None and self.trace_evaluation.source not in traces:
+            raise ValueError(
+                f"trace_evaluation.source is {self.trace_evaluation.source!r}; expected one of the "
+                f"sources of traces, {traces}"
             )
         if self.batch.max_target_length > self.model.max_position_embeddings:
             raise ValueError(

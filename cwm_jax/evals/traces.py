@@ -153,6 +153,42 @@ def evaluate_traces(
     )
 
 
+def take_episodes(
+    episodes: Iterable[Episode], tokenizer: Tokenizer, *, count: int, max_length: int
+) -> tuple[list[Episode], int]:
+    """The first ``count`` finished ones of at most ``max_length`` tokens; how many were too long.
+
+    Raises:
+        ValueError: there is none.
+    """
+    taken, too_long = [], 0
+    for episode in episodes:
+        if len(taken) == count:
+            break
+        if not episode.finished:
+            continue
+        if _Tokens.of(episode, tokenizer).num_tokens > max_length:
+            too_long += 1
+        else:
+            taken.append(episode)
+    if not taken:
+        raise ValueError(
+            f"no held-out episode has at most {max_length} tokens ({too_long} are longer); raise "
+            "max_length, or heldout_fraction for a small corpus"
+        )
+    return taken, too_long
+
+
+def shown_prediction(predictions: Sequence[PredictedTrace]) -> PredictedTrace:
+    """One for people to look at: that of the median number of frames before the first wrong one."""
+
+    def rank(prediction: PredictedTrace) -> int:
+        right = prediction.divergence
+        return len(prediction.scores) if right is None else right
+
+    return sorted(predictions, key=rank)[len(predictions) // 2]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Tokens:
     """An episode in tokens: the prompt with the entry's call, then each frame, then the end."""

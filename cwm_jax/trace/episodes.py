@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cwm_jax.trace.format import (
     render_prompt,
     split_prompt,
 )
+from cwm_jax.trace.generator import KINDS, generate_programs
 from cwm_jax.trace.tracer import Trace, TraceError, TraceLimits, Tracer, source_lines, unmarked
 
 RECORD_VERSION = 1
@@ -89,6 +90,11 @@ class Episode:
     kinds: tuple[str, ...] = ()
     cut_reprs: int = 0
     failed_reprs: int = 0
+
+    @property
+    def program_name(self) -> str:
+        """What held-out splits are a function of: all episodes of a program fall on one side."""
+        return self.name.partition("#")[0]
 
     @property
     def prompt(self) -> str:
@@ -230,6 +236,21 @@ def context_of_script(script: str, stdin: str = "") -> str:
     if last and not lines[last - 1].endswith("\n"):
         lines[last - 1] += "\n"
     return "".join([*lines[:last], feed, *lines[last:]])
+
+
+def generated_programs(
+    seed: int, count: int, *, difficulties: Sequence[int], kinds: Sequence[str] = KINDS
+) -> Iterator[Program]:
+    """Programs of `cwm_jax.trace.generator`, to be traced."""
+    for made in generate_programs(seed, count, difficulties=difficulties, kinds=kinds):
+        yield Program(
+            name=made.name,
+            context=made.source,
+            source="generated",
+            origin=f"seed {seed}",
+            difficulty=made.difficulty,
+            kinds=made.kinds,
+        )
 
 
 def jsonl_programs(path: Path, *, limit: int | None = None) -> Iterator[Program]:
