@@ -21,8 +21,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Nodes of a normalised function, its own included, but not the names' contexts (assumed).
-MIN_NODES = 20
+# Nodes of a normalised function, its own included, but not the names' contexts. Measured: of 9200
+# functions of the standard library and 7600 generated ones, what equals one of 1145 benchmark
+# functions has at most 10, such as len(x) and a + b.
+MIN_NODES = 11
 _BUILTINS = frozenset(dir(builtins))
 _DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
