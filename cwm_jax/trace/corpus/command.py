@@ -40,7 +40,7 @@ class _Sources:
             yield from scripts(folder)
 
     def __len__(self) -> int:
-        lines = sum(sum(1 for _ in path.open("rb")) for path in self.jsonl)
+        lines = sum(path.read_bytes().count(b"\n") for path in self.jsonl)
         return self.generate + lines + sum(len(script_paths(folder)) for folder in self.scripts)
 
     def describe(self) -> dict[str, Any]:
