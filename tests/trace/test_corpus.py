@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import fcntl
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -125,6 +126,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write(interrupted(), folder)
+    assert not multiprocessing.active_children()
     with pytest.raises(CorpusError, match=r"settings\.repeats was 2, is 3; expected the same"):
         write(work, folder, repeats=3)
     with pytest.raises(CorpusError, match=r"limits\.max_events was 10000, is 9"):

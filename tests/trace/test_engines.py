@@ -1,6 +1,7 @@
 """Engines: results in order, work without end, processes that die or cannot start, Ray the same."""
 
 import itertools
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -34,6 +35,11 @@ def joined(items):
 
 def slow_when_even(items):
     time.sleep(0.2 * (items[0] % 2 == 0))
+    return joined(items)
+
+
+def slow_at_zero(items):
+    time.sleep(0.5 * (items[0] == 0))
     return joined(items)
 
 
@@ -76,10 +82,12 @@ def test_work_may_be_without_end_and_is_not_taken_ahead_of_need():
             taken.append(number)
             yield [number]
 
-    results = LocalEngine(2).map_chunks(joined, endless(), died)
-    assert list(itertools.islice(results, 30)) == [b"%d" % n for n in range(30)]
-    assert 30 <= len(taken) <= 30 + 8
+    results = LocalEngine(2).map_chunks(slow_at_zero, endless(), died)
+    assert next(results) == b"0"
+    assert 2 <= len(taken) <= 4 * 2
+    assert list(itertools.islice(results, 30)) == [b"%d" % n for n in range(1, 31)]
     results.close()
+    assert not multiprocessing.active_children()
 
 
 def test_no_work_is_no_result():

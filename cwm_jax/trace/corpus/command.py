@@ -97,7 +97,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Writes the corpus, prints the report; returns the exit status: 0, or 2 where it is refused."""
+    """Writes the corpus, prints the report; returns 0, or 2 if it is refused."""
     try:
         sources = _Sources(
             generate=args.generate,
@@ -125,6 +125,11 @@ def main(args: argparse.Namespace) -> int:
     except (ValueError, OSError, ImportError, SandboxError) as error:
         print(f"trace corpus: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(
+            f"trace corpus: stopped; the same call goes on from {args.out}.partial", file=sys.stderr
+        )
+        return 130
     print(f"{args.out}: {report.total.kept} episodes of {report.num_items} programs")
     print(report)
     return 0

@@ -15,7 +15,7 @@ import multiprocessing.connection
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from cwm_jax.sandbox import SandboxError
@@ -33,8 +33,10 @@ class Engine(Protocol):
 
     def map_chunks(
         self, function: Function, chunks: Iterable[Sequence[Any]], died: Callable[[Any], bytes]
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes, None, None]:
         """Yields the results of each chunk, joined, in the order of the chunks.
+
+        The processes start with the first and end with the generator.
 
         No more chunks are taken than there is work for, so they may be without end.
 
@@ -67,7 +69,7 @@ class LocalEngine:
 
     def map_chunks(
         self, function: Function, chunks: Iterable[Sequence[Any]], died: Callable[[Any], bytes]
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes, None, None]:
         """See `Engine.map_chunks`."""
         workers = self.workers or len(os.sched_getaffinity(0))
         return _in_order(_LocalPool(function, workers), chunks, died)
@@ -93,7 +95,7 @@ class RayEngine:
 
     def map_chunks(
         self, function: Function, chunks: Iterable[Sequence[Any]], died: Callable[[Any], bytes]
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes, None, None]:
         """See `Engine.map_chunks`; raises ImportError without Ray."""
         return _in_order(_RayPool(function, self), chunks, died)
 
@@ -166,7 +168,7 @@ class _Chunks:
 
 def _in_order(
     pool: _Pool, chunks: Iterable[Sequence[Any]], died: Callable[[Any], bytes]
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, None]:
     with pool:
         state = _Chunks(chunks, _AHEAD * pool.workers)
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -9,7 +10,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,12 @@ def write_corpus(
             Progress(len(work) if isinstance(work, Sized) else None) as progress,
             ShardWriter(partial.output, settings.shard_bytes) as writer,
         ):
-            for number, results in _chunk_results(work, partial, settings, engine, benchmarks):
-                for record in choice.records(results):
-                    writer.add(record)
-                progress.show(choice.report, resumed=number < resumed)
+            stream = _chunk_results(work, partial, settings, engine, benchmarks)
+            with contextlib.closing(stream):  # ends the processes at once, whatever happens here
+                for number, results in stream:
+                    for record in choice.records(results):
+                        writer.add(record)
+                    progress.show(choice.report, resumed=number < resumed)
             files = writer.finish()
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -126,7 +129,7 @@ def _chunk_results(
     settings: CorpusSettings,
     engine: Engine,
     benchmarks: Benchmarks,
-) -> Iterator[tuple[int, list[ItemResult]]]:
+) -> Generator[tuple[int, list[ItemResult]], None, None]:
     """Number and results of each chunk, from its file, or from the engine and then into it."""
     chunks = _chunks(work, settings.chunk_items)
     resumed = partial.done_chunks()
@@ -135,10 +138,10 @@ def _chunk_results(
     function = functools.partial(
         trace_items, settings=settings, with_functions=bool(benchmarks.digests)
     )
-    encoded = engine.map_chunks(function, chunks, died_result)
-    for number, data in enumerate(encoded, resumed):
-        partial.write(number, data)
-        yield number, decode_results(data)
+    with contextlib.closing(engine.map_chunks(function, chunks, died_result)) as encoded:
+        for number, data in enumerate(encoded, resumed):
+            partial.write(number, data)
+            yield number, decode_results(data)
 
 
 def _chunks(work: Iterable[Work], size: int) -> Iterator[list[Work]]:
