@@ -1,0 +1,172 @@
+"""``python -m cwm_jax trace corpus``: traces programs from several sources into one corpus."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cwm_jax.sandbox import SandboxError
+from cwm_jax.trace.corpus.decontamination import load_benchmarks
+from cwm_jax.trace.corpus.deduplication import NearDuplicates
+from cwm_jax.trace.corpus.engines import Engine, LocalEngine, RayEngine
+from cwm_jax.trace.corpus.scripts import script_paths, scripts
+from cwm_jax.trace.corpus.settings import CorpusSettings
+from cwm_jax.trace.corpus.worker import Work
+from cwm_jax.trace.corpus.writer import write_corpus
+from cwm_jax.trace.episodes import Program, jsonl_programs
+from cwm_jax.trace.generator import generate_programs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Sources:
+    """The work that the options name, in one order; its number is known."""
+
+    generate: int
+    difficulties: tuple[int, ...]
+    seed: int
+    jsonl: tuple[Path, ...]
+    scripts: tuple[Path, ...]
+
+    def __iter__(self) -> Iterator[Work]:
+        yield from _generated(self.seed, self.generate, self.difficulties)
+        for path in self.jsonl:
+            yield from jsonl_programs(path)
+        for folder in self.scripts:
+            yield from scripts(folder)
+
+    def __len__(self) -> int:
+        lines = sum(path.read_bytes().count(b"\n") for path in self.jsonl)
+        return self.generate + lines + sum(len(script_paths(folder)) for folder in self.scripts)
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest, and to go on with the same work only."""
+        generated = {"seed": self.seed, "difficulties": list(self.difficulties)}
+        return {
+            "generate": {"count": self.generate} | (generated if self.generate else {}),
+            "jsonl": [{"name": path.name, "sha256": _sha256([path])} for path in self.jsonl],
+            "scripts": [
+                {"name": folder.name, "sha256": _sha256(script_paths(folder))}
+                for folder in self.scripts
+            ],
+        }
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds ``corpus`` to the subcommands of ``trace``; its ``main`` default is `main`."""
+    parser = subparsers.add_parser(
+        "corpus",
+        help="trace many programs into a corpus",
+        description="Traces programs in parallel and writes what is worth keeping as ArrayRecord "
+        "shards. A run that was stopped goes on when it is called again.",
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="new folder")
+    add("--generate", type=int, default=0, metavar="N", help="generated programs")
+    add("--difficulty", type=_difficulties, default="1-5", metavar="A-B", help="of those (1-5)")
+    add("--seed", type=int, default=0, help="of those (0)")
+    add("--jsonl", type=Path, nargs="+", default=[], metavar="FILE", help="code and input per line")
+    add(
+        "--scripts",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="*.py below it, NAME.in beside NAME.py is its standard input",
+    )
+    add("--engine", choices=("local", "ray"), default="local", help="where to trace (local)")
+    add("--workers", type=int, metavar="N", help="processes (one per processor)")
+    add("--address", help="of a Ray cluster")
+    add(
+        "--decontaminate",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="JSONL of benchmark programs, whose functions are left out",
+    )
+    add("--repeats", type=int, default=2, help="traces of each program that must agree (2)")
+    add("--jaccard", type=float, default=0.8, help="near-duplicates from here on (0.8); 0: none")
+    add("--keep-truncated", action="store_true", help="keep what a limit cut, marked")
+    add("--unsafe", action="store_true", help="without bubblewrap: programs can do what you can")
+    parser.set_defaults(main=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Writes the corpus, prints the report; returns 0, or 2 if it is refused."""
+    try:
+        sources = _Sources(
+            generate=args.generate,
+            difficulties=args.difficulty,
+            seed=args.seed,
+            jsonl=tuple(args.jsonl),
+            scripts=tuple(args.scripts),
+        )
+        if not len(sources):
+            raise ValueError("no programs; expected some: give --generate, --jsonl or --scripts")
+        settings = CorpusSettings(
+            repeats=args.repeats,
+            keep_truncated=args.keep_truncated,
+            near_duplicates=NearDuplicates(jaccard=args.jaccard) if args.jaccard else None,
+            unsafe=args.unsafe,
+            description=sources.describe(),
+        )
+        report = write_corpus(
+            sources,
+            args.out,
+            settings=settings,
+            engine=_engine(args),
+            benchmarks=load_benchmarks(args.decontaminate),
+        )
+    except (ValueError, OSError, ImportError, SandboxError) as error:
+        print(f"trace corpus: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            f"trace corpus: stopped; the same call goes on from {args.out}.partial", file=sys.stderr
+        )
+        return 130
+    print(f"{args.out}: {report.total.kept} episodes of {report.num_items} programs")
+    print(report)
+    return 0
+
+
+def _engine(args: argparse.Namespace) -> Engine:
+    if args.engine == "ray":
+        return RayEngine(address=args.address, workers=args.workers)
+    if args.address is not None:
+        raise ValueError(f"--address is {args.address!r}; expected none without --engine ray")
+    return LocalEngine(args.workers)
+
+
+def _difficulties(text: str) -> tuple[int, ...]:
+    """``1-5`` or ``3``."""
+    first, _, last = text.partition("-")
+    difficulties = tuple(range(int(first), int(last or first) + 1))
+    if not difficulties:
+        raise ValueError(text)
+    return difficulties
+
+
+def _generated(seed: int, count: int, difficulties: tuple[int, ...]) -> Iterator[Program]:
+    for program in generate_programs(seed, count, difficulties=difficulties):
+        yield Program(
+            name=program.name,
+            context=program.source,
+            source="generated",
+            origin=f"seed {seed}",
+            difficulty=program.difficulty,
+            kinds=program.kinds,
+        )
+
+
+def _sha256(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
