@@ -98,9 +98,8 @@ def _train(config: RunConfig) -> int:
 
 def _generate_traces(source) -> None:
     """Writes the corpus of a source that says what to generate; begun ones go on."""
-    from cwm_jax.trace.corpus import CorpusSettings, LocalEngine, write_corpus
-
     from cwm_jax.sandbox import SandboxError
+    from cwm_jax.trace.corpus import CorpusSettings, LocalEngine, write_corpus
     from cwm_jax.trace.episodes import generated_programs
     from cwm_jax.trace.generator import KINDS
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cwm_jax.sandbox import SandboxError
 from cwm_jax.tokenizer import BEGIN_OF_TEXT
+from cwm_jax.trace.corpus import command as corpus_command
 from cwm_jax.trace.episodes import (
     context_of_call,
     context_of_script,
@@ -28,6 +29,7 @@ def add_parser(subparsers) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     _add_run(actions)
     _add_show(actions)
+    corpus_command.add_parser(actions)
 
 
 def _add_run(actions) -> None:

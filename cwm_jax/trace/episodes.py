@@ -244,7 +244,7 @@ def generated_programs(
     """Programs of `cwm_jax.trace.generator`, to be traced."""
     for made in generate_programs(seed, count, difficulties=difficulties, kinds=kinds):
         yield Program(
-            name=made.name,
+            name=f"{made.name}-{made.difficulty}",
             context=made.source,
             source="generated",
             origin=f"seed {seed}",

@@ -18,8 +18,7 @@ from cwm_jax.trace.corpus.scripts import script_paths, scripts
 from cwm_jax.trace.corpus.settings import CorpusSettings
 from cwm_jax.trace.corpus.worker import Work
 from cwm_jax.trace.corpus.writer import write_corpus
-from cwm_jax.trace.episodes import Program, jsonl_programs
-from cwm_jax.trace.generator import generate_programs
+from cwm_jax.trace.episodes import generated_programs, jsonl_programs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,7 @@ class _Sources:
     scripts: tuple[Path, ...]
 
     def __iter__(self) -> Iterator[Work]:
-        yield from _generated(self.seed, self.generate, self.difficulties)
+        yield from generated_programs(self.seed, self.generate, difficulties=self.difficulties)
         for path in self.jsonl:
             yield from jsonl_programs(path)
         for folder in self.scripts:
@@ -150,18 +149,6 @@ def _difficulties(text: str) -> tuple[int, ...]:
     if not difficulties:
         raise ValueError(text)
     return difficulties
-
-
-def _generated(seed: int, count: int, difficulties: tuple[int, ...]) -> Iterator[Program]:
-    for program in generate_programs(seed, count, difficulties=difficulties):
-        yield Program(
-            name=program.name,
-            context=program.source,
-            source="generated",
-            origin=f"seed {seed}",
-            difficulty=program.difficulty,
-            kinds=program.kinds,
-        )
 
 
 def _sha256(paths: list[Path]) -> str:
