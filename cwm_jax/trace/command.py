@@ -11,6 +11,7 @@ from pathlib import Path
 from cwm_jax.sandbox import SandboxError
 from cwm_jax.tokenizer import BEGIN_OF_TEXT
 from cwm_jax.trace.corpus import command as corpus_command
+from cwm_jax.trace.corpus import read_corpus
 from cwm_jax.trace.episodes import (
     context_of_call,
     context_of_script,
@@ -46,7 +47,9 @@ def _add_run(actions) -> None:
 
 def _add_show(actions) -> None:
     parser = actions.add_parser("show", help="show a trace as a table")
-    parser.add_argument("file", type=Path, help="what `trace run` wrote, as text or JSON lines")
+    parser.add_argument(
+        "file", type=Path, help="of `trace run` (text, JSON lines) or `trace corpus`"
+    )
     parser.add_argument("--episode", type=int, default=0, metavar="N", help="0-based; 0 by default")
     parser.add_argument("--all-locals", action="store_true", help="also those that did not change")
     parser.set_defaults(main=_show)
@@ -104,7 +107,10 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _traces(file: Path) -> Iterator[tuple[str, str]]:
-    """(context, frames) of each trace of a file."""
+    """(context, frames) of each trace of a file or a corpus."""
+    if file.is_dir():
+        yield from ((episode.context, episode.frames) for episode in read_corpus(file))
+        return
     text = file.read_text(encoding="utf-8")
     if text.startswith(BEGIN_OF_TEXT):
         yield split_prompt(text)
