@@ -42,7 +42,7 @@ def test_a_script_is_traced_with_its_stdin(capsys, script, tmp_path):
     rows = out.split("locals, value\n")[1].splitlines()
     assert rows[0].split()[1:3] == ["call", "1"]
     words = [row.split() for row in rows]
-    assert any(w[1:] == ["return", "8", "return", "steps", "->", "7"] for w in words)
+    assert any(w[1:] == ["return", "7", "return", "steps", "->", "7"] for w in words)
     assert any(w[1:3] == ["line", "6"] and w[-1] == "n=10" for w in words)
 
 
