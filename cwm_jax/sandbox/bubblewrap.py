@@ -1,0 +1,181 @@
+"""The command line of bubblewrap, and what of the host is bound into the sandbox."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from cwm_jax.sandbox.outcome import SandboxError
+
+SCRATCH = "/tmp"
+CODE = "/sandbox"  # where the zygote and the program lie inside
+_OWN_PLACES = ("/proc", "/dev", CODE)
+# Uids that no account, container or service manager hands out; assumed of every host.
+# Source: systemd's UIDS-GIDS.md, "1879048192...2147352575: unused".
+_FREE_UIDS = range(0x70000000, 0x7FFE0000)
+_CAPABILITIES_TO_DROP_PRIVILEGES = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
+
+
+def find_bwrap() -> str:
+    """Returns the executable's path.
+
+    Raises:
+        SandboxError: if there is none.
+    """
+    found = shutil.which("bwrap")
+    if found is None:
+        raise SandboxError(
+            "untrusted code runs under bubblewrap, and there is no `bwrap` on PATH: "
+            "`apt-get install bubblewrap`, or pass unsafe=True / --unsafe to run code unprotected"
+        )
+    return found
+
+
+def interpreter() -> str:
+    """The executable of this interpreter's installation, not of a virtual environment."""
+    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+def environment(scratch: str = SCRATCH) -> dict[str, str]:
+    """All variables that the code inside sees."""
+    return {
+        "PATH": os.path.dirname(interpreter()),
+        "HOME": scratch,
+        "TMPDIR": scratch,
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+    }
+
+
+def unique_uid() -> int | None:
+    """A uid for one sandbox alone, so that its processes are counted alone.
+
+    Returns None where this process has no uids to give: an ordinary user's, or a container's root
+    that is one outside. They get a user namespace, which kernels from 5.14 on count by itself.
+    """
+    if os.getuid() != 0:
+        return None
+    mapped = [range(first, first + count) for first, _, count in _uid_map()]
+    if any(_FREE_UIDS[0] in ids and _FREE_UIDS[-1] in ids for ids in mapped):
+        return random.SystemRandom().choice(_FREE_UIDS)
+    largest = max(mapped, key=len, default=range(0))
+    if len(largest) < 1 << 15:
+        return None
+    return random.SystemRandom().choice(largest[len(largest) // 2 :])
+
+
+def command(
+    *, uid: int | None, scratch_bytes: int, readable: Sequence[Path], fds: dict[str, int]
+) -> list[str]:
+    """Returns the command line up to the ``--``; the program to run comes after it.
+
+    Args:
+        uid: what the first process will change to; None for a user namespace.
+        scratch_bytes: size of the scratch folder.
+        readable: existing absolute paths, bound at the same place.
+        fds: contents of files by name in the code folder, and "seccomp".
+    """
+    line = [find_bwrap(), "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+    line += ["--unshare-cgroup-try", "--hostname", "sandbox", "--die-with-parent", "--new-session"]
+    line += ["--as-pid-1", "--clearenv"]
+    if uid is None:
+        line += ["--unshare-user", "--uid", "1000", "--gid", "1000", "--cap-drop", "ALL"]
+    else:
+        for name in _CAPABILITIES_TO_DROP_PRIVILEGES:
+            line += ["--cap-add", name]
+    for name, value in environment().items():
+        line += ["--setenv", name, value]
+    line += ["--proc", "/proc", "--dev", "/dev"]
+    # In a user namespace the folder belongs to the uid inside, here to root.
+    line += ["--perms", "0700" if uid is None else "1777", "--size", str(scratch_bytes)]
+    line += ["--tmpfs", SCRATCH]
+    bound = [*interpreter_paths(), *map(str, readable)]
+    # The uid inside has to pass them, whatever their modes are here.
+    above = {str(folder) for path in bound for folder in Path(path).parents} - {"/", SCRATCH}
+    for path in sorted(above):
+        line += ["--perms", "0755", "--dir", path]
+    for path in bound:
+        line += ["--ro-bind", path, path]
+    for path in _site_packages():
+        line += ["--tmpfs", path, "--remount-ro", path]
+    line += ["--perms", "0755", "--dir", CODE]
+    for name, fd in fds.items():
+        if name != "seccomp":
+            line += ["--perms", "0444", "--file", str(fd), f"{CODE}/{name}"]
+    # Both are tmpfs without a limit, and the uid inside may own them.
+    line += ["--remount-ro", "/dev", "--remount-ro", "/"]
+    return [*line, "--chdir", SCRATCH, "--seccomp", str(fds["seccomp"]), "--"]
+
+
+def check_readable(paths: Sequence[Path]) -> list[Path]:
+    """Returns absolute paths.
+
+    Raises:
+        ValueError: for one that does not exist or lies where the sandbox has its own files.
+    """
+    found = [Path(os.path.abspath(path)) for path in paths]
+    for path in found:
+        if not path.exists():
+            raise ValueError(
+                f"readable path {path} does not exist: name a file or folder that does"
+            )
+        if str(path) in ("/", SCRATCH) or any(map(path.is_relative_to, _OWN_PLACES)):
+            raise ValueError(
+                f"readable path {path} would cover the sandbox's own files; it may not be / or "
+                f"{SCRATCH}, nor lie in {', '.join(_OWN_PLACES)}: name what lies below, or copy it"
+            )
+    return found
+
+
+@functools.cache
+def interpreter_paths() -> tuple[str, ...]:
+    """The executable, the standard library, and the folders of the shared libraries they load."""
+    python = interpreter()
+    names = {"base": sys.base_prefix, "installed_base": sys.base_prefix}
+    names |= {"platbase": sys.base_exec_prefix, "installed_platbase": sys.base_exec_prefix}
+    library = {sysconfig.get_path(name, vars=names) for name in ("stdlib", "platstdlib")}
+    paths = {python, *filter(os.path.exists, {*library, "/etc/ld.so.cache"})}
+    for file in _shared_libraries(python, sorted(library)):
+        # A folder of the installation holds more than libraries.
+        own = sys.base_prefix != "/usr" and Path(file).is_relative_to(sys.base_prefix)
+        paths.add(file if own else os.path.dirname(file))
+    return tuple(sorted(paths, key=lambda path: (path.count("/"), path)))
+
+
+def _shared_libraries(python: str, library: Sequence[str]) -> list[str]:
+    """What the loader finds for the executable and every extension module, all at once.
+
+    Source: ld.so(8), LD_TRACE_LOADED_OBJECTS; ldd would start one process for each.
+    """
+    modules = [str(path) for folder in library for path in Path(folder, "lib-dynload").glob("*.so")]
+    variables = {"LD_TRACE_LOADED_OBJECTS": "1", "LD_PRELOAD": ":".join(modules)}
+    listed = subprocess.run([python], env=variables, capture_output=True, text=True, check=True)
+    words = [word for line in listed.stdout.splitlines() for word in line.split()]
+    files = {word for word in words if word.startswith("/") and word not in modules}
+    if not files:
+        raise SandboxError(f"the loader names no shared library of {python}: {listed.stderr}")
+    return sorted(files)
+
+
+def _site_packages() -> list[str]:
+    """Folders in the standard library's that are no part of it."""
+    folders = [
+        Path(path, name)
+        for path in interpreter_paths()
+        for name in ("site-packages", "dist-packages")
+    ]
+    return [str(folder) for folder in folders if folder.is_dir()]
+
+
+def _uid_map() -> list[list[int]]:
+    return [
+        [int(n) for n in line.split()]
+        for line in Path("/proc/self/uid_map").read_text().splitlines()
+    ]
