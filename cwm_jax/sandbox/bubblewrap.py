@@ -97,14 +97,19 @@ def command(
     line += ["--perms", "0700" if uid is None else "1777", "--size", str(scratch_bytes)]
     line += ["--tmpfs", SCRATCH]
     bound = [*interpreter_paths(), *map(str, readable)]
+    packages = _site_packages()
     # The uid inside has to pass them, whatever their modes are here.
     above = {str(folder) for path in bound for folder in Path(path).parents} - {"/", SCRATCH}
     for path in sorted(above):
         line += ["--perms", "0755", "--dir", path]
-    for path in bound:
+    for path in interpreter_paths():
         line += ["--ro-bind", path, path]
-    for path in _site_packages():
-        line += ["--tmpfs", path, "--remount-ro", path]
+    for path in packages:
+        line += ["--tmpfs", path]
+    for path in map(str, readable):  # it may lie in one of these
+        line += ["--ro-bind", path, path]
+    for path in packages:
+        line += ["--remount-ro", path]
     line += ["--perms", "0755", "--dir", CODE]
     for name, fd in fds.items():
         if name != "seccomp":
@@ -112,6 +117,12 @@ def command(
     # Both are tmpfs without a limit, and the uid inside may own them.
     line += ["--remount-ro", "/dev", "--remount-ro", "/"]
     return [*line, "--chdir", SCRATCH, "--seccomp", str(fds["seccomp"]), "--"]
+
+
+def bound_in_scratch(readable: Sequence[Path]) -> list[str]:
+    """What is bound below the scratch folder, which is not to be emptied."""
+    bound = [*map(Path, interpreter_paths()), *readable]
+    return [str(path) for path in bound if path.is_relative_to(SCRATCH)]
 
 
 def check_readable(paths: Sequence[Path]) -> list[Path]:

@@ -143,8 +143,9 @@ def _popen(line: list[str], **options: Any) -> subprocess.Popen:
     would end with that thread.
     """
     pipe = subprocess.PIPE
-    start = functools.partial(subprocess.Popen, line, stdin=pipe, stdout=pipe, bufsize=0)
-    return _launcher(os.getpid()).submit(start, **options).result()
+    # A session of its own: Ctrl-C is for this process alone.
+    options |= dict(stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True)
+    return _launcher(os.getpid()).submit(subprocess.Popen, line, **options).result()
 
 
 @functools.cache

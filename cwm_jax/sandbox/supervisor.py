@@ -86,9 +86,9 @@ class Supervisor:
         try:
             return self._exchange(frame, limits, limits.wall_s + _GRACE_S)
         except LostError as error:
-            return _lost("exit", error)
+            return _lost("exit", f"{error} {self.process.stderr()}")
         except TimeoutError as error:
-            return _lost("wall", error)
+            return _lost("wall", str(error))
 
     def alive(self) -> bool:
         return self.process.alive()
@@ -126,7 +126,7 @@ class Supervisor:
             "program": setup.program and (str(setup.program) if setup.unsafe else inside),
             "preload": list(setup.preload),
             "scratch": scratch,
-            "kept": [str(path) for path in readable if path.is_relative_to(scratch)],
+            "kept": [] if setup.unsafe else bubblewrap.bound_in_scratch(readable),
         }
         try:
             report = self._exchange(start, setup.limits, _START_S)
@@ -173,7 +173,7 @@ class Supervisor:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
 
-def _lost(outcome: str, error: Exception) -> Report:
+def _lost(outcome: str, why: str) -> Report:
     return Report(
         outcome=outcome,
         retire=True,
@@ -183,5 +183,5 @@ def _lost(outcome: str, error: Exception) -> Report:
         value=None,
         stdout=b"",
         stderr=b"",
-        detail=f"the sandbox was lost: {error}",
+        detail=f"the sandbox was lost: {why.strip()}",
     )

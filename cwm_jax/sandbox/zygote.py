@@ -210,7 +210,7 @@ class Call:
                     return
                 if fd == self.host:
                     self.kill_all()
-                    os._exit(0)
+                    exit_now(0)
                 if fd == self.stdin[1]:
                     if not self.write_stdin():
                         poll.unregister(fd)
@@ -248,9 +248,8 @@ class Call:
         self.reap()
         cpu_s, memory_bytes = self.cpu_s, 0
         for fields in self.processes():
-            cpu_s += (
-                sum(map(int, fields[11:15])) / TICKS_PER_S
-            )  # own and waited for, user and system
+            # User and system time, its own and that of children it waited for.
+            cpu_s += sum(map(int, fields[11:15])) / TICKS_PER_S
             memory_bytes += int(fields[21]) * PAGE_BYTES
         if self.isolated:
             scratch = os.statvfs(self.scratch)
@@ -281,14 +280,14 @@ class Call:
             if pid == 0:
                 return True
             self.cpu_s += usage.ru_utime + usage.ru_stime
-            if pid == self.pid:
+            if pid == self.pid and self.status < 0:  # numbers are used again
                 self.status = status
 
     def kill_all(self):
         """Ends every process of this call; afterwards none is left inside the namespace."""
         if not self.isolated:
             kill(os.killpg, self.pid)
-            kill(os.kill, self.pid)  # it may not have its group yet
+            kill(signal.pidfd_send_signal, self.process)  # it may not have its group yet
             while self.status < 0:
                 self.reap(0)
             return
@@ -347,11 +346,9 @@ class Call:
         last_line = self.streams["stderr"].content().rstrip().rpartition(b"\n")[2]
         if code and last_line.startswith(b"MemoryError"):
             return "memory", None, last_line
-        return (
-            ("exit" if code else "ok"),
-            None,
-            (f"exited with status {code}".encode() if code else b""),
-        )
+        if code:
+            return "exit", None, f"exited with status {code}".encode()
+        return "ok", None, b""
 
 
 def signal_name(number):

@@ -77,6 +77,11 @@ def test_what_is_used_up_is_named(call, name):
     assert reply.detail
 
 
+def test_memory_beyond_the_limit_is_refused_to_a_process(call):
+    code = "try: bytearray(200 << 20)\nexcept MemoryError: out = len(bytearray(80 << 20))"
+    assert call(code).value == b"83886080"
+
+
 def test_output_up_to_its_bound_is_kept(call):
     assert call("print('x' * 9_999)").stdout == b"x" * 9_999 + b"\n"
     reply = call("import os\nos.write(2, b'y' * 20_000)")

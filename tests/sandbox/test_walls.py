@@ -1,8 +1,10 @@
 """What code inside can see and reach: nothing of the host but the interpreter."""
 
+import functools
 import os
 import socket
 import sys
+import sysconfig
 import threading
 from pathlib import Path
 
@@ -45,7 +47,9 @@ def test_there_are_no_capabilities(call):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user's sandboxes share its uid")
-def test_every_sandbox_of_root_has_a_uid_and_no_groups_of_its_own(program):
+def test_every_sandbox_of_root_has_a_uid_of_its_own_and_no_groups(program, request):
+    request.addfinalizer(functools.partial(os.setgroups, os.getgroups()))
+    os.setgroups([0, 4])
     found = set()
     for _ in range(2):
         with Worker(program) as worker:
@@ -180,6 +184,15 @@ def test_a_readable_path_can_be_read_and_not_written(program, tmp_path):
             assert found == ["shared", ["data"], "OSError", None, ["c"]]
             assert moved in ("OSError", "PermissionError")
     assert (folder / "file").read_text() == "shared"
+
+
+def test_a_package_of_the_installation_can_be_made_readable(program):
+    pip = Path(sysconfig.get_path("stdlib")) / "site-packages" / "pip"
+    if not pip.exists():
+        pytest.skip("this interpreter has no pip of its own")
+    with Worker(program, readable=[pip]) as worker:
+        assert worker.call(b"import pip\nout = 1").value == b"1"
+        assert worker.call(b"import setuptools").outcome is Outcome.ERROR
 
 
 @pytest.mark.parametrize("path", ["/", "/tmp", "/proc/self", "/dev/null", "/does/not/exist"])

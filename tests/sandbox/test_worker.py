@@ -2,14 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from cwm_jax.sandbox import Limits, Outcome, SandboxError, Worker
 
+ROOT = Path(__file__).parents[2]
 ENDINGS = {
     "os._exit": ("import os\nos._exit(3)", Outcome.EXIT, "exited with status 3"),
     "os._exit with 0": ("import os\nos._exit(0)", Outcome.EXIT, "status 0 without a reply"),
@@ -170,8 +174,7 @@ def test_a_sandbox_killed_between_calls_is_started_again(program):
     with Worker(program) as worker:
         worker.call(b"")
         os.kill(worker._supervisor.process.pid, signal.SIGKILL)
-        while worker._supervisor.alive():
-            time.sleep(0.01)
+        wait_until(lambda: not worker._supervisor.alive())
         assert worker.call(b"out = 1").value == b"1"
 
 
@@ -193,7 +196,38 @@ def test_a_sandbox_that_hangs_costs_that_call_only(program, monkeypatch):
         os.kill(zygote, signal.SIGSTOP)
         reply = worker.call(b"out = 1")
         assert reply.outcome is Outcome.WALL and "does not answer" in reply.detail
+        assert not Path(f"/proc/{zygote}").exists()
         assert worker.call(b"out = 1").value == b"1"
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_the_sandbox_ends_with_a_host_that_is_killed_in_a_call(program, unsafe):
+    code = (
+        "import os, signal, sys, threading; from pathlib import Path\n"
+        "from cwm_jax.sandbox import Worker\n"
+        f"worker = Worker(Path(sys.argv[1]), unsafe={unsafe})\n"
+        "print(worker._supervisor.process.pid, flush=True)\n"
+        "worker.call(b'import os, time\\nos.fork()\\ntime.sleep(60)')\n"
+    )
+    line = [sys.executable, "-c", code, str(program)]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as host:
+        first = int(host.stdout.readline())
+        processes = 3 if unsafe else 4  # bubblewrap, the zygote and two of the call
+        wait_until(lambda: len(descendants(first)) == processes - 1)
+        inside = [first, *descendants(first)]
+        host.kill()
+    wait_until(lambda: not [pid for pid in inside if Path(f"/proc/{pid}").exists()])
+
+
+def test_ctrl_c_is_for_the_host_alone(program):
+    with Worker(program) as worker:
+        assert os.getsid(worker._supervisor.process.pid) != os.getsid(0)
+
+
+def test_threads_may_share_a_worker(program):
+    with Worker(program) as worker, ThreadPoolExecutor(4) as pool:
+        replies = pool.map(lambda n: worker.call(b"out = %d" % n).value, range(40))
+        assert list(replies) == [b"%d" % n for n in range(40)]
 
 
 def test_closing_leaves_no_processes(program):
@@ -236,6 +270,18 @@ def test_a_bubblewrap_that_does_not_start_is_an_error(program, monkeypatch, tmp_
         Worker(program)
 
 
+def test_a_report_longer_than_its_bound_is_not_read(program, monkeypatch, tmp_path):
+    zygote = tmp_path / "zygote.py"
+    zygote.write_text(
+        "import os, struct\n"
+        "os.write(1, struct.pack('<16s??xxidd4Q', b'ok', 0, 1, 0, 0, 0, 1 << 60, 0, 0, 0))\n"
+        "os.read(0, 1 << 20); os.read(0, 1)\n"
+    )
+    monkeypatch.setattr("cwm_jax.sandbox.supervisor._ZYGOTE", zygote)
+    with pytest.raises(SandboxError, match="announced 1152921504606846976 bytes where at most"):
+        Worker(program, unsafe=True)
+
+
 def test_unsafe_works_without_bubblewrap_and_keeps_the_limits(program, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("SECRET", "of the host")
@@ -256,7 +302,15 @@ def test_unsafe_works_without_bubblewrap_and_keeps_the_limits(program, monkeypat
     assert not Path(scratch).exists() and not Path(f"/proc/{zygote}").exists()
 
 
+def wait_until(condition) -> None:
+    while not condition():
+        time.sleep(0.01)
+
+
 def descendants(pid: int) -> list[int]:
     """Children before grandchildren."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    try:
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it has ended
+        return []
     return [*map(int, listed), *(other for child in listed for other in descendants(int(child)))]
