@@ -21,6 +21,8 @@ from cwm_jax.sandbox.outcome import SandboxError
 from cwm_jax.sandbox.process import LostError, Process, memory_file
 from cwm_jax.sandbox.seccomp import seccomp_program
 
+# No user packages, nothing from the working folder; not -I, which would ignore PYTHONHASHSEED.
+_OPTIONS = ("-s", "-P")
 _ZYGOTE = Path(__file__).with_name("zygote.py")
 _LENGTH = struct.Struct("<Q")  # these three as in zygote.py
 _REPORT = struct.Struct("<16s??xxidd4Q")
@@ -102,7 +104,7 @@ class Supervisor:
         python = bubblewrap.interpreter()
         if self._scratch:
             env = bubblewrap.environment(self._scratch)
-            return Process([python, "-I", str(_ZYGOTE)], env=env, cwd=self._scratch)
+            return Process([python, *_OPTIONS, str(_ZYGOTE)], env=env, cwd=self._scratch)
         contents = {"seccomp": seccomp_program(), "zygote.py": _ZYGOTE.read_bytes()}
         if setup.program:
             contents["program.py"] = setup.program.read_bytes()
@@ -113,7 +115,7 @@ class Supervisor:
                 fds[name] = memory_file(content)
                 stack.callback(os.close, fds[name])
             line = bubblewrap.command(uid=uid, scratch_bytes=size, readable=readable, fds=fds)
-            line += [python, "-I", f"{bubblewrap.CODE}/zygote.py"]
+            line += [python, *_OPTIONS, f"{bubblewrap.CODE}/zygote.py"]
             return Process(line, bwrap=True, pass_fds=tuple(fds.values()))
 
     def _introduce(self, setup: Setup, readable: Sequence[Path], uid: int | None) -> None:

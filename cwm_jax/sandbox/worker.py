@@ -20,7 +20,8 @@ class Worker:
 
     Args:
         program: a self-contained Python file that defines ``handle(request: bytes) -> bytes``. Code
-            inside can read a copy of it, the interpreter's installation and ``readable``.
+            inside can read a copy of it, the interpreter's installation and ``readable``. Among its
+            globals it finds ``reply(value: bytes)``, which answers at once and ends the child.
         readable: files and folders, bound read-only at the same place.
         limits: of each call that states no others. ``scratch_bytes`` holds for the worker.
         unsafe: without bubblewrap. The limits remain, but for those on processes and on the scratch

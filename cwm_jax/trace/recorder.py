@@ -7,6 +7,7 @@ A program is traced in a process of its own, so the answer is given from inside 
 the moment the trace is complete, and the process ends there: a program cannot outlive its trace.
 """
 
+import _thread
 import builtins
 import json
 import linecache
@@ -16,12 +17,15 @@ import random
 import re
 import sys
 import types
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
+Done = Callable[[str, str], NoReturn]
+reply: Callable[[bytes], NoReturn]  # from the sandbox: answers and ends the process
 CALL, LINE, RETURN, EXCEPTION = range(4)
-FILE_NAME = "main.py"  # of the program, as tracebacks name it
+FILE_NAME = "main.py"  # of the program, in tracebacks
 CHECK_EVENTS = 64  # between checks of the limits
 MAX_NOTED_CHARS = 8_000_000  # of reprs before they are numbered: bounds the memory
-SCRATCH = "/tmp"
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{4,}")
 _SUSPENDABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
@@ -89,7 +93,7 @@ class Recorder:
         self._note_locals(CALL, frame)
         return self._line_event
 
-    def answer(self, status, message, *, hidden=frozenset()):
+    def answer(self, status, message, *, hidden=()):
         """The JSON that the tracer reads.
 
         Args:
@@ -129,6 +133,8 @@ class Recorder:
             elif event == "return":
                 self._leave(frame, arg)
             elif event == "exception":
+                if issubclass(arg[0], MemoryError):
+                    self._done("memory", "the program ran out of the memory it may have")
                 note((4 * frame.f_lineno + EXCEPTION, self._repr(arg[1])))
             return line_event
 
@@ -174,6 +180,8 @@ class Recorder:
     def _number_events(self):
         names, known, number = self._names, self._reprs.get, self._number
         for line_and_kind, *texts in self._noted:
+            if {*map(type, texts)} - {str}:
+                texts = exact_texts(texts)
             if line_and_kind & 3 > LINE:
                 self._events.append((line_and_kind, -1, number(texts[0])))
                 continue
@@ -188,16 +196,13 @@ class Recorder:
         self._noted_chars = 0
 
     def _number(self, text):
-        known = self._reprs.get(text)
-        if known is None:
-            longest = self._limits["max_repr_chars"]
-            if len(text) > longest:
-                self._cut_reprs += 1
-                text = text[:longest] + "..."
-            known = self._reprs.setdefault(text, len(self._table))
-            if known == len(self._table):
-                self._table.append(plain(text))
-                self._chars += len(text)
+        longest = self._limits["max_repr_chars"]
+        shown = text if len(text) <= longest else text[:longest] + "..."
+        known = self._reprs.setdefault(shown, len(self._table))
+        if known == len(self._table):
+            self._table.append(plain(shown))
+            self._chars += len(shown)
+            self._cut_reprs += shown is not text
         return known
 
 
@@ -213,29 +218,35 @@ def is_suspended(frame):
     return bool(code.co_flags & _SUSPENDABLE) and code.co_code[frame.f_lasti] == _YIELD_VALUE
 
 
+def exact_texts(texts):
+    """Names and reprs as exact ``str``: subclasses have methods of their own; other names go."""
+    middle = len(texts) // 2
+    pairs = zip(texts[:middle], texts[middle:], strict=len(texts) > 1)
+    named = [(name, text) for name, text in pairs if isinstance(name, str)]
+    kept = [*(name for name, _ in named), *(text for _, text in named)] if middle else texts
+    return ["".join([text]) for text in kept]
+
+
 def plain(text):
-    """A repr as it is shown: an exact ``str`` without memory addresses."""
-    text = "".join([text])  # repr may give a subclass of str, with methods of its own
+    """A repr as it is shown: without memory addresses."""
     if text == "..":
         return "'..'"  # the format keeps ".." for "unchanged"
     return _ADDRESS.sub("", text) if " at 0x" in text and text[0] not in "'\"" else text
 
 
-def trace_program(request, reply):
+def trace_program(request):
     """Runs a program and replies with the trace of the first entry of its marked scope.
 
     Args:
         request: ``source``, ``entry`` ([first line, name] of the marked function; None traces the
             module itself), ``limits`` of a `Recorder`.
-        reply: sends the answer and ends the process.
     """
     source, entry, limits = request["source"], request["entry"], request["limits"]
-
     module = types.ModuleType("__main__")
     module.__dict__.update(__builtins__=builtins, __file__=FILE_NAME)
     hidden = {*module.__dict__, "__annotations__"}
 
-    def done(status, message):
+    def done(status: str, message: str) -> NoReturn:
         reply(recorder.answer(status, message, hidden=hidden))
 
     recorder = Recorder(limits, done)
@@ -245,6 +256,7 @@ def trace_program(request, reply):
     sys.setrecursionlimit(2 * limits["max_depth"] + 1000)  # the limit on depth comes first
     sys.settrace(make_trace_call(recorder, code if entry is None else None, entry))
     sys.addaudithook(make_audit_hook(done))
+    refuse_threads(done)
     try:
         exec(code, module.__dict__)
         if not recorder.entered and entry is not None:
@@ -257,7 +269,7 @@ def trace_program(request, reply):
     done("incomplete", "the marked scope was entered but not seen to end")
 
 
-def compile_program(source, done):
+def compile_program(source: str, done: Done) -> types.CodeType:
     """The module's code; linecache knows its lines, for tracebacks and ``inspect``."""
     linecache.cache[FILE_NAME] = (len(source), None, source.splitlines(True), FILE_NAME)
     try:
@@ -285,7 +297,7 @@ def make_trace_call(recorder, module_code, entry):
     return trace_call
 
 
-def call_without_arguments(function, entry, done):
+def call_without_arguments(function: Any, entry: Sequence[Any], done: Done) -> None:
     """Enters a marked function that the module defines but does not call."""
     if function is None:
         done("not-entered", f"nothing calls {entry[1]}, and it is no function of the module")
@@ -300,22 +312,35 @@ def call_without_arguments(function, entry, done):
     function()
 
 
-def make_audit_hook(done):
+def make_audit_hook(done: Done) -> Callable[[str, tuple], None]:
     """Ends the run at what is refused; the checks are of names, the sandbox is what holds."""
+
+    scratch = os.getcwd()
 
     def refuse(event, args):
         reason = REFUSED.get(event)
         if reason is not None:
             done("refused", f"{reason}: {event}")
-        if event in REFUSED_OUTSIDE and not is_in_scratch(args[0]):
+        if event in REFUSED_OUTSIDE and not is_below(scratch, args[0]):
             done("refused", f"files: {event} of {args[0]!r}")
 
     return refuse
 
 
-def is_in_scratch(path):
+def refuse_threads(done):
+    """Before CPython 3.12 the start of a thread raises no audit event."""
+
+    def start_new_thread(*arguments, **options):
+        done("refused", "threads: _thread.start_new_thread")
+
+    _thread.start_new_thread = start_new_thread
+    if "threading" in sys.modules:
+        vars(sys.modules["threading"])["_start_new_thread"] = start_new_thread
+
+
+def is_below(folder, path):
     try:
-        return os.path.abspath(os.fsdecode(path)).startswith(SCRATCH + "/")
+        return os.path.abspath(os.fsdecode(path)).startswith(folder + os.sep)
     except TypeError:  # a file descriptor: open() has had its say
         return True
 
@@ -327,6 +352,7 @@ def describe(error):
         return "(no description)"
 
 
-def handle(request, reply):
+def handle(request: bytes) -> NoReturn:
     """The sandbox's entry: traces the program of one JSON request."""
-    trace_program(json.loads(request), reply)
+    trace_program(json.loads(request))
+    raise AssertionError("a reply ends the process")
