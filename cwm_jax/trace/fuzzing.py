@@ -11,6 +11,7 @@ import ast
 import contextlib
 import dataclasses
 import doctest
+import itertools
 import random
 import zlib
 from collections.abc import Iterable, Iterator
@@ -238,7 +239,8 @@ def _row(call: ast.Call, name: str, parameters: list[_Parameter]) -> dict[str, A
     if name != (called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", None)):
         return None
     positional = [parameter.name for parameter in parameters if not parameter.keyword_only]
-    passed = [*zip(positional, call.args, strict=False)]
+    before_star = itertools.takewhile(lambda node: not isinstance(node, ast.Starred), call.args)
+    passed = [*zip(positional, before_star, strict=False)]
     known = {parameter.name for parameter in parameters if not parameter.positional_only}
     passed += [(k.arg, k.value) for k in call.keywords if k.arg in known and k.arg is not None]
     row = {}
