@@ -50,6 +50,7 @@ class Episode:
         code = frame.f_code
         key = (code.co_filename, code.co_firstlineno, code.co_qualname)
         self.entered.append(self.codes.setdefault(key, len(self.codes)))
+        frame.f_trace_lines = True  # not so in a generator whose own episode was cut
         return self.recorder.call(frame)
 
     def as_json(self, status, message):
@@ -78,7 +79,7 @@ class SuiteRun:
         self._started = collections.Counter()  # by function
         self._number = 0
         self._kept, self._kept_bytes = [], 0  # a heap: first goes what is the last to be kept
-        self._dropped = collections.Counter()
+        self._dropped = collections.Counter(recursion=0)  # there: __missing__ takes stack
         self.trace_call = self._make_trace_call()
         self._pass_by = self._make_pass_by()
 
@@ -141,6 +142,8 @@ class SuiteRun:
         try:
             code = frame.f_code
             top = self._stack[-1] if self._stack else None
+            if top is not None and top.recorder.lost:
+                top = self._abandon()
             if code.co_flags & _SUSPENDABLE and (suspended := self._suspended.get(id(frame))):
                 del self._suspended[id(frame)]
                 self._stack.append(suspended)
@@ -159,6 +162,8 @@ class SuiteRun:
         except RecursionError:  # the program's, in its last frame: a trace function must not raise
             if self._stack and self._stack[-1] is not None:
                 self._stack[-1].recorder.lost = True
+            else:
+                self._dropped["recursion"] += 1
             return None
 
     def _steps_into(self, episode):
@@ -220,6 +225,8 @@ class SuiteRun:
             pass  # a frame from which the program took our local trace function
 
     def _suspend(self, episode):
+        if episode.entry_frame is None:
+            return
         self._leave(episode)
         self._suspended[id(episode.entry_frame)] = episode
 
@@ -238,6 +245,13 @@ class SuiteRun:
             self._keep(episode, status, message)
         if self._is_full() and not any(self._stack):
             self.done(_FULL)
+
+    def _abandon(self):
+        """Gives up the open episodes: which of their frames have ended is not known any more."""
+        for episode in filter(None, self._stack):
+            episode.recorder.lost, episode.entry_frame = True, None
+            self._dropped["recursion"] += 1
+        self._stack[:] = [None]
 
     def _cut(self, episode):
         """Its frames run on untraced, but for the entry's end."""

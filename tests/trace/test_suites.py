@@ -99,9 +99,14 @@ def repository(folder: Path, tests: str = TESTS, shapes: str = SHAPES) -> Path:
     return root
 
 
-def run(root: Path, tracer: Tracer, *, scope: str = "shapes.py", **rules) -> SuiteRun:
+def run(
+    root: Path, tracer: Tracer, *, scope: tuple[str, ...] = ("shapes.py",), **rules
+) -> SuiteRun:
     suite = PytestSuite(
-        root=root, scope=(Path(scope),), label="r", rules=EpisodeRules(wall_s=30.0, **rules)
+        root=root,
+        scope=tuple(map(Path, scope)),
+        label="r",
+        rules=EpisodeRules(wall_s=30.0, **rules),
     )
     return suite.run(tracer)
 
@@ -177,8 +182,9 @@ def test_a_call_that_is_stepped_into_is_part_of_the_episode_that_calls_it(tmp_pa
 
 
 def test_several_files_are_named_in_the_context_the_entrys_last(tmp_path, tracer):
-    found = run(repository(tmp_path), tracer, scope=".", step_in_probability=1.0)
+    found = run(repository(tmp_path), tracer, scope=(".",), step_in_probability=1.0)
     assert entries(found) == ["test_area", "test_square", "test_that_fails"]
+    assert found.dropped == {}  # nothing of <frozen os> and the like
     context = found.episodes[0].context
     assert context.startswith("# shapes.py\nfrom functools import (\n")
     assert context.endswith(
@@ -335,11 +341,109 @@ def test_what_decorators_lambdas_and_nested_functions_run_belongs_to_the_episode
         check(episode)
 
 
+def test_what_an_import_or_a_cut_generator_runs_is_no_part_of_the_episode(tmp_path):
+    shapes = """
+
+def chunks():
+    total = 0
+    for i in range(2000):
+        total += i
+        if i % 500 == 499:
+            yield total
+
+
+def load():
+    import late
+
+    return late.VALUE
+
+
+def drain(items):
+    return sum(items)
+"""
+    tests = """
+        import shapes
+
+        def test_it():
+            shapes.held = shapes.chunks()
+            assert next(shapes.held) == sum(range(500))
+            assert shapes.load() == 14
+            assert shapes.drain(shapes.held) > 0
+    """
+    root = repository(tmp_path, tests, SHAPES + shapes)
+    (root / "late.py").write_text("import shapes\n\nnext(shapes.held)\nVALUE = shapes.scale(7)\n")
+    with Tracer(TraceLimits(max_events=1200)) as tracer:
+        found = run(root, tracer, scope=("shapes.py", "late.py"), step_in_probability=1.0)
+    assert (found.passed, found.failed, found.dropped) == (1, 0, {})
+    assert entries(found) == ["chunks", "load", "scale", "drain"]
+    assert [episode.status for episode in found.episodes] == ["events", *2 * ["finished"], "events"]
+    assert calls(found.episodes[1]) == ["def load():"]
+    # in an episode that goes on with the generator its lines are there again
+    assert calls(found.episodes[3]) == ["def drain(items):", "yield total"]
+    assert found.episodes[3].num_events == 1200
+    for episode in found.episodes:
+        check(episode)
+
+
+def test_the_last_frames_of_the_stack_cost_an_episode_and_not_the_run(tmp_path):
+    shapes = """
+
+class Shy:
+    def __repr__(self):
+        raise ValueError
+
+
+def greet(guest):
+    name = "guest"
+    return name
+"""
+    tests = """
+        import sys
+        import shapes
+
+        def go_down(frames):
+            return go_down(frames - 1) if frames else shapes.greet(shapes.Shy())
+
+        def attempt(frames):
+            try:
+                return go_down(frames)
+            except RecursionError:
+                return None
+
+        def test_it():
+            found = [attempt(frames) for frames in range(sys.getrecursionlimit())]
+            assert found[0] == "guest" and found[-1] is None
+            assert shapes.scale(1) == 2
+
+        def test_one_episode():
+            assert attempt(0) == "guest"
+            try:
+                shapes.descend(-1)
+            except RecursionError:
+                pass
+            assert shapes.scale(2) == 4
+    """
+    root = repository(tmp_path, tests, SHAPES + shapes)
+    rules = {"episodes_per_function": 2000, "max_episodes": 2000, "max_step_in_depth": 2000}
+    with Tracer(TraceLimits(max_events=50_000, max_depth=2000)) as tracer:
+        found = run(root, tracer, step_in_probability=1.0, **rules)
+    assert (found.passed, found.failed) == (2, 0)
+    assert [*found.dropped] == ["recursion"]
+    names = entries(found)
+    assert names[-3:] == ["scale", "greet", "scale"] and {*names[:-3]} == {"greet"}
+    assert {episode.num_events for episode in found.episodes} == {3, 4}
+
+
 HOSTILE = {
     "untraced": ("refused", "import sys\n\ndef test_it():\n    sys.settrace(None)\n"),
     "traced": (
         "refused",
         "import sys\n\ndef test_it():\n    sys.settrace(lambda *arguments: None)\n",
+    ),
+    "traced for a while": (
+        "refused",
+        "import sys\n\ndef test_it():\n    before = sys.gettrace()\n"
+        "    sys.settrace(None)\n    sys.settrace(before)\n",
     ),
     "exit": ("exit", "import os\n\ndef test_it():\n    os._exit(0)\n"),
     "exit on import": ("exit", "import os\nos._exit(3)\n"),
@@ -372,7 +476,7 @@ def test_the_repository_can_only_be_read(tmp_path, tracer):
             with pytest.raises(OSError):
                 pathlib.Path(__file__).with_name("new").write_text("x")
     """
-    found = run(repository(tmp_path, tests), tracer, scope=".")
+    found = run(repository(tmp_path, tests), tracer, scope=(".",))
     assert (found.passed, found.failed) == (1, 0)
     assert not (tmp_path / "repository" / "new").exists()
 
