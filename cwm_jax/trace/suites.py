@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,7 @@ class DoctestSuite:
             SandboxError: no sandbox can be had.
         """
         request = {"module": self.module, "site": _absolute(self.site)}
-        library = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
-        roots = [*map(Path, request["site"]), *map(Path, library)]
+        roots = [*map(Path, request["site"]), *_library()]
         answer = _run(request, self.rules, tracer, readable=self.site)
         return _Reader(self.name, "doctest", self.module, roots, tracer).read(answer)
 
@@ -173,6 +172,41 @@ class PytestSuite:
     def episodes(self, tracer: Tracer) -> list[Episode]:
         """Those of `run`."""
         return self.run(tracer).episodes
+
+
+def doctest_suites(
+    package: str, *, site: tuple[Path, ...] = (), rules: EpisodeRules = EpisodeRules()
+) -> Iterator[DoctestSuite]:
+    """A suite for each module of a package that holds examples; found without importing any.
+
+    Args:
+        package: of ``site`` or of the standard library; a module alone is one, too.
+        site: folders of importable packages.
+        rules: how the runs are cut.
+
+    Raises:
+        ValueError: there is no such package in these folders.
+    """
+    for folder in [*site, *_library()]:
+        files = [folder / f"{package}.py", *sorted((folder / package).rglob("*.py"))]
+        names = {_module_name(file, folder): file for file in files if file.is_file()}
+        for name, file in names.items():
+            if ">>>" in file.read_text(encoding="utf-8", errors="replace"):
+                yield DoctestSuite(module=name, site=site, rules=rules)
+        if names:
+            return
+    raise ValueError(
+        f"no package {package!r} in {[str(folder) for folder in site]} or the standard library; "
+        "expected its name as in an import: name the folder that holds it in `site`"
+    )
+
+
+def _module_name(file: Path, folder: Path) -> str:
+    return ".".join(file.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _library() -> list[Path]:
+    return [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")]
 
 
 def _absolute(paths: Sequence[Path]) -> list[str]:

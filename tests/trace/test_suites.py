@@ -9,7 +9,7 @@ import pytest
 
 from cwm_jax.trace import TraceError, TraceEvent, TraceLimits, Tracer, render_frames
 from cwm_jax.trace.episodes import Episode
-from cwm_jax.trace.suites import DoctestSuite, EpisodeRules, PytestSuite, SuiteRun
+from cwm_jax.trace.suites import DoctestSuite, EpisodeRules, PytestSuite, SuiteRun, doctest_suites
 
 MARK = "  # << START_OF_TRACE"
 SHAPES = '''
@@ -513,6 +513,20 @@ def test_doctests_of_a_package_step_through_its_modules(tmp_path, tracer):
         "# boxes/inner.py\ndef double(n):\n    return 2 * n\n"
         "# boxes/__init__.py\nfrom boxes.inner import double\ndef four(n):"
     )
+
+
+def test_the_modules_of_a_package_that_hold_examples_are_found(tmp_path):
+    for name in ("boxes/__init__.py", "boxes/plain.py", "boxes/inner/deep.py"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x = 1\n" if name == "boxes/plain.py" else '"""\n>>> 1\n1\n"""\n')
+    rules = EpisodeRules(seed=3)
+    found = list(doctest_suites("boxes", site=(tmp_path,), rules=rules))
+    assert [suite.module for suite in found] == ["boxes", "boxes.inner.deep"]
+    assert {(suite.site, suite.rules) for suite in found} == {((tmp_path,), rules)}
+    assert [suite.module for suite in doctest_suites("textwrap")] == ["textwrap"]
+    with pytest.raises(ValueError, match="name the folder"):
+        list(doctest_suites("nothing_of_that_name"))
 
 
 @pytest.mark.parametrize(
