@@ -40,7 +40,7 @@ class EpisodeRules:
             stepped into a call (report: configurable; the value is assumed).
         episodes_per_function: that begin with it, at most (assumed).
         max_episodes: of a run; those of distinct functions first (assumed).
-        cpu_s, wall_s, memory_bytes: of the run.
+        cpu_s, wall_s, memory_bytes: of the run (assumed).
     """
 
     seed: int = 0
@@ -48,8 +48,8 @@ class EpisodeRules:
     max_step_in_depth: int = 3
     episodes_per_function: int = 4
     max_episodes: int = 1000
-    cpu_s: float = 120.0
-    wall_s: float = 240.0
+    cpu_s: float = 60.0
+    wall_s: float = 120.0
     memory_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
