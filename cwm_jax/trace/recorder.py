@@ -24,8 +24,9 @@ Done = Callable[[str, str], NoReturn]
 reply: Callable[[bytes], NoReturn]  # from the sandbox: answers and ends the process
 CALL, LINE, RETURN, EXCEPTION = range(4)
 FILE_NAME = "main.py"  # of the program, in tracebacks
-CHECK_EVENTS = 64  # between checks of the limits
+CHECK_EVENTS = 61  # between checks of the limits; prime, so that a loop's events take turns there
 MAX_NOTED_CHARS = 8_000_000  # of reprs before they are numbered: bounds the memory
+MAX_TAKEN_CHARS = 30  # of reprs for each of max_bytes, cut and repeated ones too (assumed)
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{4,}")
 _SUSPENDABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
@@ -67,31 +68,38 @@ class Recorder:
     Args:
         limits: ``max_events``, ``max_bytes`` (characters of distinct reprs), ``max_repr_chars``,
             ``max_depth``.
-        done: called with (status, message) when the trace ends; it does not return.
+        done: called with (status, message) when the trace ends. If it returns, the program goes on
+            and this trace gets no more: it has taken the local trace functions from the frames.
+        suspended: called when the entry scope yields.
     """
 
-    def __init__(self, limits, done):
+    def __init__(self, limits, done, suspended=lambda: None):
         self.depth = 0
         self.entered = False
         self.entry_code = None
+        self.lost = False  # whether an event could not be noted
         self._limits = limits
-        self._done = done
+        self._done, self._suspended = done, suspended
         self._noted = []
-        self._noted_chars = 0  # an estimate, from one event in CHECK_EVENTS
+        self._noted_chars = self._taken_chars = 0  # estimates, from one event in CHECK_EVENTS
         self._events = []  # (4 * line + kind, number of its names or -1, numbers of its reprs)
         self._names, self._reprs = {}, {}  # to their numbers, which are their places in the tables
         self._table = []
         self._chars = self._cut_reprs = self._failed_reprs = 0
-        self._line_event = self._make_line_event()
+        self.line_event = self._make_line_event()  # the local trace function
 
     def call(self, frame):
-        """Records that a scope is entered; returns the frame's local trace function."""
+        """Records that a scope is entered; returns the frame's local trace function.
+
+        Or None, if a limit is passed and ``done`` returned.
+        """
         self.entered = True
         self.depth += 1
         if self.depth > self._limits["max_depth"]:
             self._done("depth", f"{self._limits['max_depth']} scopes are open at once")
+            return None
         self._note_locals(CALL, frame)
-        return self._line_event
+        return self.line_event if self._may_go_on() else None
 
     def answer(self, status, message, *, hidden=()):
         """The JSON that the tracer reads.
@@ -102,7 +110,9 @@ class Recorder:
             hidden: names that are left out where they stand beside ``__builtins__``.
         """
         self._number_events()
-        if status == "finished":
+        if self.lost:
+            status, message = "recursion", "the program uses up the stack: an event was not noted"
+        elif status == "finished":
             status, message = self._exceeded() or (status, message)
         answer = {
             "status": status,
@@ -121,29 +131,40 @@ class Recorder:
         noted, note = self._noted, self._noted.append
 
         def line_event(frame, event, arg):
-            if event == "line":
-                try:
-                    local_vars = frame.f_locals
-                    reprs = map(repr, local_vars.values())
-                    note((4 * frame.f_lineno + LINE, *local_vars, *reprs))
-                except BaseException:  # a program's own __repr__ may raise anything
-                    self._note_locals(LINE, frame)
-                if not len(noted) % CHECK_EVENTS:
-                    self._check()
-            elif event == "return":
-                self._leave(frame, arg)
-            elif event == "exception":
-                if issubclass(arg[0], MemoryError):
-                    self._done("memory", "the program ran out of the memory it may have")
-                note((4 * frame.f_lineno + EXCEPTION, self._repr(arg[1])))
+            try:
+                if event == "line":
+                    try:
+                        local_vars = frame.f_locals
+                        reprs = map(repr, local_vars.values())
+                        note((4 * frame.f_lineno + LINE, *local_vars, *reprs))
+                    except BaseException:  # a program's own __repr__ may raise anything
+                        self._note_locals(LINE, frame)
+                    if not len(noted) % CHECK_EVENTS and not self._check():
+                        return None
+                elif event == "return":
+                    self._leave(frame, arg)
+                elif event == "exception":
+                    if issubclass(arg[0], MemoryError):
+                        self._done("memory", "the program ran out of the memory it may have")
+                        return None
+                    note((4 * frame.f_lineno + EXCEPTION, self._repr(arg[1])))
+                    if not self._may_go_on():
+                        return None
+            except RecursionError:  # in the program's last frames; raised here it would end tracing
+                self.lost = True
             return line_event
 
         return line_event
 
     def _leave(self, frame, value):
+        before = self._noted[-1][0] if self._noted else -1
         self._noted.append((4 * frame.f_lineno + RETURN, self._repr(value)))
         self.depth -= 1
-        if not self.depth and not is_suspended(frame):
+        if self.depth:
+            self._may_go_on()
+        elif is_suspended(frame) and (value is not None or before & 3 != EXCEPTION):
+            self._suspended()  # else it ends: what is thrown into a yield leaves from there
+        else:
             self._done("finished", "")
 
     def _note_locals(self, kind, frame):
@@ -160,14 +181,21 @@ class Recorder:
             self._failed_reprs += 1
             return f"<{type(value).__name__} object, repr raised {type(error).__name__}>"
 
+    def _may_go_on(self):
+        # At every kind of event: the line events alone may miss all multiples of CHECK_EVENTS.
+        return len(self._noted) % CHECK_EVENTS != 0 or self._check()
+
     def _check(self):
-        """Holds the trace to its limits; numbers the noted events before they take much memory."""
-        self._noted_chars += CHECK_EVENTS * sum(map(len, self._noted[-1][1:]))
+        """Whether the limits hold; numbers the noted events before they take much memory."""
+        chars = CHECK_EVENTS * sum(map(len, self._noted[-1][1:]))
+        self._noted_chars += chars
+        self._taken_chars += chars
         if self._noted_chars > MAX_NOTED_CHARS:
             self._number_events()
         exceeded = self._exceeded()
         if exceeded is not None:
             self._done(*exceeded)
+        return exceeded is None
 
     def _exceeded(self):
         """(status, message) of the limit that the trace has passed, or None."""
@@ -175,6 +203,8 @@ class Recorder:
             return "events", f"more than {self._limits['max_events']} events"
         if self._chars > self._limits["max_bytes"]:
             return "bytes", f"more than {self._limits['max_bytes']} characters of reprs"
+        if self._taken_chars > MAX_TAKEN_CHARS * self._limits["max_bytes"]:
+            return "bytes", f"reprs of {self._taken_chars} characters, cut and repeated ones too"
         return None
 
     def _number_events(self):

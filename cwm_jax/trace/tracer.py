@@ -49,15 +49,20 @@ class TraceLimits:
             if (value := getattr(self, field.name)) <= 0:
                 raise ValueError(f"{field.name} is {value}; expected more than 0")
 
+    def of_recorder(self) -> dict[str, float]:
+        """Those that `recorder.Recorder` keeps."""
+        names = ("max_events", "max_bytes", "max_repr_chars", "max_depth")
+        return {name: getattr(self, name) for name in names}
+
 
 class TraceError(ValueError):
     """A program that has no whole trace.
 
     Attributes:
         reason: a short name to count by: ``syntax``, ``raised`` (before the entry),
-            ``not-entered``, ``missing-arguments``, ``refused``, ``incomplete``, one of `TRUNCATED`,
-            or how the sandbox ended the run: ``cpu``, ``wall``, ``memory``, ``output``, ``exit``,
-            ``signal``, ``error``.
+            ``not-entered``, ``missing-arguments``, ``refused``, ``incomplete``, ``recursion`` (the
+            program used up the stack), one of `TRUNCATED`, or how the sandbox ended the run:
+            ``cpu``, ``wall``, ``memory``, ``output``, ``exit``, ``signal``, ``error``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -106,7 +111,7 @@ class Tracer:
     """
 
     def __init__(self, limits: TraceLimits = TraceLimits(), *, unsafe: bool = False) -> None:
-        self.limits = limits
+        self.limits, self.unsafe = limits, unsafe
         sandbox_limits = Limits(
             cpu_s=limits.cpu_s, wall_s=limits.wall_s, memory_bytes=limits.memory_bytes
         )
@@ -123,16 +128,13 @@ class Tracer:
             TraceError: there is no trace; ``reason`` names why.
         """
         entry = find_entry(context)
-        names = ("max_events", "max_bytes", "max_repr_chars", "max_depth")
-        request = {
-            "source": context,
-            "entry": entry,
-            "limits": {name: getattr(self.limits, name) for name in names},
-        }
+        request = {"source": context, "entry": entry, "limits": self.limits.of_recorder()}
         answer = _answer(self._worker.call(json.dumps(request).encode()))
         if answer.status not in (FINISHED, *TRUNCATED):
             raise TraceError(answer.status, f"no trace: {answer.status}: {answer.message}")
-        return _trace(context, answer, is_module=entry is None, max_bytes=self.limits.max_bytes)
+        return trace_from_answer(
+            context, answer, is_module=entry is None, max_bytes=self.limits.max_bytes
+        )
 
     def close(self) -> None:
         """Ends the sandbox."""
@@ -223,7 +225,7 @@ def unmarked(line: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Answer:
+class RecorderAnswer:
     """What the recorder says; made by a process that ran untrusted code, so every type is checked.
 
     ``names`` are those of the locals of an event, ``reprs`` texts; an event is (4 * line + kind,
@@ -240,19 +242,34 @@ class _Answer:
     failed_reprs: int = 0
 
 
-def _answer(reply: Reply) -> _Answer:
+def _answer(reply: Reply) -> RecorderAnswer:
     if reply.outcome is not Outcome.OK:
-        return _Answer(reply.outcome.value, reply.detail)
+        return RecorderAnswer(reply.outcome.value, reply.detail)
     try:
-        answer = _Answer(**json.loads(reply.value or b""))
+        return answer_from_json(json.loads(reply.value or b""))
+    except ValueError:
+        return RecorderAnswer("error", "the run answered what no recorder writes")
+
+
+def answer_from_json(values: Any) -> RecorderAnswer:
+    """Raises TraceError for what no recorder writes."""
+    try:
+        answer = RecorderAnswer(**values)
         if all(isinstance(text, str) for text in (answer.status, *answer.reprs)):
             return answer
-    except (ValueError, TypeError):
+    except TypeError:
         pass
-    return _Answer("error", "the run answered what no recorder writes")
+    raise TraceError("error", "the run answered what no recorder writes")
 
 
-def _trace(context: str, answer: _Answer, *, is_module: bool, max_bytes: int) -> Trace:
+def trace_from_answer(
+    context: str, answer: RecorderAnswer, *, is_module: bool, max_bytes: int
+) -> Trace:
+    """The trace of a context that a recorder's events make.
+
+    Raises:
+        TraceError: they do not fit the context, or have no text.
+    """
     try:
         frames = _frames(answer, context, is_module=is_module)
         texts = list(render_each(frames))
@@ -277,7 +294,7 @@ def _trace(context: str, answer: _Answer, *, is_module: bool, max_bytes: int) ->
     )
 
 
-def _frames(answer: _Answer, context: str, *, is_module: bool) -> list[TraceFrame]:
+def _frames(answer: RecorderAnswer, context: str, *, is_module: bool) -> list[TraceFrame]:
     lines = [unmarked(line) for line in source_lines(context)]
     names, reprs = answer.names, answer.reprs
     frames = []
