@@ -30,7 +30,8 @@ class Program:
     Attributes:
         name: unique and stable; splits and orders are functions of it. Without ``#``.
         context: source whose entry line carries the start marker.
-        source: kind of source: ``function``, ``script``, ``generated``, ``jsonl``.
+        source: kind of source: ``function``, ``script``, ``generated``, ``jsonl``; of episodes also
+            ``doctest``, ``pytest``.
         origin: where it comes from, for people: a path and line, a seed.
         difficulty: of a generated program.
         kinds: constructs of a generated program.

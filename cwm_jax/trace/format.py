@@ -99,7 +99,7 @@ def render_prompt(context: str) -> str:
     Raises:
         TraceFormatError: the source spells a special token.
     """
-    _check_plain(context, "context")
+    check_plain(context, "context")
     return f"{BEGIN_OF_TEXT}{TRACE_CONTEXT_START}{context}{FRAME_SEP}"
 
 
@@ -135,7 +135,7 @@ def render_frame(frame: TraceFrame, previous: Mapping[str, str] | None) -> str:
     Raises:
         TraceFormatError: a frame that the format cannot spell.
     """
-    _check_plain(frame.source_line, "source line")
+    check_plain(frame.source_line, "source line")
     action = f"{ACTION_SEP}{frame.source_line}"
     if frame.arg is not None:
         return f"{SEPARATORS[frame.event]}{action}{ARG_SEP}{_json_value(frame.arg)}{FRAME_SEP}"
@@ -221,6 +221,15 @@ def scope_locals(frame: TraceFrame, previous: Mapping[str, str] | None) -> Mappi
     return previous if frame.event is TraceEvent.EXCEPTION else None
 
 
+def check_plain(source: str, what: str) -> None:
+    """Raises TraceFormatError if a source spells a special token."""
+    if "<|" in source and (found := _SPECIAL_TOKEN.search(source)):
+        raise TraceFormatError(
+            f"the {what} spells the special token {found.group()}; expected source without it: "
+            "leave this program out, or write the literal in two parts"
+        )
+
+
 class _FrameReader:
     """Reads the text of one frame and notes its problems."""
 
@@ -303,14 +312,6 @@ def _json_value(text: str) -> str:
     if "<|" in encoded:
         encoded = _SPECIAL_TOKEN.sub(lambda found: "\\u003c" + found.group()[1:], encoded)
     return encoded
-
-
-def _check_plain(source: str, what: str) -> None:
-    if "<|" in source and (found := _SPECIAL_TOKEN.search(source)):
-        raise TraceFormatError(
-            f"the {what} spells the special token {found.group()}; expected source without it: "
-            "leave this program out, or write the literal in two parts"
-        )
 
 
 def _short(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from cwm_jax.sandbox import Limits, Outcome, Reply, Worker
 from cwm_jax.tokenizer import END_OF_TEXT
-from cwm_jax.trace.format import START_MARKER, TraceFormatError, render_each
+from cwm_jax.trace.format import START_MARKER, TraceFormatError, check_plain, render_each
 from cwm_jax.trace.frames import TraceEvent, TraceFrame
 
 FINISHED = "finished"
@@ -271,6 +271,7 @@ def trace_from_answer(
         TraceError: they do not fit the context, or have no text.
     """
     try:
+        check_plain(context, "context")
         frames = _frames(answer, context, is_module=is_module)
         texts = list(render_each(frames))
     except TraceFormatError as error:

@@ -341,7 +341,8 @@ def test_the_command_traces_every_source_it_is_given(tmp_path, capsys):
     options += ["--scripts", tmp_path / "scripts", "--workers", 1, "--unsafe"]
     assert command(*options) == 0
     names = [episode.name for episode in read_corpus(folder)]
-    assert names == [*(f"gen-0-{n}#0" for n in range(4)), "rows-line-1#0", "echo.py#0"]
+    generated = [f"gen-0-{n}-{2 + n % 2}#0" for n in range(4)]
+    assert names == [*generated, "rows-line-1#0", "echo.py#0"]
     assert "'hello'" in list(read_corpus(folder))[-1].frames
     shown = capsys.readouterr().out
     assert "6 episodes of 7 programs" in shown
@@ -350,6 +351,30 @@ def test_the_command_traces_every_source_it_is_given(tmp_path, capsys):
     assert described["generate"] == {"count": 4, "seed": 0, "difficulties": [2, 3]}
     assert command(*options) == 2
     assert "exists; expected a new folder" in capsys.readouterr().err
+
+
+def test_the_command_traces_functions_doctests_and_a_repository(tmp_path, capsys):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "mod.py").write_text(
+        "def add(a: int, b: str):\n    return b * (a % 3)\n\ndef unknown(x):\n    return x\n"
+    )
+    (tmp_path / "src" / "broken.py").write_text("def f(:\n")
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo" / "area.py").write_text("def area(w, h):\n    return w * h\n")
+    (tmp_path / "repo" / "test_area.py").write_text(
+        "from area import area\n\ndef test_area():\n    assert area(2, 3) == 6\n"
+    )
+    folder = tmp_path / "traces"
+    options = ["--out", folder, "--functions", tmp_path / "src", "--doctests", "textwrap"]
+    assert command(*options, "--pytest", tmp_path / "repo", "--workers", 1) == 0
+    episodes = list(read_corpus(folder))
+    by_source = {e.source: e for e in episodes}
+    assert by_source.keys() == {"function", "doctest", "pytest"}
+    assert sum(e.source == "function" for e in episodes) == 4
+    assert "def area(w, h):" in by_source["pytest"].context + by_source["pytest"].frames
+    shown = capsys.readouterr().out
+    assert "dropped as no-types: 1 (mod.py-unknown)" in shown
+    assert "dropped as syntax: 1 (broken.py)" in shown
 
 
 @pytest.mark.parametrize(

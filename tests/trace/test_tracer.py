@@ -67,6 +67,7 @@ HOSTILE = {
     "method never entered": ("not-entered", f"class A:\n    def f(self):{MARK}\n        pass\n"),
     "no mark": ("marker", "def main():\n    return 1\n"),
     "two marks": ("marker", GOOD + GOOD),
+    "special token in the context": ("format", "x = '<|pad|>'\n" + GOOD),
     "special token in a line": ("format", main("return '<|frame_sep|>'")),
 }
 

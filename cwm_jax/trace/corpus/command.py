@@ -14,44 +14,58 @@ from cwm_jax.sandbox import SandboxError
 from cwm_jax.trace.corpus.decontamination import load_benchmarks
 from cwm_jax.trace.corpus.deduplication import NearDuplicates
 from cwm_jax.trace.corpus.engines import Engine, LocalEngine, RayEngine
+from cwm_jax.trace.corpus.functions import functions
 from cwm_jax.trace.corpus.scripts import script_paths, scripts
 from cwm_jax.trace.corpus.settings import CorpusSettings
 from cwm_jax.trace.corpus.worker import Work
 from cwm_jax.trace.corpus.writer import write_corpus
 from cwm_jax.trace.episodes import generated_programs, jsonl_programs
+from cwm_jax.trace.suites import EpisodeRules, PytestSuite, doctest_suites
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Sources:
-    """The work that the options name, in one order; its number is known."""
+    """The work that the options name, in one order."""
 
     generate: int
     difficulties: tuple[int, ...]
     seed: int
     jsonl: tuple[Path, ...]
     scripts: tuple[Path, ...]
+    functions: tuple[Path, ...]
+    doctests: tuple[str, ...]
+    pytest: tuple[Path, ...]
 
     def __iter__(self) -> Iterator[Work]:
+        rules = EpisodeRules(seed=self.seed)
         yield from generated_programs(self.seed, self.generate, difficulties=self.difficulties)
         for path in self.jsonl:
             yield from jsonl_programs(path)
         for folder in self.scripts:
             yield from scripts(folder)
+        for folder in self.functions:
+            yield from functions(folder, seed=self.seed)
+        for package in self.doctests:
+            yield from doctest_suites(package, rules=rules)
+        for root in self.pytest:
+            yield PytestSuite(root=root.absolute(), rules=rules)
 
-    def __len__(self) -> int:
-        lines = sum(path.read_bytes().count(b"\n") for path in self.jsonl)
-        return self.generate + lines + sum(len(script_paths(folder)) for folder in self.scripts)
+    def files(self) -> dict[str, list[Path]]:
+        """What is read, by the option and name that stands for it in the manifest."""
+        folders = {"scripts": self.scripts, "functions": self.functions, "pytest": self.pytest}
+        return {f"jsonl {path.name}": [path] for path in self.jsonl} | {
+            f"{option} {folder.name}": script_paths(folder)
+            for option, chosen in folders.items()
+            for folder in chosen
+        }
 
     def describe(self) -> dict[str, Any]:
         """For the manifest, and to go on with the same work only."""
         generated = {"seed": self.seed, "difficulties": list(self.difficulties)}
         return {
             "generate": {"count": self.generate} | (generated if self.generate else {}),
-            "jsonl": [{"name": path.name, "sha256": _sha256([path])} for path in self.jsonl],
-            "scripts": [
-                {"name": folder.name, "sha256": _sha256(script_paths(folder))}
-                for folder in self.scripts
-            ],
+            "doctests": list(self.doctests),
+            "files": {name: _sha256(paths) for name, paths in self.files().items()},
         }
 
 
@@ -77,6 +91,22 @@ def add_parser(subparsers: Any) -> None:
         metavar="FOLDER",
         help="*.py below it, NAME.in beside NAME.py is its standard input",
     )
+    add(
+        "--functions",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="*.py below it, whose functions are called with fuzzed arguments",
+    )
+    add(
+        "--doctests",
+        nargs="+",
+        default=[],
+        metavar="PACKAGE",
+        help="modules of the standard library or packages, whose examples are run",
+    )
+    add("--pytest", type=Path, nargs="+", default=[], metavar="REPO", help="whose tests are run")
     add("--engine", choices=("local", "ray"), default="local", help="where to trace (local)")
     add("--workers", type=int, metavar="N", help="processes (one per processor)")
     add("--address", help="of a Ray cluster")
@@ -104,9 +134,15 @@ def main(args: argparse.Namespace) -> int:
             seed=args.seed,
             jsonl=tuple(args.jsonl),
             scripts=tuple(args.scripts),
+            functions=tuple(args.functions),
+            doctests=tuple(args.doctests),
+            pytest=tuple(args.pytest),
         )
-        if not len(sources):
-            raise ValueError("no programs; expected some: give --generate, --jsonl or --scripts")
+        if not (sources.generate or sources.files() or sources.doctests):
+            raise ValueError(
+                "no programs; expected some: give --generate, --jsonl, --scripts, --functions, "
+                "--doctests or --pytest"
+            )
         settings = CorpusSettings(
             repeats=args.repeats,
             keep_truncated=args.keep_truncated,
