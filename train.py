@@ -109,12 +109,13 @@ def _generate_traces(source) -> None:
         wanted.seed, wanted.programs, difficulties=wanted.difficulties, kinds=kinds
     )
     print(f"source {source.name}: tracing {wanted.programs:,} generated programs", flush=True)
-    settings = CorpusSettings(description={"generate": schema.to_json(wanted)})
+    # one run of each: by construction nothing in these programs can differ between two
+    settings = CorpusSettings(repeats=1, description={"generate": schema.to_json(wanted)})
     try:
         report = write_corpus(work, source.path, settings=settings, engine=LocalEngine())
     except SandboxError as error:
         raise ValueError(f"source {source.name!r}: {error}") from error
-    print(f"source {source.name}: {report.num_episodes:,} traces in {source.path}")
+    print(f"source {source.name}: {report.total.kept:,} traces in {source.path}")
 
 
 def _evaluate_traces(config: RunConfig, result) -> None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.compile_time [--unrolled]
 
-The model is the quickstart's with more layers. Every compile has a process of its own, the depths
+The model is quickstart_code's with more layers. Every compile has a process of its own, the depths
 alternate, and the table gives medians.
 """
 
@@ -51,13 +51,13 @@ def compile_seconds(num_layers: int, *, scan: bool) -> tuple[float, float]:
     import jax
     import jax.numpy as jnp
 
-    from configs import quickstart
+    from configs import quickstart_code
     from cwm_jax.config import BatchConfig, ExecutionConfig, layer_types_3_to_1
     from cwm_jax.training.state import abstract_state
     from cwm_jax.training.step import compiler_options, make_train_step
 
     T = 512
-    config = quickstart.get_config()
+    config = quickstart_code.get_config()
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(

@@ -2,9 +2,10 @@
 
     python -m benchmarks.inference [--batch-size 16] [--new-tokens 512] [--rounds 3]
 
-The quickstart's model (2.7M parameters, random weights), prompts of 32 tokens. The decoder makes
-all tokens. Without a cache each step passes whole rows of the final length through the model; ten
-such steps are timed, and their tokens compared. Compile times are left out; medians of the rounds.
+The model is that of configs/quickstart_code.py (2.7M parameters, random weights), prompts have 32
+tokens. The decoder makes all tokens. Without a cache each step passes whole rows of the final
+length through the model; ten such steps are timed, and their tokens compared. Compile times are
+left out; medians of the rounds.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import quickstart
+from configs import quickstart_code
 from cwm_jax.inference.decoder import Decoder
 from cwm_jax.model.transformer import hidden_states, init, logits_from_hidden
 
-MODEL = quickstart.get_config().model
+MODEL = quickstart_code.get_config().model
 PROMPT_TOKENS = 32
 UNCACHED_STEPS = 10
 

@@ -30,14 +30,14 @@ import numpy as np
 import torch
 import transformers
 
-from configs import quickstart
+from configs import quickstart_code
 from cwm_jax.config import BatchConfig, TokenizerConfig
 from cwm_jax.training.scaling import flops_per_token
 from cwm_jax.training.state import init_state
 from cwm_jax.training.step import compiler_options, make_train_step
 
 MODEL = dataclasses.replace(
-    quickstart.get_config().model,
+    quickstart_code.get_config().model,
     vocab_size=1024,
     hidden_size=128,
     intermediate_size=448,
@@ -112,7 +112,7 @@ def our_step(tokens: np.ndarray, micro_batches: int) -> Callable[[], None]:
     """The project's training step as the loop runs it: jitted, state donated."""
     rows, T = tokens.shape[0], tokens.shape[1] - 1
     config = dataclasses.replace(
-        quickstart.get_config(),
+        quickstart_code.get_config(),
         model=MODEL,
         tokenizer=TokenizerConfig(vocab_size=MODEL.vocab_size),
         batch=BatchConfig(max_target_length=T, per_device_batch_size=rows / micro_batches),

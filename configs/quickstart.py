@@ -1,15 +1,20 @@
-"""A small Code World Model learns Python from this interpreter's own standard library.
+"""A small Code World Model learns to predict how CPython executes small programs.
 
 Command:   python train.py --config configs/quickstart.py
-Hardware:  2 CPU cores, 2 GiB of memory, no download
-Time:      3 minutes on idle cores (measured, docs/LOG.md)
-Result:    held-out loss 8.01 -> 4.31 nats per token after 1M tokens
+Hardware:  2 CPU cores, 2 GiB of memory, no download; bubblewrap for the sandbox
+Time:      to be measured
+Result:    to be measured
+Values:    measured where so marked (docs/LOG.md), else assumed
+
+The programs are generated and traced first. Their traces alone are trained on; configs/
+midtrain_32b.py has the report's mixture of traces, code and rehearsal.
 """
 
 from cwm_jax.config import (
     BatchConfig,
     CheckpointConfig,
     DataConfig,
+    GeneratedTraces,
     LoggingConfig,
     ModelConfig,
     OptimizerConfig,
@@ -17,50 +22,57 @@ from cwm_jax.config import (
     RunConfig,
     SourceConfig,
     TokenizerConfig,
-    layer_types_3_to_1,
+    TraceEvaluationConfig,
 )
 
-VOCAB_SIZE = 2048
-BATCH_TOKENS = 4 * 512
+VOCAB_SIZE = 768
+T = 256
+BATCH_TOKENS = 4 * T
+STEPS = 4000
 
 
 def get_config() -> RunConfig:
-    model = ModelConfig(  # CWM's shape: GQA 6:1, FFN 3.5x, 3:1 windows
+    model = ModelConfig(
         vocab_size=VOCAB_SIZE,
-        hidden_size=192,
-        intermediate_size=672,
+        hidden_size=128,
+        intermediate_size=384,
         num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         head_dim=32,
-        layer_types=layer_types_3_to_1(4),
+        layer_types=(
+            "full_attention",
+            "sliding_attention",
+            "sliding_attention",
+            "full_attention",
+        ),
         sliding_window=128,
-        rope_parameters=RopeParameters(rope_theta=10_000.0),  # assumed: short context
-        max_position_embeddings=2048,
+        rope_parameters=RopeParameters(rope_theta=10_000.0),
+        max_position_embeddings=1024,
         bos_token_id=VOCAB_SIZE - 256,
         eos_token_id=(VOCAB_SIZE - 255, VOCAB_SIZE - 248, VOCAB_SIZE - 247),
         pad_token_id=VOCAB_SIZE - 252,
     )
+    traces = SourceConfig(
+        name="traces",
+        kind="traces",
+        path="runs/traces/quickstart",
+        generate=GeneratedTraces(programs=12_000, difficulties=(1,), kinds=("arithmetic",)),
+    )
     return RunConfig(
         run_name="quickstart",
         model=model,
-        data=DataConfig(sources=(SourceConfig(name="stdlib", kind="stdlib"),)),
-        tokenizer=TokenizerConfig(vocab_size=VOCAB_SIZE, training_bytes=4_000_000),
+        data=DataConfig(sources=(traces,), packing="best_fit"),
+        tokenizer=TokenizerConfig(vocab_size=VOCAB_SIZE, training_bytes=1_000_000),
         batch=BatchConfig(
-            max_target_length=512, per_device_batch_size=1, global_batch_tokens=BATCH_TOKENS
+            max_target_length=T, per_device_batch_size=4, global_batch_tokens=BATCH_TOKENS
         ),
         optimizer=OptimizerConfig(
-            learning_rate=2e-3,  # measured
-            warmup_tokens=60 * BATCH_TOKENS,
-            train_tokens=480 * BATCH_TOKENS,
+            learning_rate=3e-3,
+            warmup_tokens=50 * BATCH_TOKENS,
+            train_tokens=STEPS * BATCH_TOKENS,
         ),
-        checkpoint=CheckpointConfig(checkpoint_period=200),
-        logging=LoggingConfig(
-            log_period=40,
-            eval_period=120,
-            eval_rows=48,
-            sample_prompt="def read_lines(path):\n",
-            sample_tokens=96,
-            export="export",
-        ),
+        checkpoint=CheckpointConfig(checkpoint_period=1000),
+        logging=LoggingConfig(log_period=200, eval_period=500, eval_rows=48, export="export"),
+        trace_evaluation=TraceEvaluationConfig(source="traces", episodes=100, max_length=512),
     )
