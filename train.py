@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cwm_jax import schema
 from cwm_jax.config import MeshConfig, RunConfig
+from cwm_jax.sandbox import SandboxError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
             print(dry_run(config))
             return 0
         return _train(config)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SandboxError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -74,8 +75,11 @@ def _train(config: RunConfig) -> int:
     from cwm_jax.training.trainer import NonFiniteError
 
     for source in config.data.sources:
-        if source.generate is not None and not Path(source.path).exists():
+        if source.generate is not None:
             _generate_traces(source)
+    predicted = config.trace_evaluation
+    if predicted is not None and predicted.jsonl and not Path(predicted.jsonl).is_file():
+        raise ValueError(f"trace_evaluation.jsonl: {predicted.jsonl}: no such file")
     try:
         result = loop.run(config)
     except NonFiniteError as error:
@@ -97,35 +101,43 @@ def _train(config: RunConfig) -> int:
 
 
 def _generate_traces(source) -> None:
-    """Writes the corpus of a source that says what to generate; begun ones go on."""
-    from cwm_jax.sandbox import SandboxError
-    from cwm_jax.trace.corpus import CorpusSettings, LocalEngine, write_corpus
+    """Writes the corpus that a source says to generate, or checks the one that is there."""
+    from cwm_jax.trace.corpus import CorpusSettings, LocalEngine, read_manifest, write_corpus
     from cwm_jax.trace.episodes import generated_programs
     from cwm_jax.trace.generator import KINDS
 
     wanted = source.generate
-    kinds = wanted.kinds or KINDS
-    work = generated_programs(
-        wanted.seed, wanted.programs, difficulties=wanted.difficulties, kinds=kinds
-    )
+    described = {"generate": schema.to_json(wanted)}
+    if Path(source.path).exists():
+        found = read_manifest(source.path).settings["description"]
+        if found != described:
+            raise ValueError(
+                f"source {source.name!r}: {source.path} holds {found}; the config says "
+                f"{described}: remove the folder, or set another path"
+            )
+        return
     print(f"source {source.name}: tracing {wanted.programs:,} generated programs", flush=True)
+    work = generated_programs(
+        wanted.seed,
+        wanted.programs,
+        difficulties=wanted.difficulties,
+        kinds=wanted.kinds or KINDS,
+    )
     # one run of each: by construction nothing in these programs can differ between two
-    settings = CorpusSettings(repeats=1, description={"generate": schema.to_json(wanted)})
-    try:
-        report = write_corpus(work, source.path, settings=settings, engine=LocalEngine())
-    except SandboxError as error:
-        raise ValueError(f"source {source.name!r}: {error}") from error
+    settings = CorpusSettings(repeats=1, unsafe=wanted.unsafe, description=described)
+    report = write_corpus(work, source.path, settings=settings, engine=LocalEngine())
     print(f"source {source.name}: {report.total.kept:,} traces in {source.path}")
 
 
 def _evaluate_traces(config: RunConfig, result) -> None:
-    """Predicts held-out traces; prints the shares and one predicted trace beside the true one."""
+    """Predicts traces; prints the shares and one predicted trace beside the true one."""
     from cwm_jax.evals.trace_report import format_evaluation, side_by_side, write_evaluation
     from cwm_jax.evals.traces import evaluate_traces, shown_prediction, take_episodes
 
     wanted = config.trace_evaluation
-    chosen, too_long = take_episodes(
-        _episodes_to_predict(config),
+    failed: list[str] = []
+    episodes, passed_over = take_episodes(
+        _episodes_to_predict(config, failed),
         result.tokenizer,
         count=wanted.episodes,
         max_length=wanted.max_length,
@@ -134,22 +146,29 @@ def _evaluate_traces(config: RunConfig, result) -> None:
         result.state.params,
         config.model,
         result.tokenizer,
-        chosen,
+        episodes,
         max_length=wanted.max_length,
         batch_size=wanted.batch_size,
         modes=wanted.modes,
         execution=config.execution,
     )
-    note = f"; {too_long} longer ones passed over" if too_long else ""
-    print(f"{len(chosen)} programs of {wanted.jsonl or 'the held-out split'}{note}; in per cent")
+    about = {
+        "predicted": wanted.jsonl or f"held-out episodes of {wanted.corpus}",
+        "step": int(result.state.step),
+        "passed_over": {**passed_over, "without_trace": len(failed)},
+    }
+    print(
+        f"{about['predicted']}: {len(episodes)}; passed over: {about['passed_over']}; in per cent"
+    )
     print(format_evaluation(evaluation))
-    json_path, png_path = write_evaluation(evaluation, result.folder)
+    json_path, png_path = write_evaluation(evaluation, result.folder, about=about)
     print(f"traces: {json_path}, {png_path}")
     if evaluation.predictions is not None:
         print(side_by_side(shown_prediction(evaluation.predictions)))
 
 
-def _episodes_to_predict(config: RunConfig):
+def _episodes_to_predict(config: RunConfig, failed: list[str]):
+    """Episodes of the evaluation; names of programs without a trace are added to ``failed``."""
     from cwm_jax.data.split import is_heldout
     from cwm_jax.trace import TraceError, Tracer
     from cwm_jax.trace.corpus import read_corpus
@@ -157,17 +176,17 @@ def _episodes_to_predict(config: RunConfig):
 
     wanted = config.trace_evaluation
     if wanted.jsonl is None:
-        path = next(s.path for s in config.data.sources if s.name == wanted.source)
-        for episode in read_corpus(path):
+        for episode in read_corpus(wanted.corpus):
             if is_heldout(episode.program_name, config.data.heldout_fraction):
                 yield episode
         return
-    with Tracer() as tracer:
+    with Tracer(unsafe=wanted.unsafe) as tracer:
         for program in jsonl_programs(Path(wanted.jsonl)):
             try:
                 yield from program.episodes(tracer)
             except TraceError as error:
-                print(f"{program.name}: not predicted: {error}")
+                failed.append(program.name)
+                print(f"{program.name}: {error}")
 
 
 def _export(config: RunConfig, result) -> None:

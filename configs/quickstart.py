@@ -25,6 +25,7 @@ from cwm_jax.config import (
     TraceEvaluationConfig,
 )
 
+CORPUS = "runs/traces/quickstart"
 VOCAB_SIZE = 768
 T = 256
 BATCH_TOKENS = 4 * T
@@ -56,7 +57,7 @@ def get_config() -> RunConfig:
     traces = SourceConfig(
         name="traces",
         kind="traces",
-        path="runs/traces/quickstart",
+        path=CORPUS,
         generate=GeneratedTraces(programs=12_000, difficulties=(1,), kinds=("arithmetic",)),
     )
     return RunConfig(
@@ -74,5 +75,5 @@ def get_config() -> RunConfig:
         ),
         checkpoint=CheckpointConfig(checkpoint_period=1000),
         logging=LoggingConfig(log_period=200, eval_period=500, eval_rows=48, export="export"),
-        trace_evaluation=TraceEvaluationConfig(source="traces", episodes=100, max_length=512),
+        trace_evaluation=TraceEvaluationConfig(corpus=CORPUS, episodes=100, max_length=512),
     )

@@ -27,6 +27,7 @@ from cwm_jax.config import (
     layer_types_3_to_1,
 )
 
+CORPUS = "runs/traces/worldmodel_gpu"
 VOCAB_SIZE = 4096
 T = 2048
 BATCH_TOKENS = 64 * T
@@ -53,7 +54,7 @@ def get_config() -> RunConfig:
     traces = SourceConfig(
         name="traces",
         kind="traces",
-        path="runs/traces/worldmodel_gpu",
+        path=CORPUS,
         weight=0.85,
         generate=GeneratedTraces(programs=200_000),
     )
@@ -81,6 +82,6 @@ def get_config() -> RunConfig:
         checkpoint=CheckpointConfig(checkpoint_period=700),
         logging=LoggingConfig(log_period=20, eval_period=200, eval_rows=64, export="export"),
         trace_evaluation=TraceEvaluationConfig(
-            source="traces", episodes=500, max_length=2 * T, batch_size=128
+            corpus=CORPUS, episodes=500, max_length=2 * T, batch_size=128
         ),
     )

@@ -96,12 +96,14 @@ class GeneratedTraces:
         difficulties: of the programs in turn, each 1 to 5.
         kinds: constructs of the programs, see ``cwm_jax.trace.generator.KINDS``; empty takes all.
         seed: of the programs.
+        unsafe: trace them without bubblewrap: they do nothing harmful by construction.
     """
 
     programs: int
     difficulties: tuple[int, ...] = (1, 2, 3, 4, 5)
     kinds: tuple[str, ...] = ()
     seed: int = 0
+    unsafe: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -470,25 +472,36 @@ class TraceEvaluationConfig:
     """What a finished run predicts of execution; ``traces.json`` and ``traces.png`` hold it.
 
     Attributes:
-        source: name of the source of traces whose held-out episodes are predicted.
-        episodes: how many, the first ones of the corpus.
+        corpus: folder of a trace corpus whose held-out episodes, by ``data.heldout_fraction``, are
+            predicted; it need not be trained on.
+        jsonl: in place of the corpus: a file with ``code`` and ``input`` in each line, such as
+            CruxEval, that is traced first.
+        episodes: how many, the first ones.
         max_length: tokens of a prompt and its trace; longer episodes are passed over, and counted.
         batch_size: traces at a time.
-        modes: which of ``teacher_forced``, ``free_running``, ``single_step``, ``direct``.
-        jsonl: a file with ``code`` and ``input`` in each line, such as CruxEval, that is traced and
-            predicted in place of the held-out episodes.
+        modes: ways of predicting, see ``cwm_jax.evals.traces``.
+        unsafe: trace the file's programs without bubblewrap.
     """
 
-    source: str
+    corpus: str | None = None
+    jsonl: str | None = None
     episodes: int = 100
     max_length: int
     batch_size: int = 32
-    modes: tuple[str, ...] = ("teacher_forced", "free_running", "single_step")
-    jsonl: str | None = None
+    modes: tuple[Literal["teacher_forced", "free_running", "single_step", "direct"], ...] = (
+        "teacher_forced",
+        "free_running",
+        "single_step",
+    )
+    unsafe: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(self, "episodes", "max_length", "batch_size")
+        if not self.modes:
+            raise ValueError("trace_evaluation.modes is empty; name at least one")
+        if self.corpus is None and self.jsonl is None:
+            raise ValueError("trace_evaluation has neither corpus nor jsonl; name one of them")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -531,11 +544,11 @@ class RunConfig:
                 f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) differs from model.vocab_size "
                 f"({self.model.vocab_size}); the model predicts each of the tokenizer's tokens"
             )
-        traces = [source.name for source in self.data.sources if source.kind == "traces"]
-        if self.trace_evaluation is not None and self.trace_evaluation.source not in traces:
+        predicted = self.trace_evaluation
+        if predicted is not None and predicted.max_length > self.model.max_position_embeddings:
             raise ValueError(
-                f"trace_evaluation.source is {self.trace_evaluation.source!r}; expected one of the "
-                f"sources of traces, {traces}"
+                f"trace_evaluation.max_length ({predicted.max_length}) exceeds "
+                f"model.max_position_embeddings ({self.model.max_position_embeddings})"
             )
         if self.batch.max_target_length > self.model.max_position_embeddings:
             raise ValueError(

@@ -14,17 +14,19 @@ class FrameScore:
 
     Attributes:
         valid: well-formed, and there at all.
-        state: event and all locals (of a return or exception: the value) are equal.
-        keys: share of the names, of either, that both have; 1 for two frames without locals.
-        key_values: share of the names, of either, that both have with one value.
+        state: it is valid, and event and all locals (of a return or exception: the value) are
+            equal, in any order.
+        keys: share of the names, of either, that both have; 1 if neither has any, None for a true
+            return or exception, which has no locals.
+        key_values: likewise, the names that both have with one value.
         action: event and source line are equal.
-        exact: all of it is equal.
+        exact: valid, state and action.
     """
 
     valid: bool = False
     state: bool = False
-    keys: float = 0.0
-    key_values: float = 0.0
+    keys: float | None = 0.0
+    key_values: float | None = 0.0
     action: bool = False
     exact: bool = False
 
@@ -34,21 +36,22 @@ METRICS = tuple(field.name for field in dataclasses.fields(FrameScore))
 
 def score_frame(true: TraceFrame, predicted: TraceFrame | None, *, valid: bool) -> FrameScore:
     """Compares one frame; None stands for one that is not there or has no readable event."""
+    nothing = 0.0 if true.event.has_locals else None
     if predicted is None or predicted.event is not true.event:
-        return FrameScore(valid=valid and predicted is not None)
-    ours, theirs = predicted.local_vars, true.local_vars
-    names = {*ours, *theirs}
-    common = sum(name in ours and name in theirs for name in names)
-    equal = sum(ours.get(name) == theirs.get(name) for name in names)
+        valid = valid and predicted is not None
+        return FrameScore(valid=valid, keys=nothing, key_values=nothing)
+    state = valid and predicted.local_vars == true.local_vars and predicted.arg == true.arg
     action = predicted.source_line == true.source_line
-    state = ours == theirs and predicted.arg == true.arg
+    keys, key_values = nothing, nothing
+    if true.event.has_locals:
+        keys, key_values = _agreement(predicted.local_vars, true.local_vars)
     return FrameScore(
         valid=valid,
         state=state,
-        keys=common / len(names) if names else 1.0,
-        key_values=equal / len(names) if names else 1.0,
+        keys=keys,
+        key_values=key_values,
         action=action,
-        exact=valid and state and action,
+        exact=state and action,
     )
 
 
@@ -64,6 +67,8 @@ class ScoredFrame:
 def summarise(frames: Sequence[ScoredFrame]) -> dict[str, dict[str, float]]:
     """Means of every metric: of all frames, of each event and of each difficulty.
 
+    Those of names are over the frames that have locals.
+
     Returns:
         ``{"overall": {...}, "event=call": {...}, "difficulty=1": {...}}``, each with ``frames``,
         their number.
@@ -74,7 +79,7 @@ def summarise(frames: Sequence[ScoredFrame]) -> dict[str, dict[str, float]]:
         names += [] if frame.difficulty is None else [f"difficulty={frame.difficulty}"]
         for name in names:
             groups.setdefault(name, []).append(frame.score)
-    return {name: _means(groups[name]) for name in sorted(groups, key=_group_order) if groups[name]}
+    return {name: _means(groups[name]) for name in sorted(groups, key=group_order) if groups[name]}
 
 
 def score_trace(
@@ -103,13 +108,25 @@ def score_trace(
     return scores, divergence
 
 
+def _agreement(ours: Mapping[str, str], theirs: Mapping[str, str]) -> tuple[float, float]:
+    names = {*ours, *theirs}
+    if not names:
+        return 1.0, 1.0
+    common = sum(name in ours and name in theirs for name in names)
+    equal = sum(ours.get(name) == theirs.get(name) for name in names)
+    return common / len(names), equal / len(names)
+
+
 def _means(scores: Sequence[FrameScore]) -> dict[str, float]:
-    sums: Mapping[str, float] = {
-        name: sum(float(getattr(score, name)) for score in scores) for name in METRICS
-    }
-    return {"frames": len(scores), **{name: total / len(scores) for name, total in sums.items()}}
+    means: dict[str, float] = {"frames": len(scores)}
+    for name in METRICS:
+        values = [float(v) for v in (getattr(score, name) for score in scores) if v is not None]
+        if values:
+            means[name] = sum(values) / len(values)
+    return means
 
 
-def _group_order(name: str) -> tuple[int, str]:
+def group_order(name: str) -> tuple[int, str]:
+    """Sorts groups: overall, events, difficulties."""
     order = ("overall", "event", "difficulty")
     return order.index(name.partition("=")[0]), name

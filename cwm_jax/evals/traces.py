@@ -1,9 +1,9 @@
 """What a model knows of execution: its predicted traces against those of CPython.
 
-Teacher forcing asks for each frame after the true ones before it; free running starts from the
-entry's call and lives with its own frames. A program's output is predicted three ways: at the end
-of the whole trace, in one step (``return`` forced after the call), and directly, as the right side
-of an ``assert`` without any trace.
+Decoding is greedy. Teacher forcing asks for each frame after the true ones before it; free running
+starts from the entry's call and lives with its own frames. A program's output is predicted three
+ways: at the end of the whole trace, in one step (``return`` forced after the call), and directly,
+as the right side of an ``assert`` without any trace.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cwm_jax.config import ExecutionConfig, ModelConfig
 from cwm_jax.evals.trace_metrics import (
     FrameScore,
     ScoredFrame,
+    group_order,
     score_frame,
     score_trace,
     summarise,
@@ -47,7 +48,8 @@ class PredictedTrace:
         text: what the model wrote.
         valid: well-formed from end to end, ``<|end_of_text|>`` included.
         divergence: place of the first frame, after the entry's call, that differs; None if none.
-        output: value of the last return, if that is the last frame.
+        output: value of the entry's return, if the trace ends with it.
+        scores: of the true frames after the entry's call, at their places.
     """
 
     episode: Episode
@@ -63,16 +65,19 @@ class TraceEvaluation:
     """Results of `evaluate_traces`; what was not asked for is None.
 
     Attributes:
-        teacher_forced: metrics by group, see `summarise`.
-        free_running: likewise, of frames at their places in the true trace.
+        episodes: the true ones.
+        outputs: values of their last returns.
+        teacher_forced: metrics of frames by group, see `summarise`.
+        token_accuracy: share of the frames' tokens that are the most likely after the true ones.
+        free_running: metrics of frames at their places in the true trace.
         predictions: the free-running traces, in the order of the episodes.
         single_step, direct: predicted outputs in the order of the episodes.
-        outputs: the true ones.
     """
 
     episodes: tuple[Episode, ...]
     outputs: tuple[str | None, ...]
     teacher_forced: dict[str, dict[str, float]] | None = None
+    token_accuracy: float | None = None
     free_running: dict[str, dict[str, float]] | None = None
     predictions: tuple[PredictedTrace, ...] | None = None
     single_step: tuple[str | None, ...] | None = None
@@ -80,28 +85,49 @@ class TraceEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the texts, fit for JSON."""
-        result: dict[str, Any] = {"traces": len(self.episodes)}
-        if self.teacher_forced is not None:
-            result["teacher_forced"] = self.teacher_forced
-        if self.free_running is not None and self.predictions is not None:
-            result["free_running"] = self.free_running
-            result["traces_free_running"] = _trace_summary(self.predictions)
-        result["output_pass@1"] = self.output_accuracies()
-        return result
+        frames = {"teacher_forced": self.teacher_forced, "free_running": self.free_running}
+        return {
+            "num_programs": len(self.episodes),
+            **{mode: groups for mode, groups in frames.items() if groups is not None},
+            **({} if self.token_accuracy is None else {"token_accuracy": self.token_accuracy}),
+            "programs": self.programs(),
+        }
 
-    def output_accuracies(self) -> dict[str, float]:
-        """Share of episodes whose output is predicted, by way of predicting it."""
+    def programs(self) -> dict[str, dict[str, Any]]:
+        """Of whole programs, all and of each difficulty: shares, and where traces first go wrong.
+
+        Returns:
+            By group: ``programs``, their number; of free running ``valid_format``, ``exact``,
+            ``first_divergence`` (places, one for each trace that goes wrong) and its median; the
+            share of right outputs by way of predicting them.
+        """
+        groups: dict[str, list[int]] = {"overall": [*range(len(self.episodes))]}
+        for number, episode in enumerate(self.episodes):
+            if episode.difficulty is not None:
+                groups.setdefault(f"difficulty={episode.difficulty}", []).append(number)
+        return {name: self._program_means(groups[name]) for name in sorted(groups, key=group_order)}
+
+    def _program_means(self, numbers: Sequence[int]) -> dict[str, Any]:
+        means: dict[str, Any] = {"programs": len(numbers)}
+        if self.predictions is not None:
+            chosen = [self.predictions[n] for n in numbers]
+            diverged = sorted(p.divergence for p in chosen if p.divergence is not None)
+            means["valid_format"] = _mean(p.valid for p in chosen)
+            means["exact"] = _mean(p.valid and p.divergence is None for p in chosen)
+            means["first_divergence"] = diverged
+            means["first_divergence_median"] = statistics.median(diverged) if diverged else None
+        for way, outputs in self._predicted_outputs().items():
+            means[f"output_{way}"] = _mean(outputs[n] == self.outputs[n] for n in numbers)
+        return means
+
+    def _predicted_outputs(self) -> dict[str, Sequence[str | None]]:
         traced = self.predictions
         ways: dict[str, Sequence[str | None] | None] = {
             "full_trace": None if traced is None else [p.output for p in traced],
             "single_step": self.single_step,
             "direct": self.direct,
         }
-        return {
-            way: _mean(ours == true for ours, true in zip(outputs, self.outputs, strict=True))
-            for way, outputs in ways.items()
-            if outputs is not None
-        }
+        return {way: outputs for way, outputs in ways.items() if outputs is not None}
 
 
 def evaluate_traces(
@@ -124,21 +150,22 @@ def evaluate_traces(
         episodes: held-out ones; those of more than ``max_length`` tokens are refused.
         max_length: tokens of a prompt and what follows it.
         batch_size: rows at a time.
-        modes: which of `MODES`; ``direct`` needs contexts that end in a ``main()``.
+        modes: which of `MODES`; ``direct`` needs contexts with a ``main()`` to assert about.
         execution: speed and rounding.
 
     Raises:
         ValueError: an unknown mode, no episode, one that is cut or too long.
     """
     unknown = sorted({*modes} - {*MODES})
-    if unknown:
-        raise ValueError(f"modes has {unknown}; expected some of {MODES}")
+    if unknown or not modes:
+        raise ValueError(f"modes has {unknown or 'nothing'}; expected some of {MODES}")
     traces = [_Tokens.of(episode, tokenizer) for episode in episodes]
-    _check_traces(traces, max_length)
+    _check_traces(traces, max_length, modes)
     run = _Runner(params, model_config, tokenizer, max_length, batch_size, execution)
     results: dict[str, Any] = {}
     if "teacher_forced" in modes:
         results["teacher_forced"] = run.teacher_forced(traces)
+        results["token_accuracy"] = run.token_accuracy(traces)
     if "free_running" in modes:
         predictions = run.free_running(traces)
         results["predictions"] = tuple(predictions)
@@ -155,28 +182,31 @@ def evaluate_traces(
 
 def take_episodes(
     episodes: Iterable[Episode], tokenizer: Tokenizer, *, count: int, max_length: int
-) -> tuple[list[Episode], int]:
-    """The first ``count`` finished ones of at most ``max_length`` tokens; how many were too long.
+) -> tuple[list[Episode], dict[str, int]]:
+    """The first ``count`` finished ones of at most ``max_length`` tokens, and who was passed over.
+
+    Returns:
+        The episodes, and how many were ``cut`` by a limit and ``too_long``.
 
     Raises:
         ValueError: there is none.
     """
-    taken, too_long = [], 0
+    taken, passed = [], {"cut": 0, "too_long": 0}
     for episode in episodes:
         if len(taken) == count:
             break
         if not episode.finished:
-            continue
-        if _Tokens.of(episode, tokenizer).num_tokens > max_length:
-            too_long += 1
+            passed["cut"] += 1
+        elif _Tokens.of(episode, tokenizer).num_tokens > max_length:
+            passed["too_long"] += 1
         else:
             taken.append(episode)
     if not taken:
         raise ValueError(
-            f"no held-out episode has at most {max_length} tokens ({too_long} are longer); raise "
-            "max_length, or heldout_fraction for a small corpus"
+            f"no episode to predict has at most {max_length} tokens ({passed}); raise max_length, "
+            "or heldout_fraction for a small corpus"
         )
-    return taken, too_long
+    return taken, passed
 
 
 def shown_prediction(predictions: Sequence[PredictedTrace]) -> PredictedTrace:
@@ -231,15 +261,38 @@ class _Runner:
 
     def teacher_forced(self, traces: Sequence[_Tokens]) -> dict[str, dict[str, float]]:
         scored: list[ScoredFrame] = []
-        by_length = sorted(range(len(traces)), key=lambda i: traces[i].num_tokens)
-        for start in range(0, len(traces), self._batch_size):
-            chosen = [traces[i] for i in by_length[start : start + self._batch_size]]
-            for trace, predicted in zip(chosen, self._predictions(chosen), strict=True):
-                scored += self._score_frames(trace, predicted)
+        for start in range(0, len(traces), self._batch_size):  # bounds the prompts in memory
+            scored += self._forced_frames(traces[start : start + self._batch_size])
         return summarise(scored)
 
-    def _predictions(self, traces: Sequence[_Tokens]) -> list[np.ndarray]:
-        """The most likely token at each place, of each trace after its first token."""
+    def _forced_frames(self, traces: Sequence[_Tokens]) -> Iterable[ScoredFrame]:
+        prompts, asked = [], []
+        for trace in traces:
+            prompt, previous = [*trace.prompt, *trace.given], scope_locals(trace.frames[0], None)
+            for frame, tokens in zip(trace.frames[1:], trace.rest, strict=True):
+                prompts.append(prompt)
+                asked.append((trace.episode.difficulty, frame, previous))
+                prompt, previous = prompt + tokens, scope_locals(frame, previous)
+        longest = max((len(tokens) for trace in traces for tokens in trace.rest), default=1)
+        texts = self._generate(prompts, FRAME_SEP, max_new_tokens=2 * longest)
+        for text, (difficulty, frame, previous) in zip(texts, asked, strict=True):
+            ours, problems = parse_frame(text, previous)
+            score = score_frame(frame, ours, valid=not problems)
+            yield ScoredFrame(event=frame.event.value, difficulty=difficulty, score=score)
+
+    def token_accuracy(self, traces: Sequence[_Tokens]) -> float:
+        """Of the tokens after the entry's call, the final ``<|end_of_text|>`` included."""
+        right, total = 0, 0
+        by_length = sorted(traces, key=lambda trace: trace.num_tokens)
+        for start in range(0, len(traces), self._batch_size):
+            chosen = by_length[start : start + self._batch_size]
+            for trace, hits in zip(chosen, self._hits(chosen), strict=True):
+                counted = hits[len(trace.prompt) + len(trace.given) - 1 :]
+                right, total = right + int(counted.sum()), total + len(counted)
+        return right / total
+
+    def _hits(self, traces: Sequence[_Tokens]) -> list[np.ndarray]:
+        """Whether each token of a trace after its first is the most likely one there."""
         eos = [self._tokenizer.eos_id]
         rows = [[*itertools.chain(t.prompt, t.given, *t.rest, eos)] for t in traces]
         T = max(_SHORTEST_ROW, 1 << (max(map(len, rows)) - 2).bit_length())
@@ -254,21 +307,8 @@ class _Runner:
             targets=tokens[:, 1:],
             segment_ids=segment_ids,
         )
-        predicted = np.asarray(scores.predictions)
-        return [predicted[row, : len(values) - 1] for row, values in enumerate(rows)]
-
-    def _score_frames(self, trace: _Tokens, predicted: np.ndarray) -> Iterable[ScoredFrame]:
-        at = len(trace.prompt) + len(trace.given) - 1
-        previous = scope_locals(trace.frames[0], None)
-        for frame, tokens in zip(trace.frames[1:], trace.rest, strict=True):
-            text = self._tokenizer.decode(predicted[at : at + len(tokens)])
-            ours, problems = parse_frame(text, previous)
-            score = score_frame(frame, ours, valid=not problems)
-            yield ScoredFrame(
-                event=frame.event.value, difficulty=trace.episode.difficulty, score=score
-            )
-            at += len(tokens)
-            previous = scope_locals(frame, previous)
+        hits = np.asarray(scores.predictions) == tokens[:, 1:]
+        return [hits[row, : len(values) - 1] for row, values in enumerate(rows)]
 
     def free_running(self, traces: Sequence[_Tokens]) -> list[PredictedTrace]:
         prompts = [[*trace.prompt, *trace.given] for trace in traces]
@@ -280,8 +320,8 @@ class _Runner:
         forced = self._tokenizer.special_tokens[RETURN_SEP]
         prompts = [[*trace.prompt, *trace.given, forced] for trace in traces]
         texts = self._generate(prompts, FRAME_SEP)
-        frames = [parse_frame(RETURN_SEP + text, None)[0] for text in texts]
-        return [None if frame is None else frame.arg for frame in frames]
+        parsed = [parse_frame(RETURN_SEP + text, None) for text in texts]
+        return [None if frame is None or problems else frame.arg for frame, problems in parsed]
 
     def direct(self, traces: Sequence[_Tokens]) -> list[str | None]:
         bos = self._tokenizer.bos_id
@@ -290,11 +330,14 @@ class _Runner:
         answers = self._generate(prompts, END_OF_TEXT)
         return [answer.removesuffix(END_OF_TEXT).split("\n")[0] for answer in answers]
 
-    def _generate(self, prompts: Sequence[Sequence[int]], stop: str) -> list[str]:
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], stop: str, *, max_new_tokens: int | None = None
+    ) -> list[str]:
         """Greedy continuations as text, up to and including the stop token."""
-        stop_ids = {self._tokenizer.special_tokens[stop], self._tokenizer.eos_id}
         generations = self._decoder.generate(
-            prompts, max_new_tokens=self._max_length, stop_ids=stop_ids
+            prompts,
+            max_new_tokens=max_new_tokens or self._max_length,
+            stop_ids={self._tokenizer.special_tokens[stop], self._tokenizer.eos_id},
         )
         return [self._tokenizer.decode(generation.tokens) for generation in generations]
 
@@ -308,7 +351,7 @@ def _predicted_trace(trace: _Tokens, text: str) -> PredictedTrace:
         text=text,
         valid=finished and not malformed,
         divergence=divergence,
-        output=_output(frames) if finished else None,
+        output=_output([trace.frames[0], *frames]) if finished and not malformed else None,
         scores=tuple(scores),
     )
 
@@ -330,8 +373,11 @@ def _read(text: str, entry: TraceFrame) -> tuple[list[TraceFrame | None], frozen
 
 
 def _output(frames: Sequence[TraceFrame | None]) -> str | None:
-    last = frames[-1] if frames else None
-    return last.arg if last is not None and last.event is TraceEvent.RETURN else None
+    """The value with which the entry is left, if the last of its frames says so."""
+    events = [None if frame is None else frame.event for frame in frames]
+    depth = events.count(TraceEvent.CALL) - events.count(TraceEvent.RETURN)
+    last = frames[-1] if frames and depth == 0 else None
+    return None if last is None else last.arg
 
 
 def _scored_frames(predictions: Iterable[PredictedTrace]) -> list[ScoredFrame]:
@@ -344,23 +390,12 @@ def _scored_frames(predictions: Iterable[PredictedTrace]) -> list[ScoredFrame]:
     ]
 
 
-def _trace_summary(predictions: Sequence[PredictedTrace]) -> dict[str, Any]:
-    """Of whole traces: shares, and where they first go wrong."""
-    diverged = [p.divergence for p in predictions if p.divergence is not None]
-    return {
-        "valid_format": _mean(p.valid for p in predictions),
-        "exact": _mean(p.valid and p.divergence is None for p in predictions),
-        "first_divergence_median": statistics.median(diverged) if diverged else None,
-        "first_divergence": sorted(diverged),
-    }
-
-
 def _mean(values: Iterable[bool]) -> float:
     values = list(values)
     return sum(values) / len(values)
 
 
-def _check_traces(traces: Sequence[_Tokens], max_length: int) -> None:
+def _check_traces(traces: Sequence[_Tokens], max_length: int, modes: Sequence[str]) -> None:
     if not traces:
         raise ValueError("no episode to evaluate; give at least one")
     for trace in traces:
@@ -371,4 +406,9 @@ def _check_traces(traces: Sequence[_Tokens], max_length: int) -> None:
             raise ValueError(
                 f"episode {name} has {trace.num_tokens} tokens; expected at most {max_length}: "
                 "leave it out or raise max_length"
+            )
+        if "direct" in modes and "def main():" not in trace.episode.context:
+            raise ValueError(
+                f"episode {name} has no main() to assert about; expected one for mode 'direct': "
+                "leave out the mode or the episode"
             )

@@ -13,11 +13,11 @@ import pytest
 from tiny import tiny_model
 
 from cwm_jax.evals.trace_report import format_evaluation, side_by_side, write_evaluation
-from cwm_jax.evals.traces import MODES, evaluate_traces
+from cwm_jax.evals.traces import MODES, _output, evaluate_traces, take_episodes
 from cwm_jax.model.transformer import forward, init
 from cwm_jax.tokenizer import train_tokenizer
 from cwm_jax.trace.episodes import Episode, context_of_call, direct_document
-from cwm_jax.trace.format import render_frames
+from cwm_jax.trace.format import parse_frames, render_frames
 from cwm_jax.trace.frames import TraceEvent, TraceFrame
 from cwm_jax.training.losses import loss
 
@@ -137,18 +137,23 @@ def evaluate(config, tokenizer):
 def test_what_is_learnt_by_heart_scores_full_marks(evaluate, learnt):
     evaluation = evaluate(learnt, episodes=EPISODES)
     result = evaluation.to_json()
-    assert result["output_pass@1"] == {"full_trace": 1.0, "single_step": 1.0, "direct": 1.0}
     for mode in ("teacher_forced", "free_running"):
         groups = result[mode]
         assert groups["overall"]["frames"] == 18  # the entry's call is given
         assert groups["event=line"]["frames"] == 9
         assert groups["difficulty=1"]["frames"] == 12
         assert all(v == 1.0 for g in groups.values() for k, v in g.items() if k != "frames")
-    assert result["traces_free_running"] == {
+    assert result["token_accuracy"] == 1.0
+    assert result["programs"].keys() == {"overall", "difficulty=0", "difficulty=1"}
+    assert result["programs"]["overall"] == {
+        "programs": 3,
         "valid_format": 1.0,
         "exact": 1.0,
         "first_divergence_median": None,
         "first_divergence": [],
+        "output_full_trace": 1.0,
+        "output_single_step": 1.0,
+        "output_direct": 1.0,
     }
 
 
@@ -162,52 +167,91 @@ def test_another_program_shows_where_it_goes_wrong(evaluate, learnt):
     forced = result.to_json()["teacher_forced"]["overall"]
     assert forced["action"] == 1.0
     assert forced["state"] == pytest.approx(5 / 6)
-    assert forced["key_values"] == pytest.approx(5.5 / 6)
+    assert forced["key_values"] == pytest.approx(3.5 / 4)  # of frames with locals
     assert "first different frame: 4" in side_by_side(result.predictions[0])
 
 
 def test_a_fresh_model_knows_nothing(evaluate, fresh):
     result = evaluate(fresh, episodes=EPISODES).to_json()
     assert result["teacher_forced"]["overall"]["valid"] == 0
-    assert result["traces_free_running"]["valid_format"] == 0
-    assert result["traces_free_running"]["first_divergence"] == [0, 0, 0]
-    assert not any(result["output_pass@1"].values())
+    programs = result["programs"]["overall"]
+    assert programs["valid_format"] == 0
+    assert programs["first_divergence"] == [0, 0, 0]
+    assert not any(share for name, share in programs.items() if name.startswith("output_"))
 
 
-def test_teacher_forcing_reads_the_models_own_argmax(evaluate, config, tokenizer, learnt):
-    """A model in between, against argmax over whole logits."""
+def test_teacher_forcing_decodes_each_frame_after_the_true_ones(
+    evaluate, config, tokenizer, learnt
+):
+    """A model in between, against decoding without a cache."""
     blurred = jax.tree.map(
         lambda x: x + 0.15 * jnp.std(x) * jax.random.normal(jax.random.key(1), x.shape), learnt
     )
-    exact = total = 0
+    run = jax.jit(forward, static_argnums=1)
+    row = np.zeros((1, MAX_LENGTH), np.int32)
+
+    def most_likely(prefix: list[int]) -> np.ndarray:
+        row[0, : len(prefix)] = prefix
+        return np.asarray(run(blurred, config, jnp.asarray(row))[0, : len(prefix)].argmax(-1))
+
+    exact, right, total, frames = 0, 0, 0, 0
+    frame_sep = tokenizer.special_tokens["<|frame_sep|>"]
     for e in EPISODES:
         tokens = tokenizer.encode_with_special_tokens(e.prompt + e.frames)
-        logits = forward(blurred, config, jnp.array([tokens]))
-        right = np.asarray(logits[0, :-1].argmax(-1)) == np.array(tokens[1:])
-        ends = [i for i, t in enumerate(tokens) if tokenizer.decode([t]) == "<|frame_sep|>"]
-        for before, end in itertools.pairwise(ends[1:]):
-            exact += right[before:end].all()
-            total += 1
-    means = evaluate(blurred, episodes=EPISODES, modes=["teacher_forced"]).teacher_forced["overall"]
-    assert means["frames"] == total == 18
-    assert 0 < means["exact"] == pytest.approx(exact / total)
-    assert means["exact"] < 1
+        ends = [i + 1 for i, token in enumerate(tokens) if token == frame_sep]
+        hits = most_likely(tokens)[:-1] == np.array(tokens[1:])
+        right, total = right + hits[ends[1] - 1 :].sum(), total + len(tokens) - ends[1]
+        for start, end in itertools.pairwise(ends[1:]):
+            written = tokens[:start]
+            while len(written) < end and written[start:] == tokens[start : len(written)]:
+                written = [*written, int(most_likely(written)[-1])]
+            exact += written == tokens[:end]
+            frames += 1
+    evaluation = evaluate(blurred, episodes=EPISODES, modes=["teacher_forced"])
+    means = evaluation.teacher_forced["overall"]
+    assert means["frames"] == frames == 18
+    assert 0 < means["exact"] < 1
+    assert means["exact"] == pytest.approx(exact / frames)
+    assert evaluation.token_accuracy == pytest.approx(right / total)
+
+
+def test_a_return_of_a_callee_is_no_output(evaluate, learnt):
+    predicted = evaluate(learnt, episodes=EPISODES[1:2], modes=["free_running"]).predictions[0]
+    assert predicted.output == "8"
+    frames = parse_frames(EPISODES[1].frames)
+    assert _output(frames) == "8"
+    assert _output(frames[:-1]) is None
+    assert _output([*frames[:-1], None]) is None
+    assert _output([]) is None
 
 
 def test_results_are_written_as_json_and_picture(evaluate, learnt, tmp_path):
     evaluation = evaluate(learnt, episodes=EPISODES)
-    json_path, png_path = write_evaluation(evaluation, tmp_path / "new")
-    assert json.loads(json_path.read_text()) == evaluation.to_json()
+    json_path, png_path = write_evaluation(evaluation, tmp_path / "new", about={"step": 3})
+    assert json.loads(json_path.read_text()) == {"step": 3} | evaluation.to_json()
     assert png_path.read_bytes().startswith(b"\x89PNG")
     table = format_evaluation(evaluation)
     assert "teacher-forced frames" in table
-    assert "single_step" in table
+    assert "out: single step" in table
+    assert not list((tmp_path / "new").glob(".*"))
     assert "every frame as CPython's" in side_by_side(evaluation.predictions[0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_alone_can_be_reported(evaluate, learnt, tmp_path, mode):
+    evaluation = evaluate(learnt, episodes=EPISODES[:1], modes=[mode])
+    assert write_evaluation(evaluation, tmp_path, about={})[1].stat().st_size
+    assert "overall" in format_evaluation(evaluation)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (dict(modes=[]), "modes has nothing; expected some of"),
+        (
+            dict(episodes=[dataclasses.replace(EPISODES[0], context="x = 1  # << START_OF_TRACE")]),
+            r"has no main\(\) to assert about",
+        ),
         (dict(modes=["free"]), r"modes has \['free'\]; expected some of"),
         (dict(episodes=[]), "no episode to evaluate"),
         (dict(episodes=[dataclasses.replace(EPISODES[0], finished=False)]), "expected whole ones"),
@@ -217,3 +261,12 @@ def test_results_are_written_as_json_and_picture(evaluate, learnt, tmp_path):
 def test_what_cannot_be_evaluated_is_refused(evaluate, fresh, change, message):
     with pytest.raises(ValueError, match=message):
         evaluate(fresh, **{"episodes": EPISODES, "modes": MODES, **change})
+
+
+def test_episodes_are_taken_in_order_and_what_is_passed_over_is_counted(tokenizer):
+    cut = dataclasses.replace(EPISODES[0], finished=False)
+    long = dataclasses.replace(EPISODES[0], context=EPISODES[0].context + "#" * 400)
+    chosen = take_episodes([cut, long, *EPISODES], tokenizer, count=2, max_length=MAX_LENGTH)
+    assert chosen == (EPISODES[:2], {"cut": 1, "too_long": 1})
+    with pytest.raises(ValueError, match="no episode to predict has at most 192 tokens"):
+        take_episodes([cut], tokenizer, count=2, max_length=MAX_LENGTH)

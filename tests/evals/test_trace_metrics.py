@@ -1,5 +1,7 @@
 """Law: every metric counts what it says, on frames written by hand."""
 
+import dataclasses
+
 import pytest
 
 from cwm_jax.evals.trace_metrics import FrameScore, ScoredFrame, score_frame, score_trace, summarise
@@ -39,16 +41,31 @@ def test_the_order_of_locals_does_not_count():
 
 def test_the_state_of_a_return_is_its_value():
     true = TraceFrame(RETURN, "return x\n", arg="1")
-    assert score_frame(true, true, valid=True) == EXACT
+    nothing = {"keys": None, "key_values": None}
+    assert score_frame(true, true, valid=True) == dataclasses.replace(EXACT, **nothing)
     wrong = score_frame(true, TraceFrame(RETURN, "return x\n", arg="2"), valid=True)
-    assert wrong == FrameScore(valid=True, keys=1, key_values=1, action=True)
+    assert wrong == FrameScore(valid=True, action=True, **nothing)
+    assert score_frame(true, None, valid=True) == FrameScore(**nothing)
 
 
 def test_a_malformed_frame_is_never_exact():
     score = score_frame(TRUE, TRUE, valid=False)
-    assert score.state
+    assert score.action
+    assert score.keys == 1.0
     assert not score.valid
+    assert not score.state
     assert not score.exact
+
+
+def test_means_of_names_are_over_frames_with_locals():
+    value = FrameScore(valid=True, keys=None, key_values=None)
+    means = summarise([ScoredFrame(event="return", difficulty=None, score=value)])["overall"]
+    assert "keys" not in means
+    frames = [
+        ScoredFrame(event=e, difficulty=None, score=s)
+        for e, s in [("return", value), ("line", EXACT)]
+    ]
+    assert summarise(frames)["overall"]["keys"] == 1.0
 
 
 def test_a_trace_diverges_at_its_first_frame_that_differs():
