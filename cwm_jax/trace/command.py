@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,13 +16,14 @@ from cwm_jax.trace.corpus import read_corpus
 from cwm_jax.trace.episodes import (
     context_of_call,
     context_of_script,
+    decode_source,
     episode_from_json,
     episode_from_trace,
 )
 from cwm_jax.trace.format import START_MARKER, parse_trace, render_prompt, split_prompt
 from cwm_jax.trace.frames import TraceFrame
 from cwm_jax.trace.table import format_table
-from cwm_jax.trace.tracer import TraceError, TraceLimits, Tracer
+from cwm_jax.trace.tracer import TraceLimits, Tracer, source_lines, unmarked
 
 
 def add_parser(subparsers) -> None:
@@ -57,11 +59,11 @@ def _add_show(actions) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     """Prints the trace; 0: finished, 1: cut by a limit, 2: there is none."""
-    limits = TraceLimits(max_events=args.max_events)
     try:
+        context, limits = _context(args), TraceLimits(max_events=args.max_events)
         with Tracer(limits, unsafe=args.unsafe) as tracer:
-            trace = tracer.trace(_context(args))
-    except (TraceError, SandboxError, OSError, UnicodeError) as error:
+            trace = tracer.trace(context)
+    except (ValueError, SandboxError, OSError) as error:
         print(f"trace run: {args.program}: {error}", file=sys.stderr)
         return 2
     if args.format == "table":
@@ -83,13 +85,19 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _context(args: argparse.Namespace) -> str:
-    source = args.program.read_text(encoding="utf-8")
+    source = decode_source(args.program.read_bytes())
+    is_marked = any(unmarked(line) != line for line in source_lines(source))
+    if args.stdin and (is_marked or args.call is not None):
+        raise ValueError(
+            f"--stdin is {args.stdin}; expected none with --call or a marked line, which nothing "
+            "feeds: leave it out, or trace the whole script"
+        )
     if args.call is not None:
         name, _, rest = args.call.strip().partition("(")
         return context_of_call(source, rest.removesuffix(")"), function=name)
-    if START_MARKER in source:
+    if is_marked:
         return source
-    return context_of_script(source, args.stdin.read_text(encoding="utf-8") if args.stdin else "")
+    return context_of_script(source, args.stdin.read_bytes() if args.stdin else b"")
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -135,4 +143,12 @@ def _nth(traces: Iterator[tuple[str, str]], number: int, file: Path) -> tuple[st
 
 
 def _table(context: str, frames: Sequence[TraceFrame], all_locals: bool) -> str:
-    return f"{context.strip()}\n\n{format_table(frames, all_locals=all_locals)}"
+    return f"{_numbered(context)}\n\n{format_table(frames, all_locals=all_locals)}"
+
+
+def _numbered(context: str) -> str:
+    """Its lines with their numbers, as the table has them; not the blank ones around it."""
+    lines = source_lines(context.rstrip())
+    width = len(str(len(lines)))
+    shown = itertools.dropwhile(lambda row: not row[1].strip(), enumerate(lines, 1))
+    return "\n".join(f"{number:>{width}}  {line}".rstrip() for number, line in shown)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
+import io
 import json
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,20 @@ class Program:
                 kinds=self.kinds,
             )
         ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Uncallable:
+    """A function or file that has no call: it is counted with what cannot be traced."""
+
+    name: str
+    reason: str
+    message: str
+    source: str
+
+    def episodes(self, tracer: Tracer) -> list[Episode]:
+        """Raises TraceError."""
+        raise TraceError(self.reason, self.message)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,6 +198,23 @@ def episode_from_json(record: Mapping[str, Any]) -> Episode:
     return episode
 
 
+def decode_source(content: bytes) -> str:
+    """The text of a Python file, as Python reads it: its mark or declaration names the encoding.
+
+    Raises:
+        TraceError: it is not in that encoding, or there is none of that name.
+    """
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        return io.TextIOWrapper(io.BytesIO(content), encoding).read()
+    except (SyntaxError, ValueError, LookupError) as error:
+        raise TraceError(
+            "syntax",
+            f"no trace: {type(error).__name__}: {error}; expected UTF-8, or the encoding that the "
+            "first two lines declare: declare it, or convert the file",
+        ) from error
+
+
 def context_of_call(code: str, arguments: str, *, function: str = "f") -> str:
     """The context that calls a function: output prediction, where no argument has to be invented.
 
@@ -190,8 +223,17 @@ def context_of_call(code: str, arguments: str, *, function: str = "f") -> str:
         arguments: source of the arguments, as between the brackets of a call.
         function: its name.
 
+    Raises:
+        TraceError: it is ``main``, which the context itself defines.
+
     Source: prompts of the released model for CruxEval.
     """
+    if function == "main":
+        raise TraceError(
+            "main",
+            "no trace: the function is named main; expected another name, as the context's own "
+            "main calls it: rename it",
+        )
     body = code if code.endswith("\n") else code + "\n"
     body = body if body.startswith("\n") else "\n" + body
     return f"{body}def main():{START_MARKER}\n    return {function}({arguments})\n"
@@ -208,7 +250,7 @@ def direct_document(context: str, output: str) -> str:
     return f"{direct_prompt(context)}{output}\n"
 
 
-def context_of_script(script: str, stdin: str = "") -> str:
+def context_of_script(script: str, stdin: bytes = b"") -> str:
     """The context of a whole script: its module is traced, and its first statement feeds stdin.
 
     That statement stands after a docstring and ``from __future__`` lines (assumed: how the report's
@@ -217,7 +259,8 @@ def context_of_script(script: str, stdin: str = "") -> str:
     Raises:
         TraceError: the script does not parse.
     """
-    feed = f"import io, sys; sys.stdin = io.StringIO({stdin!r}){START_MARKER}\n"
+    stream = f"io.TextIOWrapper(io.BytesIO({stdin!r}), encoding='utf-8')"
+    feed = f"import io, sys; sys.stdin = {stream}{START_MARKER}\n"
     try:
         body = ast.parse(script).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -254,11 +297,14 @@ def generated_programs(
         )
 
 
-def jsonl_programs(path: Path, *, limit: int | None = None) -> Iterator[Program]:
+def jsonl_programs(
+    path: Path, *, limit: int | None = None, prefix: str = ""
+) -> Iterator[Program | Uncallable]:
     """Programs of a file with ``code`` and ``input`` in each line, such as CruxEval.
 
     ``input`` holds the arguments' source; the function is ``f``, or the last one that ``code``
-    defines. ``id`` names the line if it is there.
+    defines; it cannot be ``main``, which is the context's own. ``id`` names the line if it is
+    there, ``prefix`` begins the name.
 
     Raises:
         ValueError: a line that is no such object.
@@ -270,22 +316,27 @@ def jsonl_programs(path: Path, *, limit: int | None = None) -> Iterator[Program]
             try:
                 row = json.loads(line)
                 code, arguments = row["code"], row["input"]
+                if not (isinstance(code, str) and isinstance(arguments, str)):
+                    raise TypeError("'code' or 'input' is no string")
                 name = str(row.get("id", f"line-{number}"))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
-                    f"{path}:{number}: {error!r}; expected an object with 'code' and 'input'"
+                    f"{path}:{number}: {error!r}; expected an object with strings 'code' and "
+                    "'input': mend or remove the line"
                 ) from error
-            yield Program(
-                name=f"{path.stem}-{name}".replace("#", "-"),
-                context=context_of_call(code, arguments, function=_function_of(code)),
-                source="jsonl",
-                origin=f"{path.name}:{number}",
-            )
+            name, origin = f"{prefix}{path.stem}-{name}".replace("#", "-"), f"{path.name}:{number}"
+            try:
+                context = context_of_call(code, arguments, function=_function_of(code))
+            except TraceError as error:
+                message = f"{origin}: {error}"
+                yield Uncallable(name=name, reason=error.reason, message=message, source="jsonl")
+                continue
+            yield Program(name=name, context=context, source="jsonl", origin=origin)
 
 
 def _function_of(code: str) -> str:
     try:
         names = [n.name for n in ast.parse(code).body if isinstance(n, ast.FunctionDef)]
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return "f"  # the tracer names what is wrong with it
     return "f" if "f" in names or not names else names[-1]

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import tokenize
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from cwm_jax.trace.episodes import decode_source
 from cwm_jax.trace.format import START_MARKER
 from cwm_jax.trace.tracer import TraceError, marked_line, source_lines
 
@@ -54,8 +54,7 @@ class SourceFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            with tokenize.open(path) as file:
-                text = file.read()
+            text = decode_source(path.read_bytes())
             self.tree = ast.parse(text)
         except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise TraceError("source", f"{path}: {type(error).__name__}: {error}") from None

@@ -58,12 +58,17 @@ def _rows(
             shown = "  ".join(f"{name}={value}" for name, value in new.items())
             if scopes:
                 scopes[-1] = frame.local_vars
-        action = "  " * max(len(scopes) - 1, 0) + frame.source_line.rstrip("\r\n")
-        yield str(number), frame.event.value, str(frame.lineno or ""), action, shown
+        action = "  " * max(len(scopes) - 1, 0) + _printable(frame.source_line.rstrip("\r\n"))
+        yield str(number), frame.event.value, str(frame.lineno or ""), action, _printable(shown)
         if frame.event is TraceEvent.RETURN and scopes:
             scopes.pop()
 
 
-def _cut(text: str, width: int) -> str:
+def _printable(text: str) -> str:
+    """A text of one line whose length is its width: tabs as blanks, control characters escaped."""
     text = text.replace("\t", "    ")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import atexit
 import dataclasses
-import functools
 import io
 import itertools
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ FINISHED = "finished"
 TRUNCATED = ("events", "bytes", "depth")
 _RECORDER = Path(__file__).with_name("recorder.py")
 _EVENTS = (TraceEvent.CALL, TraceEvent.LINE, TraceEvent.RETURN, TraceEvent.EXCEPTION)
+_MAX_SHARED = 4  # assumed: warm sandboxes that `trace_context` keeps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,10 +172,24 @@ def trace_context(
     return trace.frames
 
 
-@functools.lru_cache(maxsize=4)
+_shared: dict[tuple[TraceLimits, bool, int], Tracer] = {}  # the latest used is last
+_shared_lock = threading.Lock()
+
+
 def _shared_tracer(limits: TraceLimits, unsafe: bool, pid: int) -> Tracer:
-    tracer = Tracer(limits, unsafe=unsafe)
-    atexit.register(tracer.close)
+    """The process's own for these limits; the least recently used of too many is closed."""
+    key = (limits, unsafe, pid)
+    with _shared_lock:
+        tracer = _shared.pop(key, None)
+        if tracer is None:
+            tracer = Tracer(limits, unsafe=unsafe)
+            atexit.register(tracer.close)
+        _shared[key] = tracer
+        evicted = [(old[2], _shared.pop(old)) for old in list(_shared)[:-_MAX_SHARED]]
+    for owner, old in evicted:
+        if owner == pid:  # after a fork, the parent goes on with its own
+            old.close()
+            atexit.unregister(old.close)
     return tracer
 
 

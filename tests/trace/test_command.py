@@ -5,7 +5,9 @@ import json
 import pytest
 
 from cwm_jax.__main__ import main
+from cwm_jax.trace import TraceEvent, TraceFrame
 from cwm_jax.trace.episodes import episode_from_json
+from cwm_jax.trace.table import format_table
 
 SCRIPT = """\
 def collatz(n):
@@ -124,3 +126,68 @@ def test_a_malformed_trace_is_shown_with_its_problems(capsys, script, tmp_path):
     assert status == 1
     assert "malformed: frame" in err
     assert "x = 1" in out
+
+
+def test_a_script_is_decoded_as_python_does(capsys, script):
+    script.write_bytes(b"\xef\xbb\xbfx = 1\r\ny = 2\r\n")
+    status, out, err = run(capsys, "run", script)
+    assert (status, err) == (0, "")
+    assert "y = 2" in out
+    script.write_bytes(b"# coding: latin-1\nx = '\xe9'\n")
+    status, out, err = run(capsys, "run", script)
+    assert (status, err) == (0, "")
+    assert "x = 'é'" in out
+    script.write_bytes(b"x = '\xe9'\n")
+    status, _, err = run(capsys, "run", script)
+    assert status == 2
+    assert "missing encoding declaration" in err
+    assert "declare it, or convert the file" in err
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (SCRIPT, ("--max-events", 0), "max_events is 0; expected more than 0"),
+        (SCRIPT, ("--call", "collatz(2)", "--stdin"), "expected none with --call or a marked line"),
+        ("x = 1  # << START_OF_TRACE\n", ("--stdin",), "expected none with --call or a marked"),
+        ("def main():\n    return 1\n", ("--call", "main()"), "rename it"),
+    ],
+)
+def test_options_that_cannot_be_followed_are_refused(capsys, script, source, options, message):
+    script.write_text(source)
+    options = (*options, script) if options[-1] == "--stdin" else options
+    status, out, err = run(capsys, "run", script, *options)
+    assert (status, out) == (2, "")
+    assert message in err
+
+
+def test_a_marker_in_a_string_marks_nothing(capsys, script):
+    script.write_text("mark = '  # << START_OF_TRACE'\nlast = len(mark)\npass\n")
+    status, out, _ = run(capsys, "run", script)
+    assert status == 0
+    assert "last=21" in out
+
+
+def test_lines_of_the_context_have_the_numbers_of_the_table(capsys, script):
+    script.write_text("\n\ndef f(x):\n\n    y = x\n    return y\n")
+    status, out, _ = run(capsys, "run", script, "--call", "f(1)")
+    assert status == 0
+    context, table = out.split("\n\n#")
+    assert context.splitlines()[:4] == ["3  def f(x):", "4", "5      y = x", "6      return y"]
+    assert ["line", "5", "y", "=", "x"] in [row.split()[1:6] for row in table.splitlines()[1:]]
+
+
+def test_what_a_repr_holds_breaks_no_row_and_moves_no_column():
+    frames = [
+        TraceFrame(TraceEvent.CALL, "def f():\n", {}, None, 1),
+        TraceFrame(
+            TraceEvent.LINE, "\t\tx = 'a much longer line'\n", {"x": "a\n\x1b[31mb"}, None, 2
+        ),
+        TraceFrame(TraceEvent.RETURN, "\treturn x\n", {}, "\u2028\t'", 3),
+    ]
+    rows = format_table(frames, width=100).splitlines()
+    assert len(rows) == 4
+    assert rows[2].endswith(r"        x = 'a much longer line'  x=a\n\x1b[31mb")
+    assert rows[3].endswith(r"-> \u2028    '")
+    column = rows[0].index("locals, value")
+    assert rows[2].index("x=a") == rows[3].index("-> ") == column

@@ -35,8 +35,10 @@ from cwm_jax.trace.corpus import (
     write_corpus,
 )
 from cwm_jax.trace.corpus import progress as progress_module
-from cwm_jax.trace.corpus.command import add_parser
+from cwm_jax.trace.corpus.command import _Sources, add_parser
+from cwm_jax.trace.corpus.functions import functions
 from cwm_jax.trace.corpus.report import CorpusReport
+from cwm_jax.trace.episodes import Program
 
 ROOT = Path(__file__).parent.parent.parent
 # Chunks and shards so small that there are several; shared with KILLED.
@@ -374,7 +376,85 @@ def test_the_command_traces_functions_doctests_and_a_repository(tmp_path, capsys
     assert "def area(w, h):" in by_source["pytest"].context + by_source["pytest"].frames
     shown = capsys.readouterr().out
     assert "dropped as no-types: 1 (mod.py-unknown)" in shown
-    assert "dropped as syntax: 1 (broken.py)" in shown
+    assert "dropped as syntax: 1 (broken.py-*)" in shown
+
+
+def test_folders_of_one_name_are_read_and_named_apart(tmp_path):
+    options = ["--out", tmp_path / "traces", "--workers", 1, "--unsafe", "--scripts"]
+    for number, parent in enumerate("ab"):
+        (tmp_path / parent / "src").mkdir(parents=True)
+        (tmp_path / parent / "src" / "m.py").write_text(f"x = {number}\n")
+        options.append(tmp_path / parent / "src")
+    assert command(*options) == 0
+    assert [e.name for e in read_corpus(tmp_path / "traces")] == ["0-m.py#0", "1-m.py#0"]
+    digests = read_manifest(tmp_path / "traces").settings["description"]["files"]
+    assert digests.keys() == {"scripts 0 src", "scripts 1 src"}
+    assert len(set(digests.values())) == 2
+
+
+def test_a_script_and_a_file_without_functions_have_names_of_their_own(tmp_path, capsys):
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    options = ["--scripts", tmp_path, "--functions", tmp_path, "--workers", 1, "--unsafe"]
+    assert command("--out", tmp_path / "traces", *options) == 0
+    assert "dropped as syntax: 2 (broken.py, broken.py-*)" in capsys.readouterr().out
+
+
+def test_files_of_one_name_in_other_folders_and_repositories_are_told_apart(tmp_path):
+    rows, repositories = [], []
+    for parent in "ab":
+        (tmp_path / parent / "repo").mkdir(parents=True)
+        (tmp_path / parent / "repo" / "m.py").write_text("")
+        rows.append(tmp_path / parent / "rows.jsonl")
+        rows[-1].write_text(json.dumps({"code": "def f(x):\n    return x", "input": "1"}) + "\n")
+        repositories.append(tmp_path / parent / "repo")
+    names = [item.name for item in sources(jsonl=rows, pytest=repositories)]
+    assert names == ["0-rows-line-1", "1-rows-line-1", "pytest-0-repo", "pytest-1-repo"]
+
+
+def sources(**chosen):
+    options = {"jsonl", "scripts", "functions", "doctests", "pytest"}
+    values = {name: tuple(chosen.get(name, ())) for name in options}
+    return _Sources(generate=0, difficulties=(1,), seed=0, **values)
+
+
+def test_two_items_of_one_name_are_refused(tmp_path):
+    work = generated(3)
+    with pytest.raises(CorpusError, match=r"items 0 and 3 .* named 'gen-5-0'; expected .*: rename"):
+        write([*work, dataclasses.replace(work[1], name=work[0].name)], tmp_path / "traces")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "m.in").write_text("6\n"),
+        lambda folder: (folder / "m.in").unlink(),
+        lambda folder: (folder / "a").rename(folder / "b"),
+    ],
+)
+def test_the_digest_of_scripts_covers_their_places_and_standard_input(tmp_path, change):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "n.py").write_text("x = 1\n")
+    (tmp_path / "m.py").write_text("x = input()\n")
+    (tmp_path / "m.in").write_text("5\n")
+    before = sources(scripts=[tmp_path]).files()
+    assert before == sources(scripts=[tmp_path]).files()
+    change(tmp_path)
+    after = sources(scripts=[tmp_path]).files()
+    assert before.keys() == after.keys() == {f"scripts 0 {tmp_path.name}"}
+    assert before != after
+
+
+def test_functions_of_files_are_decoded_as_python_does(tmp_path):
+    body = "def f(x: int):\n    return x, 'é'\n"
+    (tmp_path / "bom.py").write_text(body, encoding="utf-8-sig")
+    (tmp_path / "declared.py").write_text(f"# coding: latin-1\n{body}", encoding="latin-1")
+    (tmp_path / "wrong.py").write_text(body, encoding="latin-1")
+    work = list(functions(tmp_path, seed=0))
+    assert {item.name for item in work if isinstance(item, Program)} == {
+        f"{stem}.py-f-{number}" for stem in ("bom", "declared") for number in range(4)
+    }
+    assert all("'é'" in item.context for item in work[:-1])
+    assert (work[-1].name, work[-1].reason) == ("wrong.py-*", "syntax")
 
 
 @pytest.mark.parametrize(

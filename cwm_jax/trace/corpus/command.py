@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cwm_jax.trace.corpus.decontamination import load_benchmarks
 from cwm_jax.trace.corpus.deduplication import NearDuplicates
 from cwm_jax.trace.corpus.engines import Engine, LocalEngine, RayEngine
 from cwm_jax.trace.corpus.functions import functions
-from cwm_jax.trace.corpus.scripts import script_paths, scripts
+from cwm_jax.trace.corpus.scripts import script_paths, scripts, stdin_path
 from cwm_jax.trace.corpus.settings import CorpusSettings
 from cwm_jax.trace.corpus.worker import Work
 from cwm_jax.trace.corpus.writer import write_corpus
@@ -39,25 +39,32 @@ class _Sources:
     def __iter__(self) -> Iterator[Work]:
         rules = EpisodeRules(seed=self.seed)
         yield from generated_programs(self.seed, self.generate, difficulties=self.difficulties)
-        for path in self.jsonl:
-            yield from jsonl_programs(path)
-        for folder in self.scripts:
-            yield from scripts(folder)
-        for folder in self.functions:
-            yield from functions(folder, seed=self.seed)
+        for prefix, path in _prefixed(self.jsonl):
+            yield from jsonl_programs(path, prefix=prefix)
+        for prefix, folder in _prefixed(self.scripts):
+            yield from scripts(folder, prefix=prefix)
+        for prefix, folder in _prefixed(self.functions):
+            yield from functions(folder, seed=self.seed, prefix=prefix)
         for package in self.doctests:
             yield from doctest_suites(package, rules=rules)
-        for root in self.pytest:
-            yield PytestSuite(root=root.absolute(), rules=rules)
+        for prefix, root in _prefixed(self.pytest):
+            root = root.absolute()
+            yield PytestSuite(root=root, label=f"{prefix}{root.name}", rules=rules)
 
-    def files(self) -> dict[str, list[Path]]:
-        """What is read, by the option and name that stands for it in the manifest."""
-        folders = {"scripts": self.scripts, "functions": self.functions, "pytest": self.pytest}
-        return {f"jsonl {path.name}": [path] for path in self.jsonl} | {
-            f"{option} {folder.name}": script_paths(folder)
-            for option, chosen in folders.items()
-            for folder in chosen
+    def files(self) -> dict[str, str]:
+        """Digests of what is read, by the option, its value's number and name."""
+        read = {
+            f"jsonl {n} {path.name}": _sha256(path.parent, [path])
+            for n, path in enumerate(self.jsonl)
         }
+        folders = {"scripts": self.scripts, "functions": self.functions, "pytest": self.pytest}
+        for option, chosen in folders.items():
+            for number, folder in enumerate(chosen):
+                paths = script_paths(folder)
+                if option == "scripts":
+                    paths += [path for path in map(stdin_path, paths) if path.exists()]
+                read[f"{option} {number} {folder.name}"] = _sha256(folder, paths)
+        return read
 
     def describe(self) -> dict[str, Any]:
         """For the manifest, and to go on with the same work only."""
@@ -65,7 +72,7 @@ class _Sources:
         return {
             "generate": {"count": self.generate} | (generated if self.generate else {}),
             "doctests": list(self.doctests),
-            "files": {name: _sha256(paths) for name, paths in self.files().items()},
+            "files": self.files(),
         }
 
 
@@ -138,7 +145,8 @@ def main(args: argparse.Namespace) -> int:
             doctests=tuple(args.doctests),
             pytest=tuple(args.pytest),
         )
-        if not (sources.generate or sources.files() or sources.doctests):
+        described = sources.describe()
+        if not (sources.generate or described["files"] or sources.doctests):
             raise ValueError(
                 "no programs; expected some: give --generate, --jsonl, --scripts, --functions, "
                 "--doctests or --pytest"
@@ -148,7 +156,7 @@ def main(args: argparse.Namespace) -> int:
             keep_truncated=args.keep_truncated,
             near_duplicates=NearDuplicates(jaccard=args.jaccard) if args.jaccard else None,
             unsafe=args.unsafe,
-            description=sources.describe(),
+            description=described,
         )
         report = write_corpus(
             sources,
@@ -187,9 +195,17 @@ def _difficulties(text: str) -> tuple[int, ...]:
     return difficulties
 
 
-def _sha256(paths: list[Path]) -> str:
+def _prefixed(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """Each with what begins the names of its work, as several may hold files of one name."""
+    for number, path in enumerate(paths):
+        yield (f"{number}-" if len(paths) > 1 else ""), path
+
+
+def _sha256(root: Path, paths: Sequence[Path]) -> str:
+    """Of files below a folder, with their places in it."""
     digest = hashlib.sha256()
     for path in paths:
         content = path.read_bytes()
-        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+        name = path.relative_to(root).as_posix()
+        digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()

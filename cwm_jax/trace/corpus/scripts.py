@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from cwm_jax.trace.episodes import Episode, Program, context_of_script
-from cwm_jax.trace.tracer import TraceError, Tracer
+from cwm_jax.trace.episodes import Episode, Program, context_of_script, decode_source
+from cwm_jax.trace.tracer import Tracer
 
 STDIN_SUFFIX = ".in"
 
@@ -29,11 +29,7 @@ class Script:
 
     def episodes(self, tracer: Tracer) -> list[Episode]:
         """Its one episode; raises TraceError as `Tracer.trace` does."""
-        try:
-            text, stdin = self.content.decode("utf-8-sig"), self.stdin.decode()
-        except UnicodeDecodeError as error:
-            raise TraceError("syntax", f"no trace: {error}; expected UTF-8") from error
-        context = context_of_script(text, stdin)
+        context = context_of_script(decode_source(self.content), self.stdin)
         program = Program(name=self.name, context=context, source=self.source, origin=self.name)
         return program.episodes(tracer)
 
@@ -50,12 +46,17 @@ def script_paths(folder: Path) -> list[Path]:
     return paths
 
 
-def scripts(folder: Path) -> Iterator[Script]:
+def stdin_path(script: Path) -> Path:
+    """Where the standard input of a script is, if it has one."""
+    return script.with_suffix(STDIN_SUFFIX)
+
+
+def scripts(folder: Path, *, prefix: str = "") -> Iterator[Script]:
     """The scripts of a folder; ``NAME.in`` beside ``NAME.py`` is its standard input."""
     for path in script_paths(folder):
-        stdin = path.with_suffix(STDIN_SUFFIX)
+        stdin = stdin_path(path)
         yield Script(
-            name=path.relative_to(folder).as_posix().replace("#", "-"),
+            name=f"{prefix}{path.relative_to(folder).as_posix()}".replace("#", "-"),
             content=path.read_bytes(),
             stdin=stdin.read_bytes() if stdin.exists() else b"",
         )

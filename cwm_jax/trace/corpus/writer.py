@@ -65,8 +65,8 @@ def write_corpus(
         benchmarks: whose functions no context may hold.
 
     Raises:
-        CorpusError: the folder exists, or was begun with other settings or work; or work that was
-            traced by another version of Python.
+        CorpusError: the folder exists, or was begun with other settings or work; two items have
+            one name; or work that was traced by another version of Python.
         SandboxError: no sandbox can be had.
     """
     started_s, folder = time.time(), Path(folder)
@@ -145,9 +145,20 @@ def _chunk_results(
 
 
 def _chunks(work: Iterable[Work], size: int) -> Iterator[list[Work]]:
-    stream = iter(work)
+    stream = _with_unique_names(work)
     while chunk := list(itertools.islice(stream, size)):
         yield chunk
+
+
+def _with_unique_names(work: Iterable[Work]) -> Iterator[Work]:
+    seen: dict[str, int] = {}
+    for number, item in enumerate(work):
+        if (first := seen.setdefault(item.name, number)) != number:
+            raise CorpusError(
+                f"items {first} and {number} of the work are both named {item.name!r}; expected a "
+                "name of its own for each, as splits are a function of it: rename one"
+            )
+        yield item
 
 
 class _Choice:

@@ -1,0 +1,89 @@
+"""Programs from files and scripts, what cannot be one of them, and the shared warm tracers."""
+
+import json
+
+import pytest
+
+from cwm_jax.trace import TraceError, TraceLimits, Tracer, trace_context
+from cwm_jax.trace import tracer as tracer_module
+from cwm_jax.trace.episodes import Program, Uncallable, context_of_script, jsonl_programs
+
+
+@pytest.fixture(scope="module")
+def tracer():
+    with Tracer(unsafe=True) as tracer:
+        yield tracer
+
+
+def last_locals(tracer, script, stdin):
+    trace = tracer.trace(context_of_script(script, stdin))
+    return [frame.local_vars for frame in trace.frames if frame.arg is None][-1]
+
+
+@pytest.mark.parametrize(
+    ("read", "stdin", "shown"),
+    [
+        ("sys.stdin.buffer.readline()", b"5\r\n", r"b'5\r\n'"),
+        ("sys.stdin.read()", b"5\r\n6\r\n", r"'5\n6\n'"),
+        ("input()", b"5\r\n", "'5'"),
+        ("input()", "\u00e9\n".encode(), "'\u00e9'"),
+        ("sys.stdin.buffer.read()", b"\xff", r"b'\xff'"),
+    ],
+)
+def test_a_script_reads_its_standard_input_as_from_a_file(tracer, read, stdin, shown):
+    assert last_locals(tracer, f"import sys\nx = {read}\npass\n", stdin)["x"] == shown
+
+
+def programs(tmp_path, *rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return list(jsonl_programs(path))
+
+
+@pytest.mark.parametrize("row", [{"code": None, "input": "1"}, {"code": "f = abs", "input": None}])
+def test_a_line_without_code_or_input_is_refused(tmp_path, row):
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: .*expected an object with strings"):
+        programs(tmp_path, {"code": "f = abs", "input": "1"}, row)
+
+
+def test_code_too_deep_to_parse_is_a_program_that_has_no_trace(tmp_path, tracer):
+    for code in ("(" * 100_000, "x = " + "-" * 100_000 + "1"):
+        (program,) = programs(tmp_path, {"code": code, "input": "1"})
+        with pytest.raises(TraceError) as raised:
+            program.episodes(tracer)
+        assert raised.value.reason == "syntax"
+
+
+def test_a_function_named_as_the_entry_is_refused_by_name_and_the_rest_goes_on(tmp_path, tracer):
+    code = "def main(x):\n    return x\n"
+    refused, last, called = programs(
+        tmp_path,
+        {"code": code, "input": "1"},
+        {"code": "def g(x):\n    return x\n" + code, "input": "1"},
+        {"code": code + "def f(x):\n    return x\n", "input": "1"},
+    )
+    assert isinstance(called, Program)
+    for item in (refused, last):
+        assert isinstance(item, Uncallable)
+        with pytest.raises(TraceError, match="rename it") as raised:
+            item.episodes(tracer)
+        assert raised.value.reason == "main"
+
+
+def test_shared_tracers_are_closed_when_others_take_their_place(monkeypatch):
+    closed = []
+
+    class Recording(Tracer):
+        def close(self):
+            closed.append(self.limits.max_events)
+            super().close()
+
+    monkeypatch.setattr(tracer_module, "Tracer", Recording)
+    monkeypatch.setattr(tracer_module, "_shared", {})
+    monkeypatch.setattr(tracer_module, "_MAX_SHARED", 2)
+    for max_events in (91, 92, 91, 93, 94):
+        limits = TraceLimits(max_events=max_events)
+        assert trace_context("x = 1  # << START_OF_TRACE\n", limits=limits, unsafe=True)
+    assert closed == [92, 91]
+    for shared in tracer_module._shared.values():
+        shared.close()
