@@ -9,6 +9,7 @@ the moment the trace is complete, and the process ends there: a program cannot o
 
 import _thread
 import builtins
+import io
 import json
 import linecache
 import opcode
@@ -28,7 +29,10 @@ CHECK_EVENTS = 61  # between checks of the limits; prime, so that a loop's event
 MAX_NOTED_CHARS = 8_000_000  # of reprs before they are numbered: bounds the memory
 MAX_TAKEN_CHARS = 30  # of reprs for each of max_bytes, cut and repeated ones too (assumed)
 
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{4,}")
+# An address, or a literal that may hold the like of one
+_LITERAL_OR_ADDRESS = re.compile(
+    r"""('(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")| at 0x[0-9a-fA-F]{4,}""", re.DOTALL
+)
 _SUSPENDABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
 _YIELD_VALUE = opcode.opmap["YIELD_VALUE"]
 
@@ -52,9 +56,12 @@ REFUSED = {
     "socket.__new__": "sockets",
     "socket.connect": "sockets",
     "socket.bind": "sockets",
+    "socket.sendto": "sockets",
+    "socket.sendmsg": "sockets",
     "socket.getaddrinfo": "sockets",
 }
-# Audit events whose first argument is a path: outside the scratch folder they are refused.
+_AF_UNIX = 1  # of the pair of sockets within the process that every event loop of asyncio has
+# Audit events of paths, the first of their arguments: outside the scratch folder they are refused.
 REFUSED_OUTSIDE = ("os.remove", "os.rmdir", "os.rename", "os.truncate", "os.chmod", "shutil.rmtree")
 
 
@@ -76,7 +83,7 @@ class Recorder:
     def __init__(self, limits, done, suspended=lambda: None):
         self.depth = 0
         self.entered = False
-        self.entry_code = None
+        self.entry_frame = None
         self.lost = False  # whether an event could not be noted
         self._limits = limits
         self._done, self._suspended = done, suspended
@@ -95,11 +102,17 @@ class Recorder:
         """
         self.entered = True
         self.depth += 1
-        if self.depth > self._limits["max_depth"]:
-            self._done("depth", f"{self._limits['max_depth']} scopes are open at once")
-            return None
-        self._note_locals(CALL, frame)
-        return self.line_event if self._may_go_on() else None
+        try:
+            if self.depth > self._limits["max_depth"]:
+                self._done("depth", f"{self._limits['max_depth']} scopes are open at once")
+                return None
+            self._note_locals(CALL, frame)
+            return self.line_event if self._may_go_on() else None
+        except RecursionError:
+            self.lost = True
+        except BaseException as error:
+            self._fail(error)
+        return None
 
     def answer(self, status, message, *, hidden=()):
         """The JSON that the tracer reads.
@@ -107,7 +120,7 @@ class Recorder:
         Args:
             status: ``finished``, or the name of what ended the run.
             message: its details.
-            hidden: names that are left out where they stand beside ``__builtins__``.
+            hidden: names that are left out of the entry scope's own locals.
         """
         self._number_events()
         if self.lost:
@@ -118,7 +131,7 @@ class Recorder:
             "status": status,
             "message": message,
             "events": self._events[: self._limits["max_events"]],
-            "names": [_shown(names, hidden) for names in self._names],
+            "names": self._shown_names(hidden),
             "reprs": self._table,
             "cut_reprs": self._cut_reprs,
             "failed_reprs": self._failed_reprs,
@@ -133,12 +146,13 @@ class Recorder:
         def line_event(frame, event, arg):
             try:
                 if event == "line":
+                    reprs = []  # where one raises, those before it stay
                     try:
                         local_vars = frame.f_locals
-                        reprs = map(repr, local_vars.values())
+                        reprs += map(repr, local_vars.values())
                         note((4 * frame.f_lineno + LINE, *local_vars, *reprs))
-                    except BaseException:  # a program's own __repr__ may raise anything
-                        self._note_locals(LINE, frame)
+                    except BaseException as error:  # a program's own __repr__ may raise anything
+                        self._note_locals(LINE, frame, reprs, error)
                     if not len(noted) % CHECK_EVENTS and not self._check():
                         return None
                 elif event == "return":
@@ -147,18 +161,24 @@ class Recorder:
                     if issubclass(arg[0], MemoryError):
                         self._done("memory", "the program ran out of the memory it may have")
                         return None
-                    note((4 * frame.f_lineno + EXCEPTION, self._repr(arg[1])))
+                    note((4 * line_of(frame) + EXCEPTION, self._repr(arg[1])))
                     if not self._may_go_on():
                         return None
             except RecursionError:  # in the program's last frames; raised here it would end tracing
                 self.lost = True
+            except BaseException as error:  # raised here it would be taken for a settrace()
+                self._fail(error)
+                return None
             return line_event
 
         return line_event
 
+    def _fail(self, error):
+        self._done("error", f"the recorder raised {type(error).__name__}: {describe(error)}")
+
     def _leave(self, frame, value):
         before = self._noted[-1][0] if self._noted else -1
-        self._noted.append((4 * frame.f_lineno + RETURN, self._repr(value)))
+        self._noted.append((4 * line_of(frame) + RETURN, self._repr(value)))
         self.depth -= 1
         if self.depth:
             self._may_go_on()
@@ -167,19 +187,31 @@ class Recorder:
         else:
             self._done("finished", "")
 
-    def _note_locals(self, kind, frame):
-        local_vars = {k: v for k, v in dict(frame.f_locals).items() if type(k) is str}
-        reprs = [self._repr(value) for value in local_vars.values()]
-        self._noted.append((4 * frame.f_lineno + kind, *local_vars, *reprs))
+    def _note_locals(self, kind, frame, taken=(), error=None):
+        """Takes the reprs that are not taken yet; ``error`` is what the first of them raised."""
+        try:
+            local_vars = dict(frame.f_locals)
+        except BaseException as unread:  # the namespace of a class body may be anything
+            self._failed(None, unread)
+            self._noted.append((4 * line_of(frame) + kind,))
+            return
+        reprs, values = [*taken], [*local_vars.values()]
+        if error is not None and not is_of_iteration(error) and len(reprs) < len(values):
+            reprs.append(self._failed(values[len(reprs)], error))
+        reprs += map(self._repr, values[len(reprs) :])
+        self._noted.append((4 * line_of(frame) + kind, *local_vars, *reprs))
 
     def _repr(self, value):
         try:
             return repr(value)
-        except MemoryError:
-            self._done("memory", "a repr needs more memory than the run may have")
         except BaseException as error:
-            self._failed_reprs += 1
-            return f"<{type(value).__name__} object, repr raised {type(error).__name__}>"
+            return self._failed(value, error)
+
+    def _failed(self, value, error):
+        if isinstance(error, MemoryError):
+            self._done("memory", "a repr needs more memory than the run may have")
+        self._failed_reprs += 1
+        return f"<{type(value).__name__} object, repr raised {type(error).__name__}>"
 
     def _may_go_on(self):
         # At every kind of event: the line events alone may miss all multiples of CHECK_EVENTS.
@@ -187,7 +219,8 @@ class Recorder:
 
     def _check(self):
         """Whether the limits hold; numbers the noted events before they take much memory."""
-        chars = CHECK_EVENTS * sum(map(len, self._noted[-1][1:]))
+        texts = self._noted[-1][1:]  # among them names that are no text, in the module's globals
+        chars = CHECK_EVENTS * sum(str.__len__(text) for text in texts if is_text(text))
         self._noted_chars += chars
         self._taken_chars += chars
         if self._noted_chars > MAX_NOTED_CHARS:
@@ -225,6 +258,18 @@ class Recorder:
         self._noted.clear()
         self._noted_chars = 0
 
+    def _shown_names(self, hidden):
+        own, depth = set(), 0  # own: numbers of the names in the entry scope's events
+        for line_and_kind, at, _ in self._events if hidden else ():
+            depth += line_and_kind & 3 == CALL
+            if depth == 1:
+                own.add(at)
+            depth -= line_and_kind & 3 == RETURN
+        return [
+            [None if at in own and name in hidden else name for name in names]
+            for at, names in enumerate(self._names)
+        ]
+
     def _number(self, text):
         longest = self._limits["max_repr_chars"]
         shown = text if len(text) <= longest else text[:longest] + "..."
@@ -236,10 +281,19 @@ class Recorder:
         return known
 
 
-def _shown(names, hidden):
-    """Names as the answer lists them, None where the value beside it is to be left out."""
-    is_module = "__builtins__" in names
-    return [None if is_module and name in hidden else name for name in names]
+def is_of_iteration(error):
+    """Whether the locals changed in size while they were read: a repr did that, but none raised."""
+    trace = error.__traceback__
+    return type(error) is RuntimeError and trace is not None and trace.tb_next is None
+
+
+def line_of(frame):
+    """A frame's line; of an instruction without one, as ``except*`` has, the line before it."""
+    if frame.f_lineno is not None:
+        return frame.f_lineno
+    code = frame.f_code
+    before = [line for start, _, line in code.co_lines() if line and start <= frame.f_lasti]
+    return before[-1] if before else code.co_firstlineno
 
 
 def is_suspended(frame):
@@ -248,20 +302,26 @@ def is_suspended(frame):
     return bool(code.co_flags & _SUSPENDABLE) and code.co_code[frame.f_lasti] == _YIELD_VALUE
 
 
+def is_text(value):
+    return issubclass(type(value), str)  # whatever its __class__ says
+
+
 def exact_texts(texts):
     """Names and reprs as exact ``str``: subclasses have methods of their own; other names go."""
     middle = len(texts) // 2
     pairs = zip(texts[:middle], texts[middle:], strict=len(texts) > 1)
-    named = [(name, text) for name, text in pairs if isinstance(name, str)]
+    named = [(name, text) for name, text in pairs if is_text(name)]
     kept = [*(name for name, _ in named), *(text for _, text in named)] if middle else texts
     return ["".join([text]) for text in kept]
 
 
 def plain(text):
-    """A repr as it is shown: without memory addresses."""
+    """A repr as it is shown: without memory addresses, but for what strings within it say."""
     if text == "..":
         return "'..'"  # the format keeps ".." for "unchanged"
-    return _ADDRESS.sub("", text) if " at 0x" in text and text[0] not in "'\"" else text
+    if " at 0x" not in text or text[0] in "'\"":
+        return text
+    return _LITERAL_OR_ADDRESS.sub(r"\1", text)
 
 
 def trace_program(request):
@@ -274,7 +334,7 @@ def trace_program(request):
     source, entry, limits = request["source"], request["entry"], request["limits"]
     module = types.ModuleType("__main__")
     module.__dict__.update(__builtins__=builtins, __file__=FILE_NAME)
-    hidden = {*module.__dict__, "__annotations__"}
+    hidden = {*module.__dict__, "__annotations__"} if entry is None else ()
 
     def done(status: str, message: str) -> NoReturn:
         reply(recorder.answer(status, message, hidden=hidden))
@@ -284,7 +344,7 @@ def trace_program(request):
     sys.modules["__main__"], sys.argv = module, [FILE_NAME]
     random.seed(0)  # assumed: programs that do not seed see one fixed sequence
     sys.setrecursionlimit(2 * limits["max_depth"] + 1000)  # the limit on depth comes first
-    sys.settrace(make_trace_call(recorder, code if entry is None else None, entry))
+    sys.settrace(make_trace_call(recorder, code, entry))
     sys.addaudithook(make_audit_hook(done))
     refuse_threads(done)
     try:
@@ -301,28 +361,49 @@ def trace_program(request):
 
 def compile_program(source: str, done: Done) -> types.CodeType:
     """The module's code; linecache knows its lines, for tracebacks and ``inspect``."""
-    linecache.cache[FILE_NAME] = (len(source), None, source.splitlines(True), FILE_NAME)
+    lines = list(io.StringIO(source, newline=""))  # as Python counts them: no form feed ends one
+    linecache.cache[FILE_NAME] = (len(source), None, lines, FILE_NAME)
     try:
         return compile(source, FILE_NAME, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         done("syntax", f"{type(error).__name__}: {error}")
 
 
+def code_ids(code):
+    """Of a source's code objects: what else names its file has lines of its own."""
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return {id(code)}.union(*map(code_ids, inner))
+
+
 def make_trace_call(recorder, module_code, entry):
     """The global trace function: decides which calls are recorded."""
+    program = code_ids(module_code)
 
-    def trace_call(frame, event, arg):
+    def is_entry(code):
+        if entry is None:
+            return code is module_code
+        return entry == [code.co_firstlineno, code.co_name]
+
+    def enter(frame):
         code = frame.f_code
-        if code.co_filename != FILE_NAME:
+        if id(code) not in program:
             return None
-        if recorder.depth or code is module_code:
+        if recorder.depth or frame is recorder.entry_frame:
             return recorder.call(frame)
         if recorder.entered:  # the entry is suspended: only its own resumption goes on
-            return recorder.call(frame) if code is recorder.entry_code else None
-        if entry is not None and entry == [code.co_firstlineno, code.co_name]:
-            recorder.entry_code = code
+            frame.f_trace = None  # of a generator that the entry has begun
+            return None
+        if is_entry(code):
+            recorder.entry_frame = frame
             return recorder.call(frame)
         return None
+
+    def trace_call(frame, event, arg):
+        try:
+            return enter(frame)
+        except RecursionError:
+            recorder.lost = recorder.entered
+            return None
 
     return trace_call
 
@@ -339,6 +420,11 @@ def call_without_arguments(function: Any, entry: Sequence[Any], done: Done) -> N
         missing += [name for name in keywords if name not in (function.__kwdefaults__ or {})]
         if missing:
             done("missing-arguments", f"{entry[1]}() lacks {', '.join(missing)}")
+        if code.co_flags & _SUSPENDABLE:
+            done(
+                "not-entered",
+                f"a call of {entry[1]} runs none of its lines: iterate or await it in the module",
+            )
     function()
 
 
@@ -349,10 +435,12 @@ def make_audit_hook(done: Done) -> Callable[[str, tuple], None]:
 
     def refuse(event, args):
         reason = REFUSED.get(event)
-        if reason is not None:
+        if reason is not None and not (event == "socket.__new__" and args[1] == _AF_UNIX):
             done("refused", f"{reason}: {event}")
-        if event in REFUSED_OUTSIDE and not is_below(scratch, args[0]):
-            done("refused", f"files: {event} of {args[0]!r}")
+        if event in REFUSED_OUTSIDE:  # of two paths or one: what is no path passes
+            for path in args[:2]:
+                if not is_below(scratch, path):
+                    done("refused", f"files: {event} of {path!r}")
 
     return refuse
 

@@ -239,7 +239,7 @@ class SuiteRun:
         else:
             self._cut(episode)
         episode.entry_frame = None
-        if episode.recorder.lost or status == "memory":
+        if episode.recorder.lost or status in ("memory", "error"):
             self._dropped["recursion" if episode.recorder.lost else status] += 1
         else:
             self._keep(episode, status, message)

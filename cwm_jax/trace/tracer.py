@@ -31,7 +31,7 @@ class TraceLimits:
 
     Attributes:
         max_events: frames (report: traces of programs above 10k line events are dropped).
-        max_bytes: of the rendered frames (report: 1 MB).
+        max_bytes: of the rendered frames, counted as characters (report: 1 MB).
         max_repr_chars: a longer ``repr`` is cut and ends in ``...`` (assumed).
         max_depth: scopes that are open at once (assumed).
         cpu_s, wall_s, memory_bytes: of the run in the sandbox.
@@ -62,8 +62,9 @@ class TraceError(ValueError):
     Attributes:
         reason: a short name to count by: ``syntax``, ``raised`` (before the entry),
             ``not-entered``, ``missing-arguments``, ``refused``, ``incomplete``, ``recursion`` (the
-            program used up the stack), one of `TRUNCATED`, or how the sandbox ended the run:
-            ``cpu``, ``wall``, ``memory``, ``output``, ``exit``, ``signal``, ``error``.
+            program used up the stack), ``marker`` (no marked line, or several), ``format`` (context
+            or frames have no text in the format), one of `TRUNCATED`, or how the sandbox ended the
+            run: ``cpu``, ``wall``, ``memory``, ``output``, ``exit``, ``signal``, ``error``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -222,10 +223,15 @@ def find_entry(context: str) -> tuple[int, str] | None:
         raise TraceError("syntax", f"no trace: {type(error).__name__}: {error}") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            if line == node.lineno or first <= line < node.body[0].lineno:
+            first = _first_line(node)
+            if line == node.lineno or first <= line < _first_line(node.body[0]):
                 return first, node.name
     return None
+
+
+def _first_line(node: ast.stmt) -> int:
+    """Decorators included."""
+    return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
 
 
 def source_lines(context: str) -> list[str]:

@@ -75,6 +75,15 @@ CONTEXTS = {
         list(g)
         """
     ),
+    "generators_in_turns": context(
+        """
+        def count(n):  #>
+            for i in range(2):
+                yield n + i
+
+        list(zip(count(0), count(10)))
+        """
+    ),
     "comprehensions_and_closures": context(
         """
         def main():  #>
@@ -190,6 +199,7 @@ CONTEXTS = {
             s = 'é\\n"quoted" \\\\ 日本'
             t = b'\\x00\\xff'
             address = ' at 0x7f0000000000'
+            found = ['look at 0x12345 here', b'it\\'s at 0xabcd', iter(s)]
             return s + s[::-1]
         """
     ),

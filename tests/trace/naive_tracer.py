@@ -70,7 +70,9 @@ def ends(seen, index):
 
 def safe(value):
     try:
-        return repr(value) if type(value) is str else re.sub(" at 0x[0-9a-f]+", "", repr(value))
+        parts = re.split(r"""('[^']*'|"[^"]*")""", repr(value))  # each other one is a literal
+        parts[::2] = [re.sub(" at 0x[0-9a-f]+", "", part) for part in parts[::2]]
+        return "".join(parts)
     except Exception as error:
         return f"<{type(value).__name__} object, repr raised {type(error).__name__}>"
 

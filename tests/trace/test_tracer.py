@@ -47,6 +47,35 @@ HOSTILE = {
     "socket": ("refused", main("import socket\nsocket.create_connection(('127.0.0.1', 80))")),
     "threads": ("refused", main("import threading\nthreading.Thread(target=print).start()")),
     "settrace": ("refused", main("import sys\nsys.settrace(None)\nreturn 1")),
+    "socket of another family": (
+        "refused",
+        main("import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM)"),
+    ),
+    "datagram to a path": (
+        "refused",
+        main("import socket\nsocket.socket(socket.AF_UNIX, 2).sendto(b'', '/run/log')"),
+    ),
+    "rename to the outside": (
+        "refused",
+        main("import os\nopen('a', 'w').close()\nos.rename('a', '/a')"),
+    ),
+    "stack used up": (
+        "recursion",
+        main(
+            "import sys\nsys.setrecursionlimit(40)\ntry: r(0)\nexcept RecursionError: pass",
+            "def r(n): return r(n + 1)\n",
+        ),
+    ),
+    "generator that nobody iterates": ("not-entered", main("yield 1")),
+    "coroutine that nobody awaits": ("not-entered", "async " + main("return 1")),
+    "type name that raises": (
+        "error",
+        main(
+            "a = A()\nreturn 1",
+            "class M(type):\n    @property\n    def __name__(cls): raise ValueError\n"
+            "class A(metaclass=M):\n    def __repr__(self): raise KeyError\n",
+        ),
+    ),
     "settrace before the entry": ("refused", "import sys\nsys.settrace(None)\n" + GOOD),
     "kill": ("refused", main("import os\nos.kill(os.getpid(), 9)")),
     "kill the worker": ("refused", main("import os\nos.kill(1, 9)")),
@@ -141,6 +170,115 @@ def test_a_repr_that_changes_state_is_called_once_a_frame(tracer):
     assert values(main("a = A()\nb = 1\nreturn b", before), "a", tracer) == ["A1", "A2"]
 
 
+def test_a_repr_is_called_once_a_frame_beside_those_that_raise(tracer):
+    before = """
+        class A:
+            n = 0
+            def __repr__(self):
+                A.n += 1
+                return f'A{A.n}'
+        class B:
+            n = 0
+            def __repr__(self):
+                B.n += 1
+                raise ValueError
+        """
+    context = main("a = A()\nb = B()\nc = A()\nd = 1\nreturn (A.n, B.n)", before)
+    assert values(context, "a", tracer) == ["A1", "A2", "A3", "A5"]
+    assert values(context, "c", tracer) == ["A4", "A6"]
+    trace = tracer.trace(context)
+    assert trace.frames[-1].arg == "(6, 3)"
+    assert trace.failed_reprs == 3
+
+
+def test_names_that_are_no_text_are_left_out(tracer):
+    context = (
+        f"class S(str):\n    def __len__(self): raise ValueError\nglobals()[5] = 6{MARK}\n"
+        "globals()[S('six')] = 7\nfor i in range(100): x = i\n"
+    )
+    trace = tracer.trace(context)
+    assert trace.finished
+    assert {*trace.frames[-2].local_vars} == {"S", "six", "i", "x"}
+
+
+def test_a_namespace_that_cannot_be_read_is_shown_as_none_and_counted(tracer):
+    before = """
+        class Namespace:
+            def __init__(self): self.kept = {}
+            def __getitem__(self, name): return self.kept[name]
+            def __setitem__(self, name, value): self.kept[name] = value
+        class M(type):
+            def __prepare__(name, bases): return Namespace()
+            def __new__(cls, name, bases, namespace): return 5
+        """
+    trace = tracer.trace(main("class A(metaclass=M):\n    x = 1\nreturn A", before))
+    assert trace.finished and trace.failed_reprs == 3
+    assert trace.frames[-1].arg == "5"
+    inner = [f for f in trace.frames if "x = 1" in f.source_line]
+    assert [f.local_vars for f in inner if f.arg is None] == [{}]
+
+
+def test_a_return_without_a_line_is_at_the_line_before(tracer):
+    body = """
+        try:
+            raise ExceptionGroup('x', [ValueError(1), TypeError(2)])
+        except* ValueError as error:
+            y = 1
+        """
+    trace = tracer.trace(main(body))
+    assert trace.finished
+    assert [f.event.value for f in trace.frames[-2:]] == ["line", "return"]
+    assert trace.frames[-1].source_line == "    except* ValueError as error:\n"
+
+
+def test_what_an_entry_begins_is_not_traced_outside_it(tracer):
+    context = f"""
+def inner():
+    yield 1
+    yield 2
+def outer():{MARK}
+    g = inner()
+    next(g)
+    yield g
+    yield next(g, 3)
+g = outer()
+next(next(g))
+list(g)
+"""
+    trace = tracer.trace(context)
+    lines = [f.source_line.strip() for f in trace.frames if f.event is TraceEvent.CALL]
+    assert trace.finished
+    assert lines == ["def outer():", "def inner():", "yield g", "yield 2", "yield next(g, 3)"]
+
+
+def test_code_that_names_the_programs_file_is_not_traced(tracer):
+    body = "exec(compile('\\n' * 50 + 'y = 3', 'main.py', 'exec'))\nreturn 1"
+    assert len(tracer.trace(main(body)).frames) == 4
+
+
+def test_locals_named_like_the_modules_own_are_shown(tracer):
+    body = "__builtins__ = 1\n__file__ = 2\nreturn 3"
+    shown = {"__builtins__": "1", "__file__": "2"}
+    assert tracer.trace(main(body)).frames[-2].local_vars == shown
+    inner = main(body).replace(MARK, "")
+    frames = tracer.trace(f"{inner}x = main(){MARK}\n").frames
+    assert shown in [f.local_vars for f in frames]
+    assert frames[0].local_vars == {} and {*frames[-1].local_vars} <= {"main", "x"}
+
+
+def test_the_lines_of_a_source_with_a_form_feed_are_those_of_python(tracer):
+    body = "import linecache\nreturn linecache.getline('main.py', 5)"
+    context = "x = '\x0c'\n" + main(body) + "# the fifth\n"
+    assert tracer.trace(context).frames[-1].arg == "'# the fifth\\n'"
+
+
+def test_a_program_of_asyncio_is_traced(tracer):
+    before = "import asyncio\nasync def one(): return 1\nasync "
+    context = main("await asyncio.sleep(0)\nreturn await one()", before)
+    trace = tracer.trace(context + "asyncio.run(main())\n")
+    assert trace.finished and trace.frames[-1].arg == "1"
+
+
 def test_a_repr_that_traces_or_reads_frames_changes_nothing(tracer):
     before = """
         import sys
@@ -226,6 +364,8 @@ def test_scratch_files_can_be_written_and_removed(tracer):
         (f"def f(\n    a=1,\n):{MARK}\n    pass\n", (1, "f")),
         (f"async def f(): return 1{MARK}\n", (1, "f")),
         (f"class A:\n    def f(self):{MARK}\n        pass\n", (2, "f")),
+        (f"def outer():\n    @d{MARK}\n    def f():\n        pass\n", (2, "f")),
+        (f"def outer():\n    @d{MARK}\n    class A:\n        pass\n", None),
         (f"x = 1{MARK}\n", None),
         (f"def f():\n    x = 1{MARK}\n", None),
         (f"x = '\x0c'\ndef f():{MARK}\n    pass", (2, "f")),
@@ -250,6 +390,12 @@ def test_trace_context_returns_frames():
 def test_missing_arguments_are_a_value_error():
     with pytest.raises(ValueError, match=r"f\(\) lacks x"):
         trace_context(f"def f(x):{MARK}\n    return x\n")
+
+
+@pytest.mark.parametrize("context", ["async " + main("return 1"), main("yield 1")])
+def test_an_entry_whose_call_runs_nothing_says_what_to_do(tracer, context):
+    with pytest.raises(TraceError, match="runs none of its lines: iterate or await it"):
+        tracer.trace(context)
 
 
 def test_without_bubblewrap_tracing_is_refused(monkeypatch):
