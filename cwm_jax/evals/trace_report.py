@@ -33,7 +33,7 @@ def format_evaluation(evaluation: TraceEvaluation) -> str:
     if evaluation.token_accuracy is not None:
         lines.append(f"  tokens right after the true ones {100 * evaluation.token_accuracy:.1f}")
     shown = [name for name in result["programs"]["overall"] if name in _PROGRAM_METRICS]
-    lines.append(_header("programs", "programs", shown))
+    lines.append(_header("free-running, outputs", "programs", shown))
     lines += [_row(g, means, "programs", shown) for g, means in result["programs"].items()]
     return "\n".join(lines)
 
@@ -78,8 +78,8 @@ def write_evaluation(
 
 
 def _header(title: str, count: str, names: Sequence[str]) -> str:
-    columns = "".join(f"{name.replace('_', ' '):>14}" for name in names)
-    return f"{title:<24}{count:>9}{columns.replace('output ', 'out: ')}"
+    shown = (name.removeprefix("output_").replace("_", " ") for name in names)
+    return f"{title:<24}{count:>9}{''.join(f'{name:>14}' for name in shown)}"
 
 
 def _row(group: str, means: Mapping[str, float], count: str, names: Sequence[str]) -> str:

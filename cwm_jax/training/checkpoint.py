@@ -50,6 +50,7 @@ _FREE_KEYS = (
     "steps",
     "checkpoint.",
     "logging.",
+    "trace_evaluation.",
     "mesh.",
     "execution.",
     "data.cache_directory",

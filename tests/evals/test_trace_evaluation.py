@@ -232,7 +232,7 @@ def test_results_are_written_as_json_and_picture(evaluate, learnt, tmp_path):
     assert png_path.read_bytes().startswith(b"\x89PNG")
     table = format_evaluation(evaluation)
     assert "teacher-forced frames" in table
-    assert "out: single step" in table
+    assert "full trace   single step        direct" in table
     assert not list((tmp_path / "new").glob(".*"))
     assert "every frame as CPython's" in side_by_side(evaluation.predictions[0])
 
