@@ -146,13 +146,14 @@ class Recorder:
         def line_event(frame, event, arg):
             try:
                 if event == "line":
-                    reprs = []  # where one raises, those before it stay
+                    texts = []  # where a repr raises, those before it stay
                     try:
                         local_vars = frame.f_locals
-                        reprs += map(repr, local_vars.values())
-                        note((4 * frame.f_lineno + LINE, *local_vars, *reprs))
+                        texts += (4 * frame.f_lineno + LINE, *local_vars)
+                        texts += map(repr, local_vars.values())
+                        note(texts)
                     except BaseException as error:  # a program's own __repr__ may raise anything
-                        self._note_locals(LINE, frame, reprs, error)
+                        self._note_locals(LINE, frame, texts, error)
                     if not len(noted) % CHECK_EVENTS and not self._check():
                         return None
                 elif event == "return":
@@ -187,15 +188,15 @@ class Recorder:
         else:
             self._done("finished", "")
 
-    def _note_locals(self, kind, frame, taken=(), error=None):
-        """Takes the reprs that are not taken yet; ``error`` is what the first of them raised."""
+    def _note_locals(self, kind, frame, texts=(), error=None):
+        """Notes an event whose ``texts`` are begun: ``error`` is what the next repr raised."""
         try:
             local_vars = dict(frame.f_locals)
         except BaseException as unread:  # the namespace of a class body may be anything
             self._failed(None, unread)
             self._noted.append((4 * line_of(frame) + kind,))
             return
-        reprs, values = [*taken], [*local_vars.values()]
+        reprs, values = [*texts[1 + len(local_vars) :]], [*local_vars.values()]
         if error is not None and not is_of_iteration(error) and len(reprs) < len(values):
             reprs.append(self._failed(values[len(reprs)], error))
         reprs += map(self._repr, values[len(reprs) :])
