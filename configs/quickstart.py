@@ -2,8 +2,9 @@
 
 Command:   python train.py --config configs/quickstart.py
 Hardware:  2 CPU cores, 2 GiB of memory, no download; bubblewrap for the sandbox
-Time:      to be measured
-Result:    to be measured
+Time:      7 minutes on idle cores (measured, docs/LOG.md)
+Result:    of held-out programs' frames, after the true ones: 97.8 % well-formed, 93.9 % of the actions
+           and 63.5 % of the states exact; 10 % of the outputs right after a trace of its own
 Values:    measured where so marked (docs/LOG.md), else assumed
 
 The programs are generated and traced first. Their traces alone are trained on; configs/
@@ -41,7 +42,7 @@ def get_config() -> RunConfig:
         num_attention_heads=4,
         num_key_value_heads=4,
         head_dim=32,
-        layer_types=(
+        layer_types=(  # the last one global: it copies lines from the context
             "full_attention",
             "sliding_attention",
             "sliding_attention",
@@ -69,7 +70,7 @@ def get_config() -> RunConfig:
             max_target_length=T, per_device_batch_size=4, global_batch_tokens=BATCH_TOKENS
         ),
         optimizer=OptimizerConfig(
-            learning_rate=3e-3,
+            learning_rate=3e-3,  # measured
             warmup_tokens=50 * BATCH_TOKENS,
             train_tokens=STEPS * BATCH_TOKENS,
         ),
