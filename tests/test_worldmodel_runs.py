@@ -123,7 +123,7 @@ def test_worldmodel_gpu_takes_two_steps_on_a_cpu(run, tmp_path):
         "logging.eval_rows=8",
         "logging.export=none",
         "trace_evaluation.episodes=1",
-        "trace_evaluation.max_length=256",
+        "trace_evaluation.max_length=512",
         "trace_evaluation.modes=single_step",
     )
     assert (code, err) == (0, ""), err
