@@ -19,9 +19,9 @@ import sys
 import time
 
 from cwm_jax.trace import recorder
+from cwm_jax.trace.format import START_MARKER
 from cwm_jax.trace.tracer import TraceLimits, Tracer
 
-MARK = "  # << START_OF_TRACE"
 NUM_ITERATIONS = 3000
 LIMITS = {"max_events": 10**9, "max_bytes": 10**9, "max_repr_chars": 10**4, "max_depth": 100}
 SMALL = f"""
@@ -33,7 +33,7 @@ def f(text, n):
         else:
             out += c
     return out, n
-def main():{MARK}
+def main():{START_MARKER}
     return f('a1b2c%d', 3)
 """
 
@@ -50,7 +50,7 @@ def program(n):
 
 
 def reprs_alone(frame, event, arg):
-    """The cheapest callback that sees what a trace shows."""
+    """Takes what a trace shows and keeps it for the event alone."""
     [repr(value) for value in frame.f_locals.values()]
     return reprs_alone
 
@@ -88,7 +88,7 @@ def sandbox_round(tracer: Tracer, num_functions: int) -> dict[str, float]:
     events = sum(len(tracer.trace(context).frames) for context in contexts)
     elapsed = time.perf_counter() - start
     long = (
-        f"def main():{MARK}\n    total = 0\n    text = 'text'\n    values = [1, 2, 3]\n"
+        f"def main():{START_MARKER}\n    total = 0\n    text = 'text'\n    values = [1, 2, 3]\n"
         f"    for i in range({NUM_ITERATIONS}):\n        total = (total + i) % 97\n"
         "        text = text[1:] + text[0]\n    return total\n"
     )
