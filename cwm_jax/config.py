@@ -119,10 +119,11 @@ class SourceConfig:
     Attributes:
         name: unique in the mixture; names its folder of shards.
         kind: ``stdlib`` (the running interpreter's standard library), ``folder``, ``jsonl``,
-            ``parquet``, ``traces`` (a corpus of execution traces).
-        path: folder (``folder``, ``traces``) or file or folder of files (``jsonl``, ``parquet``).
-        glob: which files below a folder belong to it; None takes every file of the kind (of
-            ``traces`` always those of its manifest).
+            ``parquet``, ``traces`` (a corpus of execution traces), ``trace_outputs`` (its programs
+            as plain text, each with an assertion of its output in place of its trace).
+        path: folder, or file or folder of files (``jsonl``, ``parquet``).
+        glob: which files below a folder belong to it; None takes every file of the kind (of a
+            corpus of traces always those of its manifest).
         text_field: JSON key or Parquet column that holds the text.
         weight: share of the tokens that come from this source, relative to the others with a
             weight.
@@ -131,11 +132,11 @@ class SourceConfig:
             weight divide what is left. 1 to 4 in mid-training (report).
         non_utf8: what to do with a document that is not UTF-8: ``skip`` it (counted in the
             manifest) or keep its ``bytes`` as single-byte tokens.
-        generate: of ``traces``: programs whose traces are written to ``path`` if nothing is there.
+        generate: of a corpus of traces: programs that are traced to ``path`` if nothing is there.
     """
 
     name: str
-    kind: Literal["stdlib", "folder", "jsonl", "parquet", "traces"]
+    kind: Literal["stdlib", "folder", "jsonl", "parquet", "traces", "trace_outputs"]
     path: str | None = None
     glob: str | None = None
     text_field: str = "text"
@@ -156,21 +157,26 @@ class SourceConfig:
             raise ValueError(
                 f"source {self.name!r}: path is {self.path!r}; kind {self.kind!r} takes {expected}"
             )
-        if self.kind == "traces" and self.glob is not None:
+        if self.is_of_episodes and self.glob is not None:
             raise ValueError(
-                f"source {self.name!r}: glob is {self.glob!r}; kind 'traces' takes none: its "
+                f"source {self.name!r}: glob is {self.glob!r}; kind {self.kind!r} takes none: its "
                 "manifest names the files"
             )
-        if self.generate is not None and self.kind != "traces":
+        if self.generate is not None and not self.is_of_episodes:
             raise ValueError(
                 f"source {self.name!r}: kind is {self.kind!r} and generate is set; expected kind "
-                "'traces', the only one that can be generated: drop generate"
+                "'traces' or 'trace_outputs', which alone can be generated: drop generate"
             )
         if self.epochs is not None and self.weight != 1.0:
             raise ValueError(
                 f"source {self.name!r}: weight is {self.weight} and epochs {self.epochs}; expected "
                 "one of them: drop epochs, or leave weight at 1.0"
             )
+
+    @property
+    def is_of_episodes(self) -> bool:
+        """Whether the documents come from a corpus of traces: a context, and what follows it."""
+        return self.kind in ("traces", "trace_outputs")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -231,7 +237,8 @@ class DataConfig:
         prefetch_rows: packed rows prepared ahead of the step (for each length bucket).
         length_buckets: all rows of a step are of one bucket's documents, so that no device waits
             for another's long ones; buckets have their shares of the tokens. Empty: no buckets.
-        trace_context_loss: count the tokens before the first frame of a trace in the loss too.
+        trace_context_loss: count the tokens before the first frame of a trace, or before the output
+            of ``trace_outputs``, in the loss too.
             (assumed off: not published)
     """
 

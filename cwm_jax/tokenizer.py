@@ -22,6 +22,8 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from cwm_jax.storage import write_whole
+
 BEGIN_OF_TEXT = "<|begin_of_text|>"
 END_OF_TEXT = "<|end_of_text|>"
 PAD = "<|pad|>"
@@ -220,9 +222,9 @@ class Tokenizer:
             "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
         }
-        _replace(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
-        _replace(folder / "chat_template.jinja", _CHAT_TEMPLATE.read_text(encoding="utf-8"))
-        _replace(folder / "tokenizer.json", exported.to_str(pretty=True))
+        write_whole(folder / "tokenizer_config.json", f"{json.dumps(config, indent=2)}\n".encode())
+        write_whole(folder / "chat_template.jinja", _CHAT_TEMPLATE.read_bytes())
+        write_whole(folder / "tokenizer.json", exported.to_str(pretty=True).encode())
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
@@ -461,9 +463,3 @@ def _to_characters(token: bytes) -> str:
 
 def _to_bytes(token: str) -> bytes:
     return bytes([_BYTES[character] for character in token])
-
-
-def _replace(file: Path, text: str) -> None:
-    beside = file.with_name(f".{file.name}.partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, file)

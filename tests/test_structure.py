@@ -15,22 +15,24 @@ MAX_ENTRIES = 16
 MAX_LINES = 700
 
 # What each part of cwm_jax imports of the others, at most; a part is always free to import itself.
-_BASE = {"architecture", "config", "schema"}
+_BASE = {"architecture", "config", "schema", "storage"}
 _MODEL = _BASE | {"sharding", "kernels", "model"}
+_TRACE = _BASE | {"tokenizer", "sandbox"}
 _TRAINING = _MODEL | {"data", "tokenizer", "training"}
 _INFERENCE = _MODEL | {"tokenizer", "inference"}
 ALLOWED = {
     "schema": set(),
+    "storage": {"schema"},
     "architecture": {"schema"},
     "config": {"architecture", "schema"},
     "sharding": _BASE,
-    "tokenizer": set(),
+    "tokenizer": {"schema", "storage"},
     "kernels": _BASE | {"sharding"},
     "model": _MODEL,
-    "data": _BASE | {"tokenizer"},
+    "data": _TRACE | {"trace"},
     "training": _TRAINING,
     "sandbox": set(),
-    "trace": _BASE | {"tokenizer", "sandbox"},
+    "trace": _TRACE,
     "inference": _INFERENCE,
     "serve": _INFERENCE,
     "debugger": _INFERENCE | {"trace", "sandbox"},
@@ -39,7 +41,7 @@ ALLOWED = {
     "rl": _INFERENCE | _TRAINING | {"trace", "sandbox", "evals", "forager"},
 }
 ENTRY_POINTS = {"__init__", "__main__"}  # the lazy names of the package; the command line
-WITHOUT_JAX = ("schema", "architecture", "config", "tokenizer", "data", "trace", "sandbox")
+WITHOUT_JAX = _TRACE | {"data", "trace"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 GRAIN_HOME = "data/loader.py"
 

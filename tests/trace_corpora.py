@@ -1,41 +1,58 @@
-"""Corpora of execution traces on disk, by the contract of ``cwm_jax/data/traces.py``."""
+"""Small corpora of execution traces on disk, in the form of ``cwm_jax.trace.corpus``."""
 
-import hashlib
 import json
 from pathlib import Path
 
-from array_record.python.array_record_module import ArrayRecordWriter
+from cwm_jax.schema import to_json
+from cwm_jax.storage import MANIFEST, RecordWriter, write_json
+from cwm_jax.trace.corpus import Manifest
+from cwm_jax.trace.episodes import Episode
 
-PROMPT = "<|begin_of_text|><|trace_context_start|>{context}<|frame_sep|>"
+CONTEXT = "def count_{program}(x):  # << START_OF_TRACE\n    x = x + {number}\n    return x\n"
+MAIN = "def main():  # << START_OF_TRACE\n    return count_{program}({number})\n"
+CALL = '<|call_sep|>{{"x": "{value}"}}<|action_sep|>def count(x):\n<|frame_sep|>'
 FRAME = '<|line_sep|>{{"x": "{value}"}}<|action_sep|>    x = x + {step}\n<|frame_sep|>'
+END = '<|return_sep|><|action_sep|>    return x\n<|arg_sep|>"7"<|frame_sep|><|end_of_text|>'
 
 
-def episode(program: str, number: int, *, num_frames: int = 3, finished: bool = True) -> dict:
-    """An episode of a program that counts."""
-    context = f"def count_{program}(x):  # << START_OF_TRACE\n    x = x + {number}\n    return x\n"
-    frames = [FRAME.format(value=number * step, step=number) for step in range(num_frames)]
-    end = '<|return_sep|><|action_sep|>    return x\n<|arg_sep|>"7"<|frame_sep|><|end_of_text|>'
-    return {
-        "name": f"{program}#{number}",
-        "prompt": PROMPT.format(context=context),
-        "frames": "".join(frames) + (end if finished else ""),
-        "finished": finished,
-        "source": "written by a test",
-    }
+def episode(
+    program: str, number: int, *, num_frames: int = 3, finished: bool = True, context: str = CONTEXT
+) -> dict:
+    """The record of an episode of a program that counts."""
+    frames = [CALL.format(value=number)]
+    frames += [FRAME.format(value=number * step, step=number) for step in range(num_frames)]
+    return Episode(
+        name=f"{program}#{number}",
+        context=context.format(program=program, number=number),
+        frames="".join(frames) + (END if finished else ""),
+        finished=finished,
+        status="finished" if finished else "events",
+        num_events=1 + num_frames + finished,
+        source="script",
+        origin="written by a test",
+        python="3.11.0",
+        limits={"max_events": 100},
+    ).to_json()
 
 
 def write_trace_corpus(folder: Path, *files: list) -> None:
-    """A file for each list of episodes (or of bytes, as they are), and the manifest."""
+    """A file for each list of records (or of bytes, as they are), and the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = []
-    for number, episodes in enumerate(files):
-        path = folder / f"traces-{number:05d}-of-{len(files):05d}.arrayrecord"
-        writer = ArrayRecordWriter(str(path), "group_size:1")
-        for record in episodes:
-            writer.write(record if isinstance(record, bytes) else json.dumps(record).encode())
-        writer.close()
-        content = path.read_bytes()
-        sha256 = hashlib.sha256(content).hexdigest()
-        listed.append({"name": path.name, "bytes": len(content), "sha256": sha256})
-    manifest = {"schema_version": 1, "kind": "trace-corpus", "files": listed, "python": "3.11"}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for number, records in enumerate(files):
+        with RecordWriter(folder, f"traces{number}", shard_bytes=1 << 30, next_step="") as writer:
+            for record in records:
+                writer.add(record if isinstance(record, bytes) else json.dumps(record).encode())
+            listed += writer.finish()
+    manifest = Manifest(
+        kind="trace-corpus",
+        schema_version=1,
+        files=tuple(listed),
+        num_episodes=sum(map(len, files)),
+        num_events=0,
+        python="3.11.0",
+        limits={},
+        settings={},
+        report={},
+    )
+    write_json(folder / MANIFEST, to_json(manifest))

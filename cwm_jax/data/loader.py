@@ -15,11 +15,11 @@ import numpy as np
 from grain.sources import ArrayRecordDataSource
 
 from cwm_jax.config import DataConfig
-from cwm_jax.data.files import DataError
 from cwm_jax.data.mixture import Bucket, SourceShare, bucket_of_step, make_buckets
 from cwm_jax.data.packing import GROUP_ROWS, Cursor, Row, pack, stack_rows
 from cwm_jax.data.prefetch import Prefetched
 from cwm_jax.data.shards import CONTEXT_MARK, Shards, tokens_from_record
+from cwm_jax.data.sources import DataError
 
 _STREAM_VERSION = 3  # raised when the same fingerprint would no longer mean the same rows
 _HELDOUT_SEED = 0  # held-out rows are the same for every run

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from cwm_jax.config import LengthBucket, SourceConfig
-from cwm_jax.data.files import DataError
 from cwm_jax.data.shards import Shards
+from cwm_jax.data.sources import DataError
 
 # Sources with epochs alone cannot fill a run to the token: their shares may miss 1 by this.
 _ROUNDING = 0.01

@@ -22,14 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from cwm_jax.config import DataConfig, SourceConfig
-from cwm_jax.data.files import DataError, StoredFile, stored_file
 from cwm_jax.data.shards import (
     CONTEXT_MARK,
+    KIND,
     LENGTH_DTYPE,
-    MANIFEST,
     SCHEMA_VERSION,
     SPLITS,
     TOKEN_DTYPE,
@@ -40,15 +38,17 @@ from cwm_jax.data.shards import (
     check_vocab_size,
     open_shards,
 )
-from cwm_jax.data.sources import Document, corpus_fingerprint, documents
+from cwm_jax.data.sources import DataError, Document, corpus_fingerprint, documents
 from cwm_jax.data.split import SPLIT_RULE, is_heldout, split_fraction
 from cwm_jax.schema import to_json
+from cwm_jax.storage import MANIFEST, RecordWriter, StoredFile, stored_file, write_json
 
 # Tokens of one shard, uncompressed: small enough to copy, big enough to keep the files few.
 _SHARD_BYTES = 256 << 20
 # What is tokenised at a time: bounds memory and still feeds a multi-threaded encode_batch.
 _BATCH_DOCUMENTS, _BATCH_BYTES = 256, 4 << 20
 _LOG_PERIOD_S = 10.0
+_FREE_SPACE = "free space there or set data.cache_directory to another disk, then start again"
 
 _log = logging.getLogger(__name__)
 
@@ -115,10 +115,7 @@ def _write_folder(
     temporary.mkdir()
     try:
         manifest = _write_splits(temporary, source, data_config, tokenizer, corpus)
-        with (temporary / MANIFEST).open("w") as file:
-            json.dump(to_json(manifest), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        write_json(temporary / MANIFEST, to_json(manifest))
         try:
             temporary.rename(folder)
         except OSError:
@@ -166,6 +163,7 @@ def _write_splits(
         _check_splits(source, fraction, counts, writers)
         splits = {name: writer.finish() for name, writer in writers.items()}
     return Manifest(
+        kind=KIND,
         schema_version=SCHEMA_VERSION,
         source=source,
         corpus_fingerprint=corpus,
@@ -197,7 +195,7 @@ def _tokenised(
 ) -> Iterator[tuple[Document, np.ndarray]]:
     """The documents of a batch that are kept, in order, each with the tokens to be stored."""
     kept = [document for document in batch if _is_kept(document, source, counts)]
-    tokens_of = _trace_tokens if source.kind == "traces" else _text_tokens
+    tokens_of = _episode_tokens if source.is_of_episodes else _text_tokens
     for document, tokens in zip(kept, tokens_of(kept, tokenizer), strict=True):
         highest = int((tokens & ~CONTEXT_MARK).max())
         assert highest < tokenizer.vocab_size, (document.name, highest)
@@ -226,8 +224,8 @@ def _text_tokens(kept: list[Document], tokenizer: TextTokenizer) -> Iterator[np.
         yield np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], TOKEN_DTYPE)
 
 
-def _trace_tokens(kept: list[Document], tokenizer: TextTokenizer) -> Iterator[np.ndarray]:
-    """Each as it is: a trace has its own ``bos``, and ``eos`` only if it was traced to its end."""
+def _episode_tokens(kept: list[Document], tokenizer: TextTokenizer) -> Iterator[np.ndarray]:
+    """Each as it is: an episode has its own ``bos``, and ``eos`` only if it is whole."""
     texts = [t for document in kept for t in (document.context or "", document.data.decode())]
     encoded = iter(tokenizer.encode_with_special_tokens_batch(texts))
     for context, frames in zip(encoded, encoded, strict=True):
@@ -292,72 +290,40 @@ class _Counts:
 
 
 class _SplitWriter:
-    """Writes the records of one split; the files, whose names hold their total, are named last."""
+    """Writes the records of one split, and their lengths."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self.documents = self.tokens = 0
         self._folder, self._split = folder, split
         self._hash = hashlib.sha256()
         self._lengths = array.array("I")
-        self._parts: list[Path] = []
-        self._writer: Any = None
-        self._part_bytes = 0
+        self._records = RecordWriter(folder, split, shard_bytes=_SHARD_BYTES, next_step=_FREE_SPACE)
 
     def __enter__(self) -> _SplitWriter:
+        self._records.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._close_part()
+    def __exit__(self, *error: object) -> None:
+        self._records.__exit__(*error)
 
     def add(self, tokens: np.ndarray) -> None:
         record = tokens.tobytes()
-        if self._writer is None:
-            self._parts.append(self._folder / f"{self._split}-{len(self._parts):05d}.part")
-            # A group is the unit of reading; one record each makes random access cheap.
-            with self._reported():
-                self._writer = ArrayRecordWriter(str(self._parts[-1]), "group_size:1")
-        with self._reported():
-            self._writer.write(record)
+        self._records.add(record)
         self._hash.update(len(tokens).to_bytes(8, "little") + record)
         self._lengths.append(len(tokens))
         self.documents += 1
         self.tokens += len(tokens)
-        self._part_bytes += len(record)
-        if self._part_bytes >= _SHARD_BYTES:
-            self._close_part()
 
     def finish(self) -> SplitManifest:
-        self._close_part()
         return SplitManifest(
             documents=self.documents,
             tokens=self.tokens,
             tokens_sha256=self._hash.hexdigest(),
-            files=tuple(self._named(*numbered) for numbered in enumerate(self._parts)),
+            files=self._records.finish(),
             lengths=self._write_lengths(),
         )
 
-    def _close_part(self) -> None:
-        writer, self._writer, self._part_bytes = self._writer, None, 0
-        if writer is not None:
-            with self._reported():
-                writer.close()
-
-    @contextlib.contextmanager
-    def _reported(self) -> Iterator[None]:
-        try:
-            yield
-        except (RuntimeError, OSError) as error:  # RuntimeError: ArrayRecord's for failed writes
-            raise DataError(
-                f"could not write tokenised documents below {self._folder.parent}: {error}; free "
-                "space there or set data.cache_directory to another disk, then start again"
-            ) from error
-
-    def _named(self, number: int, part: Path) -> StoredFile:
-        name = f"{self._split}-{number:05d}-of-{len(self._parts):05d}.arrayrecord"
-        return stored_file(part.rename(self._folder / name))
-
     def _write_lengths(self) -> StoredFile:
         path = self._folder / f"{self._split}-lengths.npy"
-        with self._reported():
-            np.save(path, np.array(self._lengths, LENGTH_DTYPE))
+        np.save(path, np.array(self._lengths, LENGTH_DTYPE))
         return stored_file(path)

@@ -10,7 +10,6 @@ the documents' tokens, uint32 in the order of the records.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +18,14 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from cwm_jax.config import SourceConfig
-from cwm_jax.data.files import DataError, StoredFile, check_file
-from cwm_jax.schema import check_types, from_json
+from cwm_jax.data.sources import DataError
+from cwm_jax.schema import check_types
+from cwm_jax.storage import MANIFEST, StoredFile, check_file, read_manifest
 
-SCHEMA_VERSION = 2
+KIND, SCHEMA_VERSION = "token-shards", 3
 TOKEN_DTYPE = np.dtype("<u4")
 LENGTH_DTYPE = np.dtype("<u4")
 CONTEXT_MARK = np.uint32(1 << 31)  # on a token that is context: no target of the loss by default
-MANIFEST = "manifest.json"
 SPLITS = ("train", "heldout")
 
 # Up to this size, about two seconds of hashing, shards are verified each time they are opened.
@@ -68,6 +67,7 @@ class SplitManifest:
 class Manifest:
     """What a folder of shards holds and what it was made from."""
 
+    kind: str
     schema_version: int
     source: SourceConfig
     corpus_fingerprint: str
@@ -122,11 +122,14 @@ def open_shards(
             only sizes are compared here (a damaged record also fails when it is read).
 
     Raises:
-        DataError: no or a damaged manifest, another tokenizer, a vocabulary above the model's, or a
-            file that is missing, of another size or of another content.
+        DataError: another tokenizer, or a vocabulary above the model's.
+        StorageError: no or a damaged manifest, or a file that is missing, of another size or of
+            another content.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
+    again = f"delete {folder} to tokenise again"
+    path = folder / MANIFEST
+    manifest = read_manifest(path, Manifest, kind=KIND, version=SCHEMA_VERSION, next_step=again)
     if manifest.tokenizer_fingerprint != tokenizer.fingerprint:
         raise DataError(
             f"{folder}: tokenised with the tokenizer {manifest.tokenizer_fingerprint}, but the "
@@ -139,8 +142,7 @@ def open_shards(
     if verify is None:
         verify = sum(file.bytes for file in files) <= VERIFY_BYTES
     for file in files:
-        next_step = f"delete {folder} to tokenise again"
-        check_file(folder / file.name, file, verify=verify, next_step=next_step)
+        check_file(folder / file.name, file, verify=verify, next_step=again)
     return Shards(folder, manifest)
 
 
@@ -156,20 +158,3 @@ def check_vocab_size(vocab_size: int, model_vocab_size: int | None, *, where: st
             f"{where}: the tokenizer has {vocab_size} tokens, the model {model_vocab_size}; "
             "expected at most the model's: raise model.vocab_size or use another tokenizer"
         )
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    try:
-        values = json.loads(path.read_text())
-        version = values["schema_version"]
-        if version == SCHEMA_VERSION:
-            return from_json(Manifest, values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: no readable manifest ({error}); delete {folder} to tokenise again"
-        ) from error
-    raise DataError(
-        f"{path}: schema_version is {version}; expected {SCHEMA_VERSION}: delete {folder} to "
-        "tokenise again"
-    )

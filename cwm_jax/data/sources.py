@@ -15,18 +15,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cwm_jax.config import SourceConfig
-from cwm_jax.data import traces
-from cwm_jax.data.files import DataError, StoredFile
+from cwm_jax.storage import StorageError, StoredFile
+from cwm_jax.trace.corpus import read_episodes, read_manifest
+from cwm_jax.trace.episodes import Episode, direct_answer, direct_prompt, has_direct_prompt
 
 _SUFFIXES = {
     "stdlib": (".py",),
     "folder": ("",),
     "jsonl": (".jsonl", ".jsonl.gz"),
     "parquet": (".parquet",),
-    "traces": (".arrayrecord",),
 }
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 _PARQUET_BATCH_ROWS = 1024
+
+
+class DataError(StorageError):
+    """A corpus, a shard or a data setting that cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,23 +39,25 @@ class Document:
 
     Attributes:
         name: path relative to the source's, with ``:line`` or ``:row`` for JSONL and Parquet; of an
-            execution trace its own.
-        data: the text in UTF-8, or whatever bytes the corpus holds instead; of an execution trace
-            its frames.
-        context: of an execution trace, the text before its frames; both name special tokens.
+            episode its own.
+        data: the text in UTF-8, or whatever bytes the corpus holds instead; of an episode what is
+            to be predicted: its frames, or its output.
+        context: of an episode, the text before that; both name special tokens.
+        program: of an episode, what was run.
     """
 
     name: str
     data: bytes
     context: str | None = None
+    program: str | None = None
 
     @property
     def split_name(self) -> str:
         """What the held-out split is a function of, so that it moves with the corpus.
 
-        All traces of one program, ``PROGRAM#N``, fall on one side.
+        All episodes of one program fall on one side, as traces and as outputs alike.
         """
-        return self.name if self.context is None else self.name.partition("#")[0]
+        return self.program or self.name
 
 
 def documents(source: SourceConfig) -> Iterator[Document]:
@@ -90,10 +96,10 @@ def corpus_files(source: SourceConfig) -> list[tuple[str, Path]]:
     """
     root = Path(sysconfig.get_path("stdlib") if source.path is None else source.path)
     if not stat.S_ISDIR(_stat(source, root).st_mode):
-        if source.kind in ("folder", "traces"):
+        if source.kind == "folder" or source.is_of_episodes:
             raise _error(source, root, f"is a file; kind {source.kind!r} expects a folder")
         return [(root.name, root)]
-    if source.kind == "traces":
+    if source.is_of_episodes:
         return [(file.name, root / file.name) for file in _trace_files(source, root)]
     files = sorted((path.relative_to(root).as_posix(), path) for path in _walk(source, root))
     if not files:
@@ -108,7 +114,7 @@ def corpus_fingerprint(source: SourceConfig) -> str:
     For the standard library the interpreter's version stands in for the times, for traces the
     content that their manifest states.
     """
-    if source.kind == "traces":
+    if source.is_of_episodes:
         files = _trace_files(source, Path(source.path or ""))
         return hashlib.sha256(repr(files).encode()).hexdigest()
     stats = [(name, _stat(source, path)) for name, path in corpus_files(source)]
@@ -157,7 +163,7 @@ def _documents_of_file(source: SourceConfig, name: str, path: Path) -> Iterator[
         return _jsonl_documents(source, name, path)
     if source.kind == "parquet":
         return _parquet_documents(source, name, path)
-    if source.kind == "traces":
+    if source.is_of_episodes:
         return _trace_documents(source, path)
     return iter([Document(name, path.read_bytes())])
 
@@ -210,18 +216,28 @@ def _parquet_documents(source: SourceConfig, name: str, path: Path) -> Iterator[
 
 def _trace_files(source: SourceConfig, root: Path) -> tuple[StoredFile, ...]:
     try:
-        return traces.corpus_files(root)
-    except DataError as error:
+        return read_manifest(root).files
+    except StorageError as error:
         raise _error(source, error) from error
 
 
 def _trace_documents(source: SourceConfig, path: Path) -> Iterator[Document]:
     (file,) = (file for file in _trace_files(source, path.parent) if file.name == path.name)
     try:
-        for episode in traces.episodes(path.parent, file):
-            yield Document(episode.name, episode.frames.encode(), episode.prompt)
-    except DataError as error:
+        for episode in read_episodes(path.parent, file):
+            yield _trace_document(episode, source)
+    except StorageError as error:
         raise _error(source, error) from error
+
+
+def _trace_document(episode: Episode, source: SourceConfig) -> Document:
+    if source.kind == "traces":
+        context, text = episode.prompt, episode.frames
+    elif (output := episode.output) is None or not has_direct_prompt(episode.context):
+        context, text = "", ""
+    else:
+        context, text = direct_prompt(episode.context), direct_answer(output)
+    return Document(episode.name, text.encode(), context, episode.program_name)
 
 
 def _bytes_of_value(source: SourceConfig, where: str, value: object) -> bytes:

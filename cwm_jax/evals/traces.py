@@ -31,9 +31,9 @@ from cwm_jax.inference.decoder import Decoder
 from cwm_jax.inference.scoring import score
 from cwm_jax.model.transformer import DEFAULT_EXECUTION, Params
 from cwm_jax.tokenizer import END_OF_TEXT, FRAME_SEP, RETURN_SEP, Tokenizer
-from cwm_jax.trace.episodes import Episode, direct_prompt
+from cwm_jax.trace.episodes import Episode, direct_prompt, has_direct_prompt
 from cwm_jax.trace.format import parse_frame, parse_frames, render_each, scope_locals
-from cwm_jax.trace.frames import TraceEvent, TraceFrame
+from cwm_jax.trace.frames import TraceFrame, returned_value
 
 MODES = ("teacher_forced", "free_running", "single_step", "direct")
 _SHORTEST_ROW = 128
@@ -99,7 +99,7 @@ class TraceEvaluation:
         Returns:
             By group: ``programs``, their number; of free running ``valid_format``, ``exact``,
             ``first_divergence`` (places, one for each trace that goes wrong) and its median; the
-            share of right outputs by way of predicting them.
+            share of right outputs by way of predicting them, among programs that return one.
         """
         groups: dict[str, list[int]] = {"overall": [*range(len(self.episodes))]}
         for number, episode in enumerate(self.episodes):
@@ -116,8 +116,10 @@ class TraceEvaluation:
             means["exact"] = _mean(p.valid and p.divergence is None for p in chosen)
             means["first_divergence"] = diverged
             means["first_divergence_median"] = statistics.median(diverged) if diverged else None
+        with_output = [n for n in numbers if self.outputs[n] is not None]
         for way, outputs in self._predicted_outputs().items():
-            means[f"output_{way}"] = _mean(outputs[n] == self.outputs[n] for n in numbers)
+            if with_output:
+                means[f"output_{way}"] = _mean(outputs[n] == self.outputs[n] for n in with_output)
         return means
 
     def _predicted_outputs(self) -> dict[str, Sequence[str | None]]:
@@ -175,7 +177,7 @@ def evaluate_traces(
             results[mode] = tuple(getattr(run, mode)(traces))
     return TraceEvaluation(
         episodes=tuple(trace.episode for trace in traces),
-        outputs=tuple(_output(trace.frames) for trace in traces),
+        outputs=tuple(returned_value(trace.frames) for trace in traces),
         **results,
     )
 
@@ -324,9 +326,8 @@ class _Runner:
         return [None if frame is None or problems else frame.arg for frame, problems in parsed]
 
     def direct(self, traces: Sequence[_Tokens]) -> list[str | None]:
-        bos = self._tokenizer.bos_id
         texts = [direct_prompt(trace.episode.context) for trace in traces]
-        prompts = [[bos, *self._tokenizer.encode(text)] for text in texts]
+        prompts = [self._tokenizer.encode_with_special_tokens(text) for text in texts]
         answers = self._generate(prompts, END_OF_TEXT)
         return [answer.removesuffix(END_OF_TEXT).split("\n")[0] for answer in answers]
 
@@ -351,7 +352,7 @@ def _predicted_trace(trace: _Tokens, text: str) -> PredictedTrace:
         text=text,
         valid=finished and not malformed,
         divergence=divergence,
-        output=_output([trace.frames[0], *frames]) if finished and not malformed else None,
+        output=returned_value([trace.frames[0], *frames]) if finished and not malformed else None,
         scores=tuple(scores),
     )
 
@@ -370,14 +371,6 @@ def _read(text: str, entry: TraceFrame) -> tuple[list[TraceFrame | None], frozen
         if frame is not None:
             previous = scope_locals(frame, previous)
     return frames, frozenset(malformed)
-
-
-def _output(frames: Sequence[TraceFrame | None]) -> str | None:
-    """The value with which the entry is left, if the last of its frames says so."""
-    events = [None if frame is None else frame.event for frame in frames]
-    depth = events.count(TraceEvent.CALL) - events.count(TraceEvent.RETURN)
-    last = frames[-1] if frames and depth == 0 else None
-    return None if last is None else last.arg
 
 
 def _scored_frames(predictions: Iterable[PredictedTrace]) -> list[ScoredFrame]:
@@ -407,7 +400,7 @@ def _check_traces(traces: Sequence[_Tokens], max_length: int, modes: Sequence[st
                 f"episode {name} has {trace.num_tokens} tokens; expected at most {max_length}: "
                 "leave it out or raise max_length"
             )
-        if "direct" in modes and "def main():" not in trace.episode.context:
+        if "direct" in modes and not has_direct_prompt(trace.episode.context):
             raise ValueError(
                 f"episode {name} has no main() to assert about; expected one for mode 'direct': "
                 "leave out the mode or the episode"

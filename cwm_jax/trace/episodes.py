@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cwm_jax.tokenizer import BEGIN_OF_TEXT, END_OF_TEXT
 from cwm_jax.trace.format import (
     START_MARKER,
     ParsedTrace,
@@ -19,6 +20,7 @@ from cwm_jax.trace.format import (
     render_prompt,
     split_prompt,
 )
+from cwm_jax.trace.frames import returned_value
 from cwm_jax.trace.generator import KINDS, generate_programs
 from cwm_jax.trace.tracer import Trace, TraceError, TraceLimits, Tracer, source_lines, unmarked
 
@@ -122,6 +124,11 @@ class Episode:
         """Of the text, in hex: equal for equal traces of equal contexts, whatever their origin."""
         return hashlib.sha256((self.prompt + self.frames).encode()).hexdigest()
 
+    @property
+    def output(self) -> str | None:
+        """``repr`` of what the entry returned; None if it was cut or left by an exception."""
+        return returned_value(self.parse().frames) if self.finished else None
+
     def parse(self) -> ParsedTrace:
         return parse_trace(self.frames)
 
@@ -172,7 +179,8 @@ def episode_from_json(record: Mapping[str, Any]) -> Episode:
     """The inverse of `Episode.to_json`.
 
     Raises:
-        ValueError: another version, keys that lack or are unknown, or a hash that does not fit.
+        ValueError: another version, keys that lack or are unknown, a hash that does not fit, or
+            frames without the end that ``finished`` says.
     """
     values = dict(record)
     version, prompt, digest = (values.pop(k, None) for k in ("version", "prompt", "sha256"))
@@ -181,7 +189,12 @@ def episode_from_json(record: Mapping[str, Any]) -> Episode:
             f"episode record has version {version!r} and a prompt of type {type(prompt).__name__}; "
             f"expected version {RECORD_VERSION}: trace the programs again"
         )
-    values["context"], _ = split_prompt(prompt)
+    values["context"], rest = split_prompt(prompt)
+    if rest:
+        raise ValueError(
+            f"episode record's prompt goes on with {rest[:60]!r}; expected its end at the first "
+            "<|frame_sep|>: trace the programs again"
+        )
     values["kinds"] = tuple(values.get("kinds", ()))
     known = {f.name for f in dataclasses.fields(Episode)}
     if set(values) != known:
@@ -194,6 +207,11 @@ def episode_from_json(record: Mapping[str, Any]) -> Episode:
         raise ValueError(
             f"episode {episode.name!r}: sha256 of its text is {episode.sha256}, the record says "
             f"{digest}: the file is damaged"
+        )
+    if not episode.frames or episode.frames.endswith(END_OF_TEXT) is not episode.finished:
+        raise ValueError(
+            f"episode {episode.name!r}: finished is {episode.finished!r}, but the frames end with "
+            f"{episode.frames[-30:]!r}; expected {END_OF_TEXT} there if finished alone"
         )
     return episode
 
@@ -239,15 +257,23 @@ def context_of_call(code: str, arguments: str, *, function: str = "f") -> str:
     return f"{body}def main():{START_MARKER}\n    return {function}({arguments})\n"
 
 
+def has_direct_prompt(context: str) -> bool:
+    """Whether `direct_prompt` can ask: whether a ``main()`` is called."""
+    return "def main():" in context
+
+
 def direct_prompt(context: str) -> str:
-    """Plain text that asks for the output of a context's ``main()`` without a trace (assumed)."""
+    """Asks for the output of a context's ``main()`` without a trace (form assumed).
+
+    The text of an assertion after ``<|begin_of_text|>``, to be continued by `direct_answer`.
+    """
     plain = "".join(unmarked(line) for line in source_lines(context))
-    return f"{plain}\nassert main() == "
+    return f"{BEGIN_OF_TEXT}{plain}\nassert main() == "
 
 
-def direct_document(context: str, output: str) -> str:
-    """The plain text that `direct_prompt` begins, with its answer."""
-    return f"{direct_prompt(context)}{output}\n"
+def direct_answer(output: str) -> str:
+    """The rest of the assertion, and ``<|end_of_text|>``."""
+    return f"{output}\n{END_OF_TEXT}"
 
 
 def context_of_script(script: str, stdin: bytes = b"") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 class TraceEvent(enum.Enum):
@@ -47,3 +47,20 @@ class TraceFrame:
             raise ValueError(f"{self.event.value} frame: arg is {self.arg!r}; expected {expected}")
         if self.local_vars and not self.event.has_locals:
             raise ValueError(f"{self.event.value} frame: has locals; expected none")
+
+
+def returned_value(frames: Sequence[TraceFrame | None]) -> str | None:
+    """``repr`` of what the entry scope returned.
+
+    Args:
+        frames: of a trace; None where a model wrote no readable one.
+
+    Returns:
+        None where the last frame does not leave the entry scope, or an exception does: CPython
+        then reports a return of ``None`` right after it.
+    """
+    events = [None if frame is None else frame.event for frame in frames]
+    depth = events.count(TraceEvent.CALL) - events.count(TraceEvent.RETURN)
+    if not frames or depth or events[-2:-1] == [TraceEvent.EXCEPTION]:
+        return None
+    return None if frames[-1] is None else frames[-1].arg

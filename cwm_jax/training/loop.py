@@ -26,6 +26,7 @@ from cwm_jax.data.prepare import prepare
 from cwm_jax.data.shards import Shards
 from cwm_jax.data.vocabulary import load_or_train_tokenizer
 from cwm_jax.sharding import make_mesh
+from cwm_jax.storage import write_whole
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
 from cwm_jax.training import checkpoint as ckpt
 from cwm_jax.training.metrics import (
@@ -34,7 +35,6 @@ from cwm_jax.training.metrics import (
     plot_loss,
     print_line,
     read_metrics,
-    write_atomically,
 )
 from cwm_jax.training.plan import make_plan
 from cwm_jax.training.signals import StopRequest
@@ -117,7 +117,8 @@ def run(config: RunConfig) -> RunResult:
         # 6. Logs, cut back to that state.
         metrics_path = folder / METRICS_FILE
         keep_metrics_through(metrics_path, record.step if record else -1)
-        write_atomically(folder / "config.json", json.dumps(schema.to_json(config), indent=1))
+        resolved = json.dumps(schema.to_json(config), indent=1)
+        write_whole(folder / "config.json", resolved.encode())
         log = stack.enter_context(
             contextlib.closing(MetricsLog(metrics_path, tensorboard=config.logging.tensorboard))
         )

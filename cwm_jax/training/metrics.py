@@ -12,6 +12,8 @@ from typing import Any, TextIO
 import jax
 import jax.numpy as jnp
 
+from cwm_jax.storage import write_whole
+
 # Fields of a metrics line that depend on the clock; all others repeat bit for bit in a resumed run.
 TIMING_FIELDS = frozenset({"time_s", "step_time_s", "tokens_per_s", "tflops_per_s", "mfu"})
 
@@ -78,14 +80,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def keep_metrics_through(path: Path, step: int) -> None:
     """Drops the lines after ``step``, which the resumed run will write again; atomic."""
     kept = [line for line in read_metrics(path) if line["step"] <= step]
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes beside and renames: the file holds its old text or the new, never a part."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def peak_flops() -> tuple[float, str]:

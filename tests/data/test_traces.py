@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from trace_corpora import PROMPT, episode, write_trace_corpus
+from trace_corpora import CONTEXT, MAIN, episode, write_trace_corpus
 
 from cwm_jax.config import DataConfig, SourceConfig
 from cwm_jax.data.loader import Loader, heldout_rows
@@ -133,6 +133,54 @@ def test_the_same_corpus_elsewhere_is_the_same_and_another_is_not(source, tmp_pa
     assert corpus_fingerprint(copy) == corpus_fingerprint(source) != corpus_fingerprint(other)
 
 
+def outputs_of(tmp_path, episodes):
+    write_trace_corpus(tmp_path / "traces", episodes)
+    path = str(tmp_path / "traces")
+    return SourceConfig(name="outputs", kind="trace_outputs", path=path)
+
+
+def test_outputs_are_assertions_whose_context_is_marked(tmp_path, tokenizer):
+    callers = [episode(f"p{n}", n, context=CONTEXT + MAIN) for n in range(20)]
+    source = outputs_of(tmp_path, callers)
+    config = DataConfig(
+        sources=(source,), cache_directory=str(tmp_path / "cache"), heldout_fraction=0.2
+    )
+    shards = prepare(source, config, tokenizer)
+    records = [record for split in ("train", "heldout") for record in records_of(shards, split)]
+    assert len(records) == 20
+    programs = [
+        f"def count_p{n}(x):\n    x = x + {n}\n    return x\n"
+        f"def main():\n    return count_p{n}({n})\n"
+        for n in range(20)
+    ]
+    prompts = [f"<|begin_of_text|>{program}\nassert main() == " for program in programs]
+    answer = tokenizer.encode_with_special_tokens_batch(["7\n<|end_of_text|>"])[0]
+    expected = [
+        np.array([*(np.array(ids) | int(CONTEXT_MARK)), *answer])
+        for ids in tokenizer.encode_with_special_tokens_batch(prompts)
+    ]
+    assert {r.tobytes() for r in records} == {e.astype("<u4").tobytes() for e in expected}
+
+
+def test_episodes_without_an_output_to_assert_are_left_out(tmp_path, tokenizer):
+    good = [episode(f"p{n}", n, context=CONTEXT + MAIN) for n in range(20)]
+    cut = episode("cut", 1, finished=False, context=CONTEXT + MAIN)
+    no_main = episode("nomain", 1)
+    source = outputs_of(tmp_path, [*good, cut, no_main])
+    config = DataConfig(
+        sources=(source,), cache_directory=str(tmp_path / "cache"), heldout_fraction=0.2
+    )
+    manifest = prepare(source, config, tokenizer).manifest
+    assert manifest.train.documents + manifest.heldout.documents == 20
+    assert manifest.empty_documents == 2
+
+
+def test_traces_and_outputs_of_a_program_fall_on_one_side(source, tmp_path):
+    for kind in ("traces", "trace_outputs"):
+        found = documents(dataclasses.replace(source, kind=kind))
+        assert {d.split_name for d in found} == {e["name"].split("#")[0] for e in EPISODES}
+
+
 FIRST = EPISODES[1]
 assert FIRST["finished"]
 
@@ -140,23 +188,25 @@ assert FIRST["finished"]
 @pytest.mark.parametrize(
     ("record", "text"),
     [
-        (b"{", "is not JSON"),
-        (b"[1]", "is no object"),
-        ({k: v for k, v in FIRST.items() if k != "frames"}, "'frames': <class 'NoneType'>"),
-        (FIRST | {"finished": 1}, "'finished': <class 'int'>"),
+        (b"{", "no episode"),
+        (b"[1]", "no episode"),
+        (
+            {k: v for k, v in FIRST.items() if k != "frames"},
+            r"keys \['frames'\] too many or too few",
+        ),
+        (FIRST | {"frames": "<|line_sep|>"}, "sha256 of its text is .*the file is damaged"),
+        (FIRST | {"prompt": FIRST["prompt"] + "<|frame_sep|>"}, "prompt goes on with '<.frame_sep"),
+        (FIRST | {"prompt": "def f(): ...<|frame_sep|>"}, "expected <.begin_of_text"),
+        (FIRST | {"finished": 1}, "finished is 1, but the frames end with .*end_of_text"),
         (FIRST | {"finished": False}, "finished is False, but the frames end with .*end_of_text"),
-        (FIRST | {"frames": "<|line_sep|>"}, "finished is True, but the frames end with"),
-        (FIRST | {"frames": "", "finished": False}, "but the frames end with ''"),
-        (FIRST | {"prompt": "def f(): ...<|frame_sep|>"}, "does not begin with <.begin_of_text"),
-        (FIRST | {"prompt": PROMPT.format(context="<|frame_sep|>")}, "end with its only"),
-        (FIRST | {"prompt": "<|begin_of_text|><|trace_context_start|>x"}, "end with its only"),
-        (FIRST | {"frames": "\ud800<|end_of_text|>"}, "is not text"),
+        (FIRST | {"version": 0}, "has version 0 .*; expected version 1"),
+        (FIRST | {"frames": "\ud800<|end_of_text|>"}, "surrogates not allowed"),
     ],
 )
 def test_a_record_that_is_no_episode_is_refused_with_its_place(source, tmp_path, record, text):
     write_trace_corpus(tmp_path / "traces", EPISODES[:2], [EPISODES[2], record])
-    place = r"source 'traces' \(traces\): .*00001-of-00002\.arrayrecord:1"
-    with pytest.raises(DataError, match=f"(?s){place}.*{text}.*trace the corpus again"):
+    place = r"source 'traces' \(traces\): .*traces1-00000-of-00001\.arrayrecord:1"
+    with pytest.raises(DataError, match=f"(?s){place}.*{text}.*write the corpus again"):
         list(documents(source))
 
 
@@ -165,10 +215,10 @@ def test_files_that_differ_from_the_manifest_are_refused(source, tmp_path):
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"traces-00000.*: sha256 is .*trace the corpus again"):
+    with pytest.raises(DataError, match=r"traces0-00000.*: sha256 is .*write the corpus again"):
         list(documents(source))
     path.unlink()
-    with pytest.raises(DataError, match=r"traces-00000.*cannot be read|missing, but its manifest"):
+    with pytest.raises(DataError, match=r"traces0-00000.*cannot be read|missing, but its manifest"):
         list(documents(source))
 
 
@@ -177,8 +227,8 @@ def test_files_that_differ_from_the_manifest_are_refused(source, tmp_path):
     [
         ({"schema_version": 2}, "is of kind 'trace-corpus', version 2; expected 'trace-corpus', 1"),
         ({"kind": "shards"}, "is of kind 'shards'"),
-        ({"files": None}, "is no readable manifest"),
-        ({"files": [{"name": "x"}]}, "is no readable manifest"),
+        ({"files": None}, "no readable manifest"),
+        ({"files": [{"name": "x"}]}, "no readable manifest"),
         ({"files": []}, "holds no document"),
     ],
 )
@@ -188,5 +238,5 @@ def test_other_manifests_are_refused(source, tmp_path, change, text):
     with pytest.raises(DataError, match=f"source 'traces' .*{text}"):
         list(documents(source))
     path.unlink()
-    with pytest.raises(DataError, match="is no readable manifest"):
+    with pytest.raises(DataError, match="no readable manifest"):
         corpus_fingerprint(source)

@@ -98,13 +98,13 @@ from cwm_jax import tokenizer
 from cwm_jax.config import DataConfig, SourceConfig, TokenizerConfig
 from cwm_jax.data.vocabulary import load_or_train_tokenizer
 
-replace = tokenizer._replace
-def killed(path, text):
+write_whole = tokenizer.write_whole
+def killed(path, data):
     if path.name == "tokenizer.json":
         os.kill(os.getpid(), signal.SIGKILL)
-    replace(path, text)
+    write_whole(path, data)
 
-tokenizer._replace = killed
+tokenizer.write_whole = killed
 source = SourceConfig(name="a", kind="folder", path={path!r})
 config = DataConfig(sources=(source,), cache_directory={cache!r}, heldout_fraction=0.2)
 load_or_train_tokenizer(TokenizerConfig(vocab_size=540), config)

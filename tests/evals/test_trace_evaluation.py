@@ -13,12 +13,12 @@ import pytest
 from tiny import tiny_model
 
 from cwm_jax.evals.trace_report import format_evaluation, side_by_side, write_evaluation
-from cwm_jax.evals.traces import MODES, _output, evaluate_traces, take_episodes
+from cwm_jax.evals.traces import MODES, evaluate_traces, take_episodes
 from cwm_jax.model.transformer import forward, init
 from cwm_jax.tokenizer import train_tokenizer
-from cwm_jax.trace.episodes import Episode, context_of_call, direct_document
+from cwm_jax.trace.episodes import Episode, context_of_call, direct_answer, direct_prompt
 from cwm_jax.trace.format import parse_frames, render_frames
-from cwm_jax.trace.frames import TraceEvent, TraceFrame
+from cwm_jax.trace.frames import TraceEvent, TraceFrame, returned_value
 from cwm_jax.training.losses import loss
 
 CALL, LINE, RETURN, _ = TraceEvent
@@ -87,7 +87,7 @@ def documents(tokenizer) -> list[list[int]]:
         for e, f in zip(EPISODES, frames, strict=True)
     ]
     direct = [
-        [tokenizer.bos_id, *encode(direct_document(e.context, str(2 * n))), tokenizer.eos_id]
+        encode(direct_prompt(e.context)) + encode(direct_answer(str(2 * n)))
         for n, e in zip((3, 4, 5), EPISODES, strict=True)
     ]
     return traces + single + direct
@@ -219,10 +219,10 @@ def test_a_return_of_a_callee_is_no_output(evaluate, learnt):
     predicted = evaluate(learnt, episodes=EPISODES[1:2], modes=["free_running"]).predictions[0]
     assert predicted.output == "8"
     frames = parse_frames(EPISODES[1].frames)
-    assert _output(frames) == "8"
-    assert _output(frames[:-1]) is None
-    assert _output([*frames[:-1], None]) is None
-    assert _output([]) is None
+    assert returned_value(frames) == "8"
+    assert returned_value(frames[:-1]) is None
+    assert returned_value([*frames[:-1], None]) is None
+    assert returned_value([]) is None
 
 
 def test_results_are_written_as_json_and_picture(evaluate, learnt, tmp_path):

@@ -23,6 +23,7 @@ from corpus_work import (
     program,
 )
 
+from cwm_jax.storage import StorageError
 from cwm_jax.trace import TraceLimits
 from cwm_jax.trace.corpus import (
     CorpusError,
@@ -272,13 +273,13 @@ def flip(path):
 )
 def test_damage_to_a_shard_is_found(copied, damage, complaint):
     damage(sorted(copied.glob("*.arrayrecord"))[-1])
-    with pytest.raises(CorpusError, match=complaint):
+    with pytest.raises(StorageError, match=complaint):
         list(read_corpus(copied))
 
 
 def test_sizes_are_checked_before_the_first_episode(copied):
     sorted(copied.glob("*.arrayrecord"))[-1].unlink()
-    with pytest.raises(CorpusError, match="missing"):
+    with pytest.raises(StorageError, match="missing"):
         read_corpus(copied)
 
 
@@ -295,7 +296,7 @@ def test_sizes_are_checked_before_the_first_episode(copied):
 def test_damage_to_a_manifest_is_found(copied, change, complaint):
     path = copied / "manifest.json"
     path.write_text(change(path.read_text()))
-    with pytest.raises(CorpusError, match=complaint):
+    with pytest.raises(StorageError, match=complaint):
         list(read_corpus(copied))
 
 

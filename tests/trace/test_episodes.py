@@ -87,3 +87,30 @@ def test_shared_tracers_are_closed_when_others_take_their_place(monkeypatch):
     assert closed == [92, 91]
     for shared in tracer_module._shared.values():
         shared.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "output"),
+    [
+        ("return 'a'", repr("'a'")[1:-1]),
+        ("pass", "None"),
+        ("try: 1 / 0\n    except ZeroDivisionError: return 2", "2"),
+        ("try: 1 / 0\n    finally: return 3", "3"),
+        ("with contextlib.suppress(ZeroDivisionError):\n        1 / 0", "None"),
+        ("raises = lambda: 1 / 0\n    raises()", None),
+        ("1 / 0", None),
+    ],
+)
+def test_the_output_is_what_is_returned_and_not_the_none_after_an_exception(tracer, body, output):
+    context = f"import contextlib\n\ndef main():  # << START_OF_TRACE\n    {body}\n"
+    program = Program(name="p", context=context, source="script", origin="a test")
+    (episode,) = program.episodes(tracer)
+    assert episode.output == output
+
+
+def test_a_cut_trace_has_no_output():
+    context = "def main():  # << START_OF_TRACE\n    for i in range(9):\n        pass\n"
+    program = Program(name="p", context=context, source="script", origin="a test")
+    with Tracer(limits=TraceLimits(max_events=4)) as tracer:
+        (episode,) = program.episodes(tracer)
+    assert not episode.finished and episode.output is None

@@ -42,7 +42,7 @@ T, STEP_TOKENS = 64, 8 * 64  # one row for each of this process's devices
 PRETRAIN_STEPS, MIDTRAIN_STEPS = 6, 16
 LONG = 120
 EPISODES = [
-    episode(f"p{p}", n, num_frames=1 + (7 * p + n) % 9, finished=(p + n) % 5 > 0)
+    episode(f"p{p}", n, num_frames=(7 * p + n) % 9, finished=(p + n) % 5 > 0)
     for p in range(20)
     for n in range(3)
 ]

@@ -5,7 +5,7 @@ from cwm_jax.trace.corpus.deduplication import NearDuplicates
 from cwm_jax.trace.corpus.engines import LocalEngine, RayEngine
 from cwm_jax.trace.corpus.report import CorpusReport
 from cwm_jax.trace.corpus.settings import CorpusError, CorpusSettings
-from cwm_jax.trace.corpus.shards import Manifest, read_corpus, read_manifest
+from cwm_jax.trace.corpus.shards import Manifest, read_corpus, read_episodes, read_manifest
 from cwm_jax.trace.corpus.worker import Work
 from cwm_jax.trace.corpus.writer import write_corpus
 
@@ -21,6 +21,7 @@ __all__ = [
     "Work",
     "load_benchmarks",
     "read_corpus",
+    "read_episodes",
     "read_manifest",
     "write_corpus",
 ]

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cwm_jax.storage import write_json, write_whole
 from cwm_jax.trace.corpus.settings import CorpusError
-from cwm_jax.trace.corpus.shards import write_atomically, write_json
 from cwm_jax.trace.corpus.worker import ItemResult, decode_results
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class PartialCorpus:
 
     def write(self, number: int, data: bytes) -> None:
         """Stores the encoded results of a chunk."""
-        write_atomically(self._path(number), data)
+        write_whole(self._path(number), data)
 
     def read(self, number: int, names: Sequence[str]) -> list[ItemResult]:
         """The results of a chunk that is there.

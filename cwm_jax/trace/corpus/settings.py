@@ -6,11 +6,12 @@ import dataclasses
 from typing import Any
 
 from cwm_jax.schema import check_positive, check_types
+from cwm_jax.storage import StorageError
 from cwm_jax.trace.corpus.deduplication import NearDuplicates
 from cwm_jax.trace.tracer import TraceLimits
 
 
-class CorpusError(ValueError):
+class CorpusError(StorageError):
     """A trace corpus that cannot be written or read."""
 
 

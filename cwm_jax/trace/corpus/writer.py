@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from cwm_jax.schema import to_json
+from cwm_jax.storage import MANIFEST, RecordWriter, write_json
 from cwm_jax.trace.corpus.decontamination import Benchmarks
 from cwm_jax.trace.corpus.deduplication import NearDuplicateIndex
 from cwm_jax.trace.corpus.engines import Engine
@@ -23,14 +25,7 @@ from cwm_jax.trace.corpus.partial import PartialCorpus
 from cwm_jax.trace.corpus.progress import Progress
 from cwm_jax.trace.corpus.report import BENCHMARK, DUPLICATE, NEAR_DUPLICATE, CorpusReport
 from cwm_jax.trace.corpus.settings import CorpusError, CorpusSettings
-from cwm_jax.trace.corpus.shards import (
-    KIND,
-    SCHEMA_VERSION,
-    Manifest,
-    ShardWriter,
-    write_json,
-    write_manifest,
-)
+from cwm_jax.trace.corpus.shards import KIND, SCHEMA_VERSION, Manifest
 from cwm_jax.trace.corpus.worker import (
     ItemResult,
     TracedEpisode,
@@ -41,6 +36,7 @@ from cwm_jax.trace.corpus.worker import (
 )
 
 RUN = "run.json"
+_FREE_SPACE = "free space there and start again: what is traced is kept"
 
 
 def write_corpus(
@@ -77,7 +73,9 @@ def write_corpus(
         choice = _Choice(settings, benchmarks)
         with (
             Progress(len(work) if isinstance(work, Sized) else None) as progress,
-            ShardWriter(partial.output, settings.shard_bytes) as writer,
+            RecordWriter(
+                partial.output, "traces", shard_bytes=settings.shard_bytes, next_step=_FREE_SPACE
+            ) as writer,
         ):
             stream = _chunk_results(work, partial, settings, engine, benchmarks)
             with contextlib.closing(stream):  # ends the processes at once, whatever happens here
@@ -95,7 +93,7 @@ def write_corpus(
             report=choice.report.to_json(),
             **described,
         )
-        write_manifest(partial.output, manifest)
+        write_json(partial.output / MANIFEST, to_json(manifest))
         write_json(partial.output / RUN, _run(choice.report, engine, started_s, resumed))
         partial.finish()
     return choice.report
