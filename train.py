@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.dry_run:
             print(dry_run(config))
             return 0
-        return _train(config)
+        return run(config)
     except (ValueError, OSError, SandboxError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
@@ -70,13 +70,14 @@ def dry_run(config: RunConfig) -> str:
     return f"resolved config\n{values}\nderived\n{plan.describe()}"
 
 
-def _train(config: RunConfig) -> int:
+def run(config: RunConfig) -> int:
+    """Makes what corpora lack, trains, exports, evaluates, as the config says; 1 if it diverged."""
     from cwm_jax.training import loop
     from cwm_jax.training.trainer import NonFiniteError
 
     for source in config.data.sources:
         if source.generate is not None:
-            _generate_traces(source)
+            generate_traces(source)
     predicted = config.trace_evaluation
     if predicted is not None and predicted.jsonl and not Path(predicted.jsonl).is_file():
         raise ValueError(f"trace_evaluation.jsonl: {predicted.jsonl}: no such file")
@@ -100,7 +101,7 @@ def _train(config: RunConfig) -> int:
     return 0
 
 
-def _generate_traces(source) -> None:
+def generate_traces(source) -> None:
     """Writes the corpus that a source says to generate, or checks the one that is there."""
     from cwm_jax.trace.corpus import CorpusSettings, LocalEngine, read_manifest, write_corpus
     from cwm_jax.trace.episodes import generated_programs
