@@ -11,8 +11,7 @@ import sys
 import types
 from pathlib import Path
 
-from cwm_jax import schema
-from cwm_jax.config import MeshConfig, RunConfig
+from cwm_jax.config import MeshConfig, RunConfig, schema
 from cwm_jax.sandbox import SandboxError
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cwm_jax.schema import check_types, from_json
+from cwm_jax.config.schema import check_types, from_json
 
 MANIFEST = "manifest.json"
 M = TypeVar("M")

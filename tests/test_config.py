@@ -32,7 +32,7 @@ from cwm_jax.config import (
     TokenizerConfig,
     layer_types_3_to_1,
 )
-from cwm_jax.schema import flatten, from_json, known_keys, override, to_json
+from cwm_jax.config.schema import flatten, from_json, known_keys, override, to_json
 from cwm_jax.training.plan import Plan, make_plan
 from cwm_jax.training.scaling import num_non_embedding_parameters
 

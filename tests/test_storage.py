@@ -7,7 +7,7 @@ import os
 import pytest
 
 from cwm_jax import storage
-from cwm_jax.schema import to_json
+from cwm_jax.config.schema import to_json
 from cwm_jax.storage import (
     RecordWriter,
     StorageError,

@@ -15,18 +15,16 @@ MAX_ENTRIES = 16
 MAX_LINES = 700
 
 # What each part of cwm_jax imports of the others, at most; a part is always free to import itself.
-_BASE = {"architecture", "config", "schema", "storage"}
+_BASE = {"config", "storage"}
 _MODEL = _BASE | {"sharding", "kernels", "model"}
 _TRACE = _BASE | {"tokenizer", "sandbox"}
 _TRAINING = _MODEL | {"data", "tokenizer", "training"}
 _INFERENCE = _MODEL | {"tokenizer", "inference"}
 ALLOWED = {
-    "schema": set(),
-    "storage": {"schema"},
-    "architecture": {"schema"},
-    "config": {"architecture", "schema"},
+    "config": set(),
+    "storage": {"config"},
     "sharding": _BASE,
-    "tokenizer": {"schema", "storage"},
+    "tokenizer": _BASE,
     "kernels": _BASE | {"sharding"},
     "model": _MODEL,
     "data": _TRACE | {"trace"},

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cwm_jax.schema import to_json
+from cwm_jax.config.schema import to_json
 from cwm_jax.storage import MANIFEST, RecordWriter, write_json
 from cwm_jax.trace.corpus import Manifest
 from cwm_jax.trace.episodes import Episode

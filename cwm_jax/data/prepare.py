@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from cwm_jax.config import DataConfig, SourceConfig
+from cwm_jax.config.schema import to_json
 from cwm_jax.data.shards import (
     CONTEXT_MARK,
     KIND,
@@ -40,7 +41,6 @@ from cwm_jax.data.shards import (
 )
 from cwm_jax.data.sources import DataError, Document, corpus_fingerprint, documents
 from cwm_jax.data.split import SPLIT_RULE, is_heldout, split_fraction
-from cwm_jax.schema import to_json
 from cwm_jax.storage import MANIFEST, RecordWriter, StoredFile, stored_file, write_json
 
 # Tokens of one shard, uncompressed: small enough to copy, big enough to keep the files few.

@@ -18,8 +18,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from cwm_jax.config import SourceConfig
+from cwm_jax.config.schema import check_types
 from cwm_jax.data.sources import DataError
-from cwm_jax.schema import check_types
 from cwm_jax.storage import MANIFEST, StoredFile, check_file, read_manifest
 
 KIND, SCHEMA_VERSION = "token-shards", 3

@@ -24,8 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cwm_jax import schema
-from cwm_jax.config import CheckpointConfig, ModelConfig, RunConfig
+from cwm_jax.config import CheckpointConfig, ModelConfig, RunConfig, schema
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
 from cwm_jax.training.checksums import STATE_FOLDER, damage, write_checksums
 from cwm_jax.training.plan import Plan

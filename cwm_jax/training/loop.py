@@ -13,8 +13,7 @@ from typing import Any
 
 import jax
 
-from cwm_jax import schema
-from cwm_jax.config import RunConfig
+from cwm_jax.config import RunConfig, schema
 from cwm_jax.data.loader import Loader, heldout_rows
 from cwm_jax.data.mixture import (
     SourceShare,

@@ -12,12 +12,12 @@ import pytest
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from cwm_jax.config import DataConfig, SourceConfig
+from cwm_jax.config.schema import to_json
 from cwm_jax.data import prepare as prepare_module
 from cwm_jax.data.prepare import prepare
 from cwm_jax.data.shards import open_shards, tokens_from_record
 from cwm_jax.data.sources import DataError
 from cwm_jax.data.split import is_heldout
-from cwm_jax.schema import to_json
 from cwm_jax.storage import StorageError
 
 TEXTS = [f"text of document {number}".encode() for number in range(50)]

@@ -27,11 +27,11 @@ from cwm_jax.config import (
     SourceConfig,
     TokenizerConfig,
 )
+from cwm_jax.config.schema import to_json
 from cwm_jax.data.loader import heldout_rows
 from cwm_jax.data.mixture import source_shares
 from cwm_jax.data.prepare import prepare
 from cwm_jax.data.split import is_heldout
-from cwm_jax.schema import to_json
 from cwm_jax.training import loop
 from cwm_jax.training.checkpoint import resolve_checkpoint
 from cwm_jax.training.metrics import TIMING_FIELDS, read_metrics
@@ -238,7 +238,7 @@ def test_the_loss_mask_sums_to_the_frames_tokens(home, midtrained):
 _KILLED = """
 import json, os, signal, sys
 from cwm_jax.config import RunConfig
-from cwm_jax.schema import from_json
+from cwm_jax.config.schema import from_json
 from cwm_jax.training import loop
 from cwm_jax.training.trainer import Trainer
 

@@ -5,7 +5,7 @@ import pytest
 from tiny import tiny_model
 
 from configs import midtrain_32b, pretrain_32b
-from cwm_jax.architecture import FULL_ATTENTION, SLIDING_ATTENTION
+from cwm_jax.config.architecture import FULL_ATTENTION, SLIDING_ATTENTION
 from cwm_jax.model.transformer import abstract_params, num_parameters
 from cwm_jax.training import scaling
 

@@ -20,7 +20,7 @@ import hashlib
 
 import numpy as np
 
-from cwm_jax.schema import check_positive, check_types
+from cwm_jax.config.schema import check_positive, check_types
 from cwm_jax.tokenizer import ACTION_SEP, ARG_SEP, FRAME_SEP
 
 # Episodes that share a band's key and are compared with a new one, latest first (assumed).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from cwm_jax.schema import check_positive, check_types
+from cwm_jax.config.schema import check_positive, check_types
 from cwm_jax.storage import StorageError
 from cwm_jax.trace.corpus.deduplication import NearDuplicates
 from cwm_jax.trace.tracer import TraceLimits

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cwm_jax import storage
-from cwm_jax.schema import check_types
+from cwm_jax.config.schema import check_types
 from cwm_jax.storage import MANIFEST, StoredFile, check_file, read_records
 from cwm_jax.trace.corpus.settings import CorpusError
 from cwm_jax.trace.episodes import Episode, episode_from_json

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cwm_jax.schema import to_json
+from cwm_jax.config.schema import to_json
 from cwm_jax.storage import MANIFEST, RecordWriter, write_json
 from cwm_jax.trace.corpus.decontamination import Benchmarks
 from cwm_jax.trace.corpus.deduplication import NearDuplicateIndex

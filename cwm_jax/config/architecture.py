@@ -9,7 +9,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from cwm_jax.schema import check_positive, check_types, nearest_hint, required_fields
+from cwm_jax.config.schema import check_positive, check_types, nearest_hint, required_fields
 
 FULL_ATTENTION = "full_attention"
 SLIDING_ATTENTION = "sliding_attention"

@@ -1,0 +1,40 @@
+"""The only schema of a run: frozen, keyword-only dataclasses, validated when they are made.
+
+Architecture keys are those of Hugging Face's ``CwmConfig`` (``cwm_jax.config.architecture``);
+run-time keys are those that MaxText users know. Derive a variant with ``dataclasses.replace``; a
+required field has no default. Numbers that follow from others (steps, tokens per batch, FLOPs) are
+computed in ``cwm_jax.training.plan``, never stored.
+"""
+
+from cwm_jax.config.architecture import ModelConfig, RopeParameters, layer_types_3_to_1
+from cwm_jax.config.data import (
+    DataConfig,
+    GeneratedTraces,
+    LengthBucket,
+    SourceConfig,
+    TokenizerConfig,
+)
+from cwm_jax.config.execution import ExecutionConfig, MeshConfig
+from cwm_jax.config.reports import LoggingConfig, TraceEvaluationConfig
+from cwm_jax.config.run import RunConfig
+from cwm_jax.config.training import BatchConfig, BatchPhase, CheckpointConfig, OptimizerConfig
+
+__all__ = [
+    "BatchConfig",
+    "BatchPhase",
+    "CheckpointConfig",
+    "DataConfig",
+    "ExecutionConfig",
+    "GeneratedTraces",
+    "LengthBucket",
+    "LoggingConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RopeParameters",
+    "RunConfig",
+    "SourceConfig",
+    "TokenizerConfig",
+    "TraceEvaluationConfig",
+    "layer_types_3_to_1",
+]

@@ -1,0 +1,60 @@
+"""How and where a model is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from cwm_jax.config.schema import check_positive, check_types
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """How the model is computed; it changes speed and rounding, never what is computed.
+
+    Attributes:
+        dtype: of activations and of the weights in matrix products; None takes the parameters' own.
+        weight_dtype: of the master weights that ``init`` makes.
+        attention: implementation, see ``cwm_jax.kernels.attention``.
+        attention_block_tokens: queries in a block of the chunked attention; None chooses by device.
+        remat_policy: what the backward pass keeps of a layer: ``none`` keeps all, ``minimal`` the
+            results of matrix products, ``full`` the layer's input alone.
+        scan_layers: scan over the repeating group of layers (compile time independent of depth) or
+            unroll.
+        loss_chunk_tokens: tokens of a device whose logits exist at one time in the loss.
+    """
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    weight_dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["auto", "reference", "chunked"] = "auto"
+    attention_block_tokens: int | None = None
+    remat_policy: Literal["none", "minimal", "full"] = "none"
+    scan_layers: bool = True
+    loss_chunk_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "attention_block_tokens", "loss_chunk_tokens")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 (once) takes what the other axes leave.
+
+    Attributes:
+        data: replicas of the weights, each with rows of its own.
+        fsdp: devices that share weights, optimizer state and rows.
+        tensor: devices that share heads, FFN and vocabulary.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        sizes = dataclasses.astuple(self)
+        if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+            raise ValueError(
+                f"mesh is {dataclasses.asdict(self)}; expected sizes >= 1 and -1 at most once"
+            )
