@@ -77,9 +77,7 @@ def run(config: RunConfig) -> int:
     for source in config.data.sources:
         if source.generate is not None:
             generate_traces(source)
-    predicted = config.trace_evaluation
-    if predicted is not None and predicted.jsonl and not Path(predicted.jsonl).is_file():
-        raise ValueError(f"trace_evaluation.jsonl: {predicted.jsonl}: no such file")
+    _check_evaluation(config)
     try:
         result = loop.run(config)
     except NonFiniteError as error:
@@ -127,6 +125,17 @@ def generate_traces(source) -> None:
     settings = CorpusSettings(repeats=1, unsafe=wanted.unsafe, description=described)
     report = write_corpus(work, source.path, settings=settings, engine=LocalEngine())
     print(f"source {source.name}: {report.total.kept:,} traces in {source.path}")
+
+
+def _check_evaluation(config: RunConfig) -> None:
+    """Raises ValueError before a run where what is to be predicted after it is not there."""
+    from cwm_jax.trace.corpus import read_corpus
+
+    wanted = config.trace_evaluation
+    if wanted is not None and wanted.jsonl and not Path(wanted.jsonl).is_file():
+        raise ValueError(f"trace_evaluation.jsonl: {wanted.jsonl}: no such file")
+    if wanted is not None and wanted.corpus:
+        read_corpus(wanted.corpus)
 
 
 def _evaluate_traces(config: RunConfig, result) -> None:

@@ -32,7 +32,7 @@ def get_config():
         ),
         mesh=dataclasses.replace(config.mesh, data=8, fsdp=1),
         trace_evaluation=dataclasses.replace(
-            config.trace_evaluation, corpus={folder!r} + "/traces", episodes=2, batch_size=2
+            config.trace_evaluation, corpus={folder!r} + "/{corpus}", episodes=2, batch_size=2
         ),
         base_output_directory={folder!r} + "/runs",
     )
@@ -43,11 +43,12 @@ def get_config():
 def run(tmp_path, capsys):
     """``run("quickstart", "steps=2", ...)`` -> exit code, what was printed, errors."""
 
-    def run(base: str, *values: str, programs: int = 60) -> tuple[int, str, str]:
+    def run(
+        base: str, *values: str, programs: int = 60, corpus: str = "traces"
+    ) -> tuple[int, str, str]:
         file = tmp_path / "small.py"
-        file.write_text(
-            SMALL.format(base=base, folder=str(tmp_path), programs=programs, code=str(CODE))
-        )
+        names = {"base": base, "folder": str(tmp_path), "code": str(CODE)}
+        file.write_text(SMALL.format(**names, programs=programs, corpus=corpus))
         code = train.main(["--config", str(file), "--set", *values])
         return code, *capsys.readouterr()
 
@@ -103,6 +104,13 @@ def test_what_cannot_be_predicted_or_generated_is_refused_before_training(run, v
     code, out, err = run("quickstart", *QUICK, value, programs=3)
     assert code == 2
     assert message in err
+    assert "step" not in out
+
+
+def test_a_corpus_to_predict_that_is_not_there_is_refused_before_training(run):
+    code, out, err = run("quickstart", *QUICK, programs=3, corpus="others")
+    assert code == 2
+    assert "others/manifest.json: no readable manifest" in err
     assert "step" not in out
 
 

@@ -45,8 +45,8 @@ FROM_DIFFICULTY = {
 KINDS = tuple(FROM_DIFFICULTY)
 DATA_KINDS = KINDS[:5]
 LEVELS = {
-    1: Level((2, 3), nesting=0, literal=20, magnitude=1000, string=10, items=5, events=12,
-             helpers=(0, 0), depth=2),
+    1: Level((2, 3), nesting=0, literal=9, magnitude=100, string=8, items=4, events=12,
+             helpers=(0, 0), depth=1),
     2: Level((2, 3), nesting=1, literal=20, magnitude=1000, string=10, items=5, events=48,
              helpers=(0, 0), depth=2),
     3: Level((2, 4), nesting=2, literal=50, magnitude=5000, string=14, items=6, events=128,
@@ -105,7 +105,7 @@ def generate_program(
     ==========  ==========  =======  ========  ==========  ======  =======================
     difficulty  statements  nesting  integers  characters  events  new
     ==========  ==========  =======  ========  ==========  ======  =======================
-    1           2 to 3      0        1000      10          12      straight-line
+    1           2 to 3      0        100       8           12      straight-line
     2           2 to 3      1        1000      10          48      branches, loops
     3           2 to 4      2        5000      14          128     branches in loops
     4           3 to 5      3        10000     16          288     helpers, comprehensions
@@ -114,7 +114,8 @@ def generate_program(
 
     Statements are the top-level ones of ``f``, some constructs of control on top; integers the
     greatest absolute value; characters those of an argument; events all that ``sys.settrace``
-    reports from the call of ``main`` to its return. ``LEVELS`` has the whole table.
+    reports from the call of ``main`` to its return. Expressions have one operator at difficulty 1,
+    operators inside operators from 2 on. ``LEVELS`` has the whole table.
 
     Args:
         seed: of a family of programs.
