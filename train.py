@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import hashlib
 import json
 import logging
 import math
@@ -105,7 +107,16 @@ def generate_traces(source) -> None:
     from cwm_jax.trace.generator import KINDS
 
     wanted = source.generate
-    described = {"generate": schema.to_json(wanted)}
+    programs = functools.partial(
+        generated_programs,
+        wanted.seed,
+        difficulties=wanted.difficulties,
+        kinds=wanted.kinds or KINDS,
+    )
+    # Another version of the generator may make other programs of the same settings.
+    first = "".join(program.context for program in programs(min(wanted.programs, 1000)))
+    digest = hashlib.sha256(first.encode()).hexdigest()
+    described = {"generate": schema.to_json(wanted), "first_programs_sha256": digest}
     if Path(source.path).exists():
         found = read_manifest(source.path).settings["description"]
         if found != described:
@@ -115,15 +126,11 @@ def generate_traces(source) -> None:
             )
         return
     print(f"source {source.name}: tracing {wanted.programs:,} generated programs", flush=True)
-    work = generated_programs(
-        wanted.seed,
-        wanted.programs,
-        difficulties=wanted.difficulties,
-        kinds=wanted.kinds or KINDS,
-    )
     # one run of each: by construction nothing in these programs can differ between two
     settings = CorpusSettings(repeats=1, unsafe=wanted.unsafe, description=described)
-    report = write_corpus(work, source.path, settings=settings, engine=LocalEngine())
+    report = write_corpus(
+        programs(wanted.programs), source.path, settings=settings, engine=LocalEngine()
+    )
     print(f"source {source.name}: {report.total.kept:,} traces in {source.path}")
 
 
@@ -161,16 +168,20 @@ def _evaluate_traces(config: RunConfig, result) -> None:
         modes=wanted.modes,
         execution=config.execution,
     )
+    passed_over |= {"without_trace": len(failed)}
+    if wanted.jsonl:
+        lines = Path(wanted.jsonl).read_text(encoding="utf-8").splitlines()
+        passed_over["not_reached"] = len(lines) - len(episodes) - sum(passed_over.values())
     about = {
         "predicted": wanted.jsonl or f"held-out episodes of {wanted.corpus}",
         "step": int(result.state.step),
-        "passed_over": {**passed_over, "without_trace": len(failed)},
+        "passed_over": passed_over,
     }
-    print(
-        f"{about['predicted']}: {len(episodes)}; passed over: {about['passed_over']}; in per cent"
-    )
+    passed = ", ".join(f"{count} {reason}" for reason, count in passed_over.items() if count)
+    print(f"{about['predicted']}: {len(episodes)}; passed over: {passed or 'none'}; in per cent")
     print(format_evaluation(evaluation))
-    json_path, png_path = write_evaluation(evaluation, result.folder, about=about)
+    name = f"traces-{Path(wanted.jsonl).stem}" if wanted.jsonl else "traces"
+    json_path, png_path = write_evaluation(evaluation, result.folder, name=name, about=about)
     print(f"traces: {json_path}, {png_path}")
     if evaluation.predictions is not None:
         print(side_by_side(shown_prediction(evaluation.predictions)))
@@ -186,7 +197,7 @@ def _episodes_to_predict(config: RunConfig, failed: list[str]):
     wanted = config.trace_evaluation
     if wanted.jsonl is None:
         for episode in read_corpus(wanted.corpus):
-            if is_heldout(episode.program_name, config.data.heldout_fraction):
+            if is_heldout(episode.group, config.data.heldout_fraction):
                 yield episode
         return
     with Tracer(unsafe=wanted.unsafe) as tracer:

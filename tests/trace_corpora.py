@@ -9,7 +9,10 @@ from cwm_jax.trace.corpus import Manifest
 from cwm_jax.trace.episodes import Episode
 
 CONTEXT = "def count_{program}(x):  # << START_OF_TRACE\n    x = x + {number}\n    return x\n"
-MAIN = "def main():  # << START_OF_TRACE\n    return count_{program}({number})\n"
+CALLER = (
+    CONTEXT.replace("  # << START_OF_TRACE", "")
+    + "def main():  # << START_OF_TRACE\n    return count_{program}({number})\n"
+)
 CALL = '<|call_sep|>{{"x": "{value}"}}<|action_sep|>def count(x):\n<|frame_sep|>'
 FRAME = '<|line_sep|>{{"x": "{value}"}}<|action_sep|>    x = x + {step}\n<|frame_sep|>'
 END = '<|return_sep|><|action_sep|>    return x\n<|arg_sep|>"7"<|frame_sep|><|end_of_text|>'
@@ -27,9 +30,11 @@ def episode(
         frames="".join(frames) + (END if finished else ""),
         finished=finished,
         status="finished" if finished else "events",
+        raised=False,
         num_events=1 + num_frames + finished,
         source="script",
         origin="written by a test",
+        group=program,
         python="3.11.0",
         limits={"max_events": 100},
     ).to_json()

@@ -248,9 +248,17 @@ def _check_splits(
     if all(found.values()):
         return
     if not any(found.values()):
+        why, way = f"{counts.empty} empty, {counts.skipped} not UTF-8", "set non_utf8='bytes' or"
+        if source.is_of_episodes:
+            why, way = f"{counts.empty} episodes have no main() whose output is plain text", "set"
         raise DataError(
-            f"source {source.name!r}: no document is left to tokenise ({counts.empty} empty, "
-            f"{counts.skipped} not UTF-8); set non_utf8='bytes' or another path"
+            f"source {source.name!r}: no document is left to tokenise ({why}); {way} another path"
+        )
+    if counts.lowest == counts.highest:
+        raise DataError(
+            f"source {source.name!r}: its {sum(found.values())} documents are one group, such as "
+            "the functions of one file, and no group is divided between the training and the "
+            "held-out split; add documents of others"
         )
     needed = "above" if not found["heldout"] else "at most"
     bound = counts.lowest if not found["heldout"] else counts.highest

@@ -17,7 +17,7 @@ from pathlib import Path
 from cwm_jax.config import SourceConfig
 from cwm_jax.storage import StorageError, StoredFile
 from cwm_jax.trace.corpus import read_episodes, read_manifest
-from cwm_jax.trace.episodes import Episode, direct_answer, direct_prompt, has_direct_prompt
+from cwm_jax.trace.episodes import Episode, direct_document
 
 _SUFFIXES = {
     "stdlib": (".py",),
@@ -43,21 +43,21 @@ class Document:
         data: the text in UTF-8, or whatever bytes the corpus holds instead; of an episode what is
             to be predicted: its frames, or its output.
         context: of an episode, the text before that; both name special tokens.
-        program: of an episode, what was run.
+        group: of an episode, that of its program.
     """
 
     name: str
     data: bytes
     context: str | None = None
-    program: str | None = None
+    group: str | None = None
 
     @property
     def split_name(self) -> str:
         """What the held-out split is a function of, so that it moves with the corpus.
 
-        All episodes of one program fall on one side, as traces and as outputs alike.
+        All episodes of a group fall on one side, as traces and as outputs alike.
         """
-        return self.program or self.name
+        return self.group or self.name
 
 
 def documents(source: SourceConfig) -> Iterator[Document]:
@@ -233,11 +233,9 @@ def _trace_documents(source: SourceConfig, path: Path) -> Iterator[Document]:
 def _trace_document(episode: Episode, source: SourceConfig) -> Document:
     if source.kind == "traces":
         context, text = episode.prompt, episode.frames
-    elif (output := episode.output) is None or not has_direct_prompt(episode.context):
-        context, text = "", ""
     else:
-        context, text = direct_prompt(episode.context), direct_answer(output)
-    return Document(episode.name, text.encode(), context, episode.program_name)
+        context, text = direct_document(episode) or ("", "")  # empty ones are counted
+    return Document(episode.name, text.encode(), context, episode.group)
 
 
 def _bytes_of_value(source: SourceConfig, where: str, value: object) -> bytes:

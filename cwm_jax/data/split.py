@@ -10,8 +10,8 @@ from cwm_jax.data.sources import documents
 from cwm_jax.tokenizer import split_at_special_tokens
 
 SPLIT_RULE = (
-    "held out if the first 8 bytes of sha256(name) / 2**64 < heldout_fraction; the name of a trace "
-    "counts up to its first #"
+    "held out if the first 8 bytes of sha256(name) / 2**64 < heldout_fraction; the name of an "
+    "episode is its group's"
 )
 
 

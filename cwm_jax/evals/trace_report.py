@@ -57,17 +57,18 @@ def side_by_side(prediction: PredictedTrace, *, width: int = 150) -> str:
 
 
 def write_evaluation(
-    evaluation: TraceEvaluation, folder: Path, *, about: Mapping[str, Any]
+    evaluation: TraceEvaluation, folder: Path, *, name: str = "traces", about: Mapping[str, Any]
 ) -> tuple[Path, Path]:
-    """Writes ``traces.json`` and ``traces.png`` below a folder; returns their paths.
+    """Writes ``NAME.json`` and ``NAME.png`` below a folder; returns their paths.
 
     Args:
         evaluation: its results.
         folder: made if missing; each file is written beside its place, then renamed.
+        name: of the files; another evaluation of the run has another.
         about: what was predicted and what was passed over; it stands first in the JSON.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / "traces.json", folder / "traces.png"
+    paths = folder / f"{name}.json", folder / f"{name}.png"
     beside = [path.with_name(f".partial-{path.name}") for path in paths]
     values = {**about, **evaluation.to_json()}
     beside[0].write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

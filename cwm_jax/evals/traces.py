@@ -31,9 +31,9 @@ from cwm_jax.inference.decoder import Decoder
 from cwm_jax.inference.scoring import score
 from cwm_jax.model.transformer import DEFAULT_EXECUTION, Params
 from cwm_jax.tokenizer import END_OF_TEXT, FRAME_SEP, RETURN_SEP, Tokenizer
-from cwm_jax.trace.episodes import Episode, direct_prompt, has_direct_prompt
+from cwm_jax.trace.episodes import Episode, direct_answer, direct_prompt
 from cwm_jax.trace.format import parse_frame, parse_frames, render_each, scope_locals
-from cwm_jax.trace.frames import TraceFrame, returned_value
+from cwm_jax.trace.frames import TraceFrame, is_left, returned_value
 
 MODES = ("teacher_forced", "free_running", "single_step", "direct")
 _SHORTEST_ROW = 128
@@ -46,8 +46,10 @@ class PredictedTrace:
     Attributes:
         episode: the true one.
         text: what the model wrote.
-        valid: well-formed from end to end, ``<|end_of_text|>`` included.
-        divergence: place of the first frame, after the entry's call, that differs; None if none.
+        valid: well-formed from end to end: its last frame leaves the entry, and
+            ``<|end_of_text|>`` follows.
+        divergence: place of the first frame, after the entry's call, that differs, the end counted
+            as one; None if none.
         output: value of the entry's return, if the trace ends with it.
         scores: of the true frames after the entry's call, at their places.
     """
@@ -66,7 +68,7 @@ class TraceEvaluation:
 
     Attributes:
         episodes: the true ones.
-        outputs: values of their last returns.
+        outputs: what they return; None of one that an exception ends.
         teacher_forced: metrics of frames by group, see `summarise`.
         token_accuracy: share of the frames' tokens that are the most likely after the true ones.
         free_running: metrics of frames at their places in the true trace.
@@ -177,7 +179,7 @@ def evaluate_traces(
             results[mode] = tuple(getattr(run, mode)(traces))
     return TraceEvaluation(
         episodes=tuple(trace.episode for trace in traces),
-        outputs=tuple(returned_value(trace.frames) for trace in traces),
+        outputs=tuple(trace.episode.output for trace in traces),
         **results,
     )
 
@@ -326,10 +328,11 @@ class _Runner:
         return [None if frame is None or problems else frame.arg for frame, problems in parsed]
 
     def direct(self, traces: Sequence[_Tokens]) -> list[str | None]:
+        """The whole rest of the assertion: one that does not end is no output."""
         texts = [direct_prompt(trace.episode.context) for trace in traces]
-        prompts = [self._tokenizer.encode_with_special_tokens(text) for text in texts]
-        answers = self._generate(prompts, END_OF_TEXT)
-        return [answer.removesuffix(END_OF_TEXT).split("\n")[0] for answer in answers]
+        prompts = [self._tokenizer.encode_with_special_tokens(text) for text in texts if text]
+        answers, end = self._generate(prompts, END_OF_TEXT), direct_answer("")
+        return [a.removesuffix(end) if a.endswith(end) else None for a in answers]
 
     def _generate(
         self, prompts: Sequence[Sequence[int]], stop: str, *, max_new_tokens: int | None = None
@@ -345,14 +348,17 @@ class _Runner:
 
 def _predicted_trace(trace: _Tokens, text: str) -> PredictedTrace:
     frames, malformed = _read(text, trace.frames[0])
+    whole = [trace.frames[0], *frames]
+    valid = text.endswith(END_OF_TEXT) and not malformed and is_left(whole)
     scores, divergence = score_trace(trace.frames[1:], frames, malformed=malformed)
-    finished = text.endswith(END_OF_TEXT)
+    if divergence is None and not valid:  # all but the end
+        divergence = len(scores)
     return PredictedTrace(
         episode=trace.episode,
         text=text,
-        valid=finished and not malformed,
+        valid=valid,
         divergence=divergence,
-        output=returned_value([trace.frames[0], *frames]) if finished and not malformed else None,
+        output=returned_value(whole) if valid else None,
         scores=tuple(scores),
     )
 
@@ -400,8 +406,8 @@ def _check_traces(traces: Sequence[_Tokens], max_length: int, modes: Sequence[st
                 f"episode {name} has {trace.num_tokens} tokens; expected at most {max_length}: "
                 "leave it out or raise max_length"
             )
-        if "direct" in modes and not has_direct_prompt(trace.episode.context):
+        if "direct" in modes and direct_prompt(trace.episode.context) is None:
             raise ValueError(
-                f"episode {name} has no main() to assert about; expected one for mode 'direct': "
-                "leave out the mode or the episode"
+                f"episode {name} is no trace of a main() to assert about; expected one for mode "
+                "'direct': leave out the mode or the episode"
             )

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,15 +17,25 @@ from cwm_jax.tokenizer import BEGIN_OF_TEXT, END_OF_TEXT
 from cwm_jax.trace.format import (
     START_MARKER,
     ParsedTrace,
+    is_plain,
     parse_trace,
     render_prompt,
     split_prompt,
 )
 from cwm_jax.trace.frames import returned_value
 from cwm_jax.trace.generator import KINDS, generate_programs
-from cwm_jax.trace.tracer import Trace, TraceError, TraceLimits, Tracer, source_lines, unmarked
+from cwm_jax.trace.tracer import (
+    Trace,
+    TraceError,
+    TraceLimits,
+    Tracer,
+    marked_line,
+    source_lines,
+    unmarked,
+)
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
+_MAIN_TEST = re.compile(r"__name__ == '__main__'|'__main__' == __name__")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +48,8 @@ class Program:
         source: kind of source: ``function``, ``script``, ``generated``, ``jsonl``; of episodes also
             ``doctest``, ``pytest``.
         origin: where it comes from, for people: a path and line, a seed.
+        group: what held-out splits are a function of: programs with code in common share it. Empty
+            for the program's own name.
         difficulty: of a generated program.
         kinds: constructs of a generated program.
     """
@@ -45,6 +58,7 @@ class Program:
     context: str
     source: str
     origin: str
+    group: str = ""
     difficulty: int | None = None
     kinds: tuple[str, ...] = ()
 
@@ -57,6 +71,7 @@ class Program:
                 name=f"{self.name}#0",
                 source=self.source,
                 origin=self.origin,
+                group=self.group,
                 limits=tracer.limits,
                 difficulty=self.difficulty,
                 kinds=self.kinds,
@@ -88,8 +103,9 @@ class Episode:
         frames: their text, ending with ``<|end_of_text|>`` if the entry scope was left.
         finished: whether it was.
         status: ``finished``, or the limit that cut it.
+        raised: whether an exception left the entry scope.
         num_events: frames in the text.
-        source, origin, difficulty, kinds: as of the `Program`.
+        source, origin, group, difficulty, kinds: as of the `Program`.
         python: version of the interpreter that ran it.
         limits: that it was traced under.
         cut_reprs, failed_reprs: see `Trace`.
@@ -100,20 +116,17 @@ class Episode:
     frames: str
     finished: bool
     status: str
+    raised: bool
     num_events: int
     source: str
     origin: str
+    group: str
     python: str
     limits: Mapping[str, float]
     difficulty: int | None = None
     kinds: tuple[str, ...] = ()
     cut_reprs: int = 0
     failed_reprs: int = 0
-
-    @property
-    def program_name(self) -> str:
-        """What held-out splits are a function of: all episodes of a program fall on one side."""
-        return self.name.partition("#")[0]
 
     @property
     def prompt(self) -> str:
@@ -127,7 +140,9 @@ class Episode:
     @property
     def output(self) -> str | None:
         """``repr`` of what the entry returned; None if it was cut or left by an exception."""
-        return returned_value(self.parse().frames) if self.finished else None
+        if not self.finished or self.raised:
+            return None
+        return returned_value(self.parse().frames)
 
     def parse(self) -> ParsedTrace:
         return parse_trace(self.frames)
@@ -152,6 +167,7 @@ def episode_from_trace(
     name: str,
     source: str,
     origin: str,
+    group: str = "",
     limits: TraceLimits,
     difficulty: int | None = None,
     kinds: tuple[str, ...] = (),
@@ -163,9 +179,11 @@ def episode_from_trace(
         frames=trace.text,
         finished=trace.finished,
         status=trace.status,
+        raised=trace.raised,
         num_events=len(trace.frames),
         source=source,
         origin=origin,
+        group=group or name.partition("#")[0],
         python=trace.python,
         limits=dataclasses.asdict(limits),
         difficulty=difficulty,
@@ -237,7 +255,7 @@ def context_of_call(code: str, arguments: str, *, function: str = "f") -> str:
     """The context that calls a function: output prediction, where no argument has to be invented.
 
     Args:
-        code: source that defines the function.
+        code: source that defines the function; its ``if __name__ == "__main__":`` is left out.
         arguments: source of the arguments, as between the brackets of a call.
         function: its name.
 
@@ -252,28 +270,52 @@ def context_of_call(code: str, arguments: str, *, function: str = "f") -> str:
             "no trace: the function is named main; expected another name, as the context's own "
             "main calls it: rename it",
         )
+    code = _without_main_block(code)
     body = code if code.endswith("\n") else code + "\n"
     body = body if body.startswith("\n") else "\n" + body
     return f"{body}def main():{START_MARKER}\n    return {function}({arguments})\n"
 
 
-def has_direct_prompt(context: str) -> bool:
-    """Whether `direct_prompt` can ask: whether a ``main()`` is called."""
-    return "def main():" in context
+def _without_main_block(code: str) -> str:
+    """A module without what it does only when it is run as a script."""
+    try:
+        body = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return code  # the tracer names what is wrong with it
+    lines = source_lines(code)
+    for node in reversed(body):
+        if isinstance(node, ast.If) and _MAIN_TEST.fullmatch(ast.unparse(node.test)):
+            lines[node.lineno - 1 : node.end_lineno] = []
+    return "".join(lines)
 
 
-def direct_prompt(context: str) -> str:
+def direct_prompt(context: str) -> str | None:
     """Asks for the output of a context's ``main()`` without a trace (form assumed).
 
-    The text of an assertion after ``<|begin_of_text|>``, to be continued by `direct_answer`.
+    The text of an assertion after ``<|begin_of_text|>``, to be continued by `direct_answer`. None
+    where the marked scope is no ``main()`` of the module: no call can be asserted about.
     """
-    plain = "".join(unmarked(line) for line in source_lines(context))
-    return f"{BEGIN_OF_TEXT}{plain}\nassert main() == "
+    lines = source_lines(context)
+    if not lines[marked_line(context) - 1].startswith("def main():"):
+        return None
+    return f"{BEGIN_OF_TEXT}{''.join(map(unmarked, lines))}\nassert main() == "
 
 
 def direct_answer(output: str) -> str:
     """The rest of the assertion, and ``<|end_of_text|>``."""
     return f"{output}\n{END_OF_TEXT}"
+
+
+def direct_document(episode: Episode) -> tuple[str, str] | None:
+    """(prompt, answer) of an episode, to be trained on.
+
+    None where it has no prompt, where its output is none, or where it is not one line of plain text
+    and so could not be told from what follows it.
+    """
+    prompt, output = direct_prompt(episode.context), episode.output
+    if prompt is None or not output or not output.isprintable() or not is_plain(output):
+        return None
+    return prompt, direct_answer(output)
 
 
 def context_of_script(script: str, stdin: bytes = b"") -> str:
@@ -357,7 +399,14 @@ def jsonl_programs(
                 message = f"{origin}: {error}"
                 yield Uncallable(name=name, reason=error.reason, message=message, source="jsonl")
                 continue
-            yield Program(name=name, context=context, source="jsonl", origin=origin)
+            digest = hashlib.sha256(code.encode("utf-8", "surrogatepass")).hexdigest()
+            yield Program(
+                name=name,
+                context=context,
+                source="jsonl",
+                origin=origin,
+                group=f"jsonl {digest}",  # lines of one function with several inputs share it
+            )
 
 
 def _function_of(code: str) -> str:

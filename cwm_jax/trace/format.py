@@ -221,6 +221,11 @@ def scope_locals(frame: TraceFrame, previous: Mapping[str, str] | None) -> Mappi
     return previous if frame.event is TraceEvent.EXCEPTION else None
 
 
+def is_plain(text: str) -> bool:
+    """Whether a text spells no special token."""
+    return "<|" not in text or not _SPECIAL_TOKEN.search(text)
+
+
 def check_plain(source: str, what: str) -> None:
     """Raises TraceFormatError if a source spells a special token."""
     if "<|" in source and (found := _SPECIAL_TOKEN.search(source)):
@@ -271,7 +276,7 @@ class _FrameReader:
         wrong = [key for key, value in pairs if not isinstance(value, str)]
         if wrong:
             self.note(at, f"local {wrong[0]!r} is no JSON string; expected one that holds a repr")
-        return {key: value if isinstance(value, str) else str(value) for key, value in pairs}
+        return {key: value if isinstance(value, str) else "" for key, value in pairs}
 
     def _resolved(self, values: dict[str, str], known: Mapping[str, str], at: int):
         unknown = [k for k, v in values.items() if v == UNCHANGED and k not in known]

@@ -49,18 +49,22 @@ class TraceFrame:
             raise ValueError(f"{self.event.value} frame: has locals; expected none")
 
 
-def returned_value(frames: Sequence[TraceFrame | None]) -> str | None:
-    """``repr`` of what the entry scope returned.
+def is_left(frames: Sequence[TraceFrame | None]) -> bool:
+    """Whether the last frame leaves the entry scope, and no scope is left twice.
 
     Args:
-        frames: of a trace; None where a model wrote no readable one.
-
-    Returns:
-        None where the last frame does not leave the entry scope, or an exception does: CPython
-        then reports a return of ``None`` right after it.
+        frames: of a trace, from the entry's call on; None where a model wrote no readable one.
     """
-    events = [None if frame is None else frame.event for frame in frames]
-    depth = events.count(TraceEvent.CALL) - events.count(TraceEvent.RETURN)
-    if not frames or depth or events[-2:-1] == [TraceEvent.EXCEPTION]:
-        return None
-    return None if frames[-1] is None else frames[-1].arg
+    depth = 0
+    for frame in frames:
+        if frame is not None:
+            depth += (frame.event is TraceEvent.CALL) - (frame.event is TraceEvent.RETURN)
+        if depth < 0:
+            return False
+    return bool(frames) and frames[-1] is not None and not depth
+
+
+def returned_value(frames: Sequence[TraceFrame | None]) -> str | None:
+    """What the last frame returns if it leaves the entry scope; ``None`` of an exception, too."""
+    last = frames[-1] if is_left(frames) else None
+    return None if last is None else last.arg

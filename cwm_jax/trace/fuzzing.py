@@ -78,7 +78,7 @@ def fuzzed_programs(
     Args:
         source: of the module; it is the context, whole.
         origin: where it comes from, for people.
-        name: unique and stable; that of a program is ``NAME-FUNCTION-NUMBER``.
+        name: unique and stable; that of a program is ``NAME-FUNCTION-NUMBER``, its group this.
         seed: programs are a function of it, the source and the name.
         inputs_per_function: at most; a function may have fewer that differ.
 
@@ -95,6 +95,7 @@ def fuzzed_programs(
                 context=context_of_call(source, arguments, function=target.function),
                 source="function",
                 origin=f"{origin}:{target.lineno} {target.function}",
+                group=name,
             )
 
 

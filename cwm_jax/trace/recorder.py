@@ -35,6 +35,8 @@ _LITERAL_OR_ADDRESS = re.compile(
 )
 _SUSPENDABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
 _YIELD_VALUE = opcode.opmap["YIELD_VALUE"]
+_RETURNS = {opcode.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in opcode.opmap}
+_PYTHON = sys.version.split()[0]  # before a program can change it
 
 # Audit events of what makes a run depend on more than its source, by the name of the refusal.
 REFUSED = {
@@ -85,6 +87,7 @@ class Recorder:
         self.entered = False
         self.entry_frame = None
         self.lost = False  # whether an event could not be noted
+        self.raised = False  # whether an exception left the entry scope
         self._limits = limits
         self._done, self._suspended = done, suspended
         self._noted = []
@@ -135,7 +138,8 @@ class Recorder:
             "reprs": self._table,
             "cut_reprs": self._cut_reprs,
             "failed_reprs": self._failed_reprs,
-            "python": sys.version.split()[0],
+            "raised": self.raised,
+            "python": _PYTHON,
         }
         return json.dumps(answer).encode()
 
@@ -186,6 +190,7 @@ class Recorder:
         elif is_suspended(frame) and (value is not None or before & 3 != EXCEPTION):
             self._suspended()  # else it ends: what is thrown into a yield leaves from there
         else:
+            self.raised = not is_returning(frame)
             self._done("finished", "")
 
     def _note_locals(self, kind, frame, texts=(), error=None):
@@ -301,6 +306,14 @@ def is_suspended(frame):
     """Whether a frame that reports a return will go on: it yields or awaits."""
     code = frame.f_code
     return bool(code.co_flags & _SUSPENDABLE) and code.co_code[frame.f_lasti] == _YIELD_VALUE
+
+
+def is_returning(frame):
+    """Whether a frame that reports a return and is no suspension ends so, not by an exception.
+
+    CPython reports a return of None then, and no second ``exception`` where one is raised again.
+    """
+    return frame.f_code.co_code[frame.f_lasti] in _RETURNS
 
 
 def is_text(value):

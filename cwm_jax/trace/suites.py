@@ -288,15 +288,15 @@ class _Reader:
         answer = answer_from_json(record["answer"])
         entered = [scopes[number].file for number in record["entered"]]
         answer = _in_context(answer, entered, excerpt.lines)
-        trace = trace_from_answer(
-            excerpt.context, answer, is_module=False, max_bytes=self._limits.max_bytes
-        )
+        trace = trace_from_answer(excerpt.context, answer, is_module=False, limits=self._limits)
         where = self._module or f"{self._names[scopes[0].file]}:{scopes[0].first_line}"
         return episode_from_trace(
             trace,
             name=f"{self._name}#{int(record['number'])}",
             source=self._source,
             origin=f"{where} {scopes[0].name}",
+            # Suites of one package meet in its files.
+            group=f"{'doctest' if self._module else self._name} {self._names[scopes[0].file]}",
             limits=self._limits,
         )
 

@@ -6,7 +6,6 @@ import ast
 import atexit
 import dataclasses
 import io
-import itertools
 import json
 import os
 import threading
@@ -22,6 +21,7 @@ FINISHED = "finished"
 TRUNCATED = ("events", "bytes", "depth")
 _RECORDER = Path(__file__).with_name("recorder.py")
 _EVENTS = (TraceEvent.CALL, TraceEvent.LINE, TraceEvent.RETURN, TraceEvent.EXCEPTION)
+_CALL, _RETURN = _EVENTS.index(TraceEvent.CALL), _EVENTS.index(TraceEvent.RETURN)
 _MAX_SHARED = 4  # assumed: warm sandboxes that `trace_context` keeps
 
 
@@ -81,6 +81,7 @@ class Trace:
         frames: from the entry's call on.
         text: the frames as `render_frames` writes them.
         status: ``finished``, or the limit that cut the trace: one of `TRUNCATED`.
+        raised: whether an exception left the entry; its last frame then "returns" None.
         message: details of a limit.
         python: version of the interpreter that ran it.
         cut_reprs: distinct reprs that were longer than the limit.
@@ -91,6 +92,7 @@ class Trace:
     frames: list[TraceFrame]
     text: str
     status: str
+    raised: bool
     message: str
     python: str
     cut_reprs: int
@@ -134,9 +136,7 @@ class Tracer:
         answer = _answer(self._worker.call(json.dumps(request).encode()))
         if answer.status not in (FINISHED, *TRUNCATED):
             raise TraceError(answer.status, f"no trace: {answer.status}: {answer.message}")
-        return trace_from_answer(
-            context, answer, is_module=entry is None, max_bytes=self.limits.max_bytes
-        )
+        return trace_from_answer(context, answer, is_module=entry is None, limits=self.limits)
 
     def close(self) -> None:
         """Ends the sandbox."""
@@ -255,6 +255,7 @@ class RecorderAnswer:
 
     status: str
     message: str
+    raised: bool = False
     python: str = ""
     events: list[Any] = dataclasses.field(default_factory=list)
     names: list[list[str | None]] = dataclasses.field(default_factory=list)
@@ -276,7 +277,8 @@ def answer_from_json(values: Any) -> RecorderAnswer:
     """Raises TraceError for what no recorder writes."""
     try:
         answer = RecorderAnswer(**values)
-        if all(isinstance(text, str) for text in (answer.status, *answer.reprs)):
+        texts = (answer.status, answer.message, answer.python, *answer.reprs)
+        if all(isinstance(text, str) for text in texts) and isinstance(answer.raised, bool):
             return answer
     except TypeError:
         pass
@@ -284,36 +286,50 @@ def answer_from_json(values: Any) -> RecorderAnswer:
 
 
 def trace_from_answer(
-    context: str, answer: RecorderAnswer, *, is_module: bool, max_bytes: int
+    context: str, answer: RecorderAnswer, *, is_module: bool, limits: TraceLimits
 ) -> Trace:
     """The trace of a context that a recorder's events make.
 
     Raises:
         TraceError: they do not fit the context, or have no text.
     """
+    status, message, texts = answer.status, answer.message, []
     try:
         check_plain(context, "context")
+        _check_events(answer, limits)
         frames = _frames(answer, context, is_module=is_module)
-        texts = list(render_each(frames))
+        left = limits.max_bytes
+        for text in render_each(frames):  # no more of it than is kept
+            left -= len(text)
+            if left < 0:
+                status, message = "bytes", f"more than {limits.max_bytes} bytes of text"
+                break
+            texts.append(text)
     except TraceFormatError as error:
         raise TraceError("format", f"no trace: {error}") from error
     except (ValueError, TypeError, IndexError, AttributeError) as error:
         raise TraceError("error", f"the run answered what no recorder writes: {error}") from error
-    status, message = answer.status, answer.message
-    sizes = itertools.accumulate(len(text) for text in texts)
-    kept = sum(size <= max_bytes for size in sizes)
-    if kept < len(texts):
-        status, message = "bytes", f"more than {max_bytes} bytes of text"
     return Trace(
         context=context,
-        frames=frames[:kept],
-        text="".join(texts[:kept]) + (END_OF_TEXT if status == FINISHED else ""),
+        frames=frames[: len(texts)],
+        text="".join(texts) + (END_OF_TEXT if status == FINISHED else ""),
         status=status,
+        raised=answer.raised and status == FINISHED,
         message=message,
         python=answer.python,
         cut_reprs=answer.cut_reprs,
         failed_reprs=answer.failed_reprs,
     )
+
+
+def _check_events(answer: RecorderAnswer, limits: TraceLimits) -> None:
+    """Raises ValueError unless they are as many as may be, and nest as the calls of one entry."""
+    kinds = [line_and_kind & 3 for line_and_kind, *_ in answer.events]
+    depth = kinds.count(_CALL) - kinds.count(_RETURN)
+    if len(kinds) > limits.max_events:
+        raise ValueError(f"{len(kinds)} events; expected at most {limits.max_events}")
+    if kinds[:1] != [_CALL] or (answer.status == FINISHED and depth):
+        raise ValueError(f"first event {kinds[:1]}, {depth} scopes left open; expected a call, 0")
 
 
 def _frames(answer: RecorderAnswer, context: str, *, is_module: bool) -> list[TraceFrame]:

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from trace_corpora import CONTEXT, MAIN, episode, write_trace_corpus
+from trace_corpora import CALLER, episode, write_trace_corpus
 
 from cwm_jax.config import DataConfig, SourceConfig
 from cwm_jax.data.loader import Loader, heldout_rows
@@ -140,7 +140,7 @@ def outputs_of(tmp_path, episodes):
 
 
 def test_outputs_are_assertions_whose_context_is_marked(tmp_path, tokenizer):
-    callers = [episode(f"p{n}", n, context=CONTEXT + MAIN) for n in range(20)]
+    callers = [episode(f"p{n}", n, context=CALLER) for n in range(20)]
     source = outputs_of(tmp_path, callers)
     config = DataConfig(
         sources=(source,), cache_directory=str(tmp_path / "cache"), heldout_fraction=0.2
@@ -163,8 +163,8 @@ def test_outputs_are_assertions_whose_context_is_marked(tmp_path, tokenizer):
 
 
 def test_episodes_without_an_output_to_assert_are_left_out(tmp_path, tokenizer):
-    good = [episode(f"p{n}", n, context=CONTEXT + MAIN) for n in range(20)]
-    cut = episode("cut", 1, finished=False, context=CONTEXT + MAIN)
+    good = [episode(f"p{n}", n, context=CALLER) for n in range(20)]
+    cut = episode("cut", 1, finished=False, context=CALLER)
     no_main = episode("nomain", 1)
     source = outputs_of(tmp_path, [*good, cut, no_main])
     config = DataConfig(
@@ -199,7 +199,7 @@ assert FIRST["finished"]
         (FIRST | {"prompt": "def f(): ...<|frame_sep|>"}, "expected <.begin_of_text"),
         (FIRST | {"finished": 1}, "finished is 1, but the frames end with .*end_of_text"),
         (FIRST | {"finished": False}, "finished is False, but the frames end with .*end_of_text"),
-        (FIRST | {"version": 0}, "has version 0 .*; expected version 1"),
+        (FIRST | {"version": 0}, "has version 0 .*; expected version 2"),
         (FIRST | {"frames": "\ud800<|end_of_text|>"}, "surrogates not allowed"),
     ],
 )
