@@ -77,13 +77,16 @@ def test_quickstart_generates_traces_trains_and_predicts(run, tmp_path):
     # again: the same corpus and the finished run; other programs are predicted
     rows = tmp_path / "rows.jsonl"
     codes = ["def f(x):\n    return x + 1", "def f(x):\n    while True: pass\n", "def f(x:"]
+    codes += codes[:1] * 2  # two programs are predicted
     rows.write_text("".join(json.dumps({"code": c, "input": "1"}) + "\n" for c in codes))
     code, out, err = run("quickstart", *QUICK, f"trace_evaluation.jsonl={rows}")
     assert (code, err) == (0, ""), err
     assert "tracing 60" not in out
-    result = json.loads((tmp_path / "runs" / "quickstart" / "traces.json").read_text())
+    folder = tmp_path / "runs" / "quickstart"
+    result = json.loads((folder / "traces-rows.json").read_text())
     assert result["predicted"] == str(rows)
-    assert result["passed_over"] == {"cut": 0, "too_long": 0, "without_trace": 2}
+    assert result["passed_over"] == {"cut": 0, "too_long": 0, "without_trace": 2, "not_reached": 1}
+    assert json.loads((folder / "traces.json").read_text())["predicted"] != str(rows)
     # another corpus than the config asks for is not trained on
     code, out, err = run("quickstart", *QUICK, programs=61)
     assert code == 2

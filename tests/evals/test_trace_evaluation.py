@@ -12,6 +12,7 @@ import optax
 import pytest
 from tiny import tiny_model
 
+from cwm_jax.evals import traces as traces_module
 from cwm_jax.evals.trace_report import format_evaluation, side_by_side, write_evaluation
 from cwm_jax.evals.traces import MODES, evaluate_traces, take_episodes
 from cwm_jax.model.transformer import forward, init
@@ -272,3 +273,61 @@ def test_episodes_are_taken_in_order_and_what_is_passed_over_is_counted(tokenize
     assert chosen == (EPISODES[:2], {"cut": 1, "too_long": 1})
     with pytest.raises(ValueError, match="no episode to predict has at most 192 tokens"):
         take_episodes([cut], tokenizer, count=2, max_length=MAX_LENGTH)
+
+
+@pytest.fixture
+def predict(evaluate, fresh, monkeypatch):
+    """``predict("free_running", text)``: the evaluation of EPISODES[0] if the model writes that."""
+
+    def predict(mode, text):
+        monkeypatch.setattr(
+            traces_module._Runner, "_generate", lambda self, prompts, stop, **_: [text]
+        )
+        return evaluate(fresh, episodes=EPISODES[:1], modes=[mode])
+
+    return predict
+
+
+REST = EPISODES[0].frames.split("<|frame_sep|>", 1)[1]
+LAST = REST.removesuffix("<|end_of_text|>").split("<|frame_sep|>")[-2] + "<|frame_sep|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "valid", "divergence"),
+    [
+        (REST, True, None),
+        ("<|end_of_text|>", False, 0),
+        (REST.removesuffix("<|end_of_text|>"), False, 6),
+        (REST.replace("<|end_of_text|>", LAST + "<|end_of_text|>"), False, 6),
+        (REST.replace(LAST, ""), False, 5),
+    ],
+)
+def test_a_trace_is_valid_if_it_ends_where_the_entry_is_left(predict, text, valid, divergence):
+    evaluation = predict("free_running", text)
+    (predicted,) = evaluation.predictions
+    assert (predicted.valid, predicted.divergence) == (valid, divergence)
+    assert predicted.output == ("6" if valid else None)
+    programs = evaluation.programs()["overall"]
+    assert programs["first_divergence"] == ([] if divergence is None else [divergence])
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("6\n<|end_of_text|>", 1.0),
+        ("6<|end_of_text|>", 0.0),
+        ("6\n", 0.0),
+        ("6\n6\n6\n6", 0.0),
+        ("6\n6\n<|end_of_text|>", 0.0),
+    ],
+)
+def test_a_direct_answer_counts_if_it_ends_as_it_should(predict, text, right):
+    assert predict("direct", text).programs()["overall"]["output_direct"] == right
+
+
+def test_a_program_that_raises_has_no_output_to_predict(evaluate, learnt):
+    raising = dataclasses.replace(EPISODES[0], raised=True)
+    means = evaluate(learnt, episodes=[raising, *EPISODES[1:]], modes=["direct"]).programs()
+    assert means["overall"]["output_direct"] == 1.0
+    alone = evaluate(learnt, episodes=[raising], modes=["direct"]).programs()["overall"]
+    assert "output_direct" not in alone

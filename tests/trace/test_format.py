@@ -229,3 +229,9 @@ def test_tokens_are_an_exact_inverse_of_the_text():
     special = set(tokenizer.special_tokens.values())
     assert sum(i in special for i in ids) == text.count("<|") - text.count("<|not_special|>")
     assert not special & set(tokenizer.encode(text))
+
+
+def test_locals_nested_beyond_the_stack_are_reported():
+    nested = "[" * 600 + "]" * 600
+    parsed = parse_trace(f'<|call_sep|>{{"x": {nested}}}<|action_sep|>def f():\n<|frame_sep|>')
+    assert "is no JSON string" in parsed.problems[0].message

@@ -1,8 +1,11 @@
 """The recorder's limits and ends, where they depend on which events come when."""
 
+import platform
+
 import pytest
 
-from cwm_jax.trace import TraceLimits, Tracer
+from cwm_jax.trace import TraceError, TraceLimits, Tracer
+from cwm_jax.trace import tracer as tracer_module
 
 MARK = "  # << START_OF_TRACE"
 
@@ -36,3 +39,49 @@ def test_reprs_that_are_cut_or_come_again_count_towards_the_bytes(tracer):
     body = "    x = 'a' * 5_000_000\n    for i in range(100):\n        pass\n"
     trace = tracer.trace(f"def main():{MARK}\n{body}")
     assert trace.status == "bytes" and len(trace.frames) < 70
+
+
+def forged(**changes):
+    """A program that answers in the recorder's place."""
+    events = changes.pop("events", [[4, 0, []], [6, -1, 0]])
+    answer = {"status": "finished", "message": "", "python": "3.11", "events": events}
+    answer |= {"names": [["a"]], "reprs": ["1" * 1000]} | changes
+    send = f"program.reply(json.dumps({answer}).encode())"
+    return f"import json, program\n{send}\ndef f():{MARK}\n    1\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"events": []}, "expected a call"),
+        ({"events": [[6, -1, 0]]}, "expected a call"),
+        ({"events": [[4, 0, [0]]]}, "1 scopes left open"),
+        ({"events": [[4, 0, [0]], *[[5, 0, [0]]] * 1000]}, "1001 events; expected at most 1000"),
+        ({"raised": 1}, "no recorder writes"),
+        ({"python": None}, "no recorder writes"),
+    ],
+)
+def test_an_answer_that_no_recorder_writes_is_refused(tracer, changes, message):
+    with pytest.raises(TraceError, match=message) as raised:
+        tracer.trace(forged(**changes))
+    assert raised.value.reason == "error"
+
+
+def test_no_more_text_is_made_than_is_kept(tracer, monkeypatch):
+    made, render_each = [], tracer_module.render_each
+
+    def counted(frames):
+        for text in render_each(frames):
+            made.append(text)
+            yield text
+
+    monkeypatch.setattr(tracer_module, "render_each", counted)
+    events = [[4, 0, [0]]] * 499 + [[6, -1, 0]] * 499  # calls show all locals: half a megabyte
+    trace = tracer.trace(forged(events=events))
+    assert trace.status == "bytes" and len(trace.text) <= 100_000
+    assert len(made) == len(trace.frames) + 1 < 101
+
+
+def test_the_version_is_that_before_the_program_ran(tracer):
+    context = f"import sys\nsys.version = '2.7'\ndef f():{MARK}\n    pass\nf()\n"
+    assert tracer.trace(context).python == platform.python_version()

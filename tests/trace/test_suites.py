@@ -509,6 +509,7 @@ def test_doctests_of_a_package_step_through_its_modules(tmp_path, tracer):
     assert (found.passed, found.failed) == (1, 1)
     assert found.episodes == suite.episodes(tracer)
     assert entries(found) == ["four", "four"]
+    assert {episode.group for episode in found.episodes} == {"doctest boxes/__init__.py"}
     assert found.episodes[0].context.startswith(
         "# boxes/inner.py\ndef double(n):\n    return 2 * n\n"
         "# boxes/__init__.py\nfrom boxes.inner import double\ndef four(n):"
