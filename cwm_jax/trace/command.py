@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import itertools
 import json
 import sys
@@ -24,6 +25,11 @@ from cwm_jax.trace.format import START_MARKER, parse_trace, render_prompt, split
 from cwm_jax.trace.frames import TraceFrame
 from cwm_jax.trace.table import format_table
 from cwm_jax.trace.tracer import TraceLimits, Tracer, source_lines, unmarked
+
+_TRACE_FILE = (
+    "the text of one trace, or episodes as JSON lines, as `trace run --format text` or `--format "
+    "json` write them"
+)
 
 
 def add_parser(subparsers) -> None:
@@ -93,11 +99,38 @@ def _context(args: argparse.Namespace) -> str:
             "feeds: leave it out, or trace the whole script"
         )
     if args.call is not None:
-        name, _, rest = args.call.strip().partition("(")
-        return context_of_call(source, rest.removesuffix(")"), function=name)
+        return _context_of_call(source, args.call.strip())
     if is_marked:
         return source
     return context_of_script(source, args.stdin.read_bytes() if args.stdin else b"")
+
+
+def _context_of_call(source: str, call: str) -> str:
+    """The context of ``f(1, x=2)``.
+
+    Raises:
+        ValueError: it is no call, or the source has nothing of that name.
+    """
+    try:
+        tree = ast.parse(call, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        tree = None
+    name, _, rest = call.partition("(")
+    if not isinstance(tree, ast.Call) or ast.unparse(tree.func) != name.strip():
+        raise ValueError(f"--call is {call!r}; expected one call of a function, as 'f(1, x=2)'")
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        nodes = []  # the tracer names what is wrong with it
+    bound = {getattr(node, "name", None) or getattr(node, "id", None) for node in nodes}
+    bound |= {node.asname for node in nodes if isinstance(node, ast.alias)}
+    if nodes and name.strip().partition(".")[0] not in bound:
+        functions = [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
+        raise ValueError(
+            f"--call is {call!r}, but nothing in the file is named {name.strip()!r}; expected one "
+            f"of its functions: {', '.join(functions) or 'it has none'}"
+        )
+    return context_of_call(source, rest.removesuffix(")"), function=name.strip())
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -119,18 +152,18 @@ def _traces(file: Path) -> Iterator[tuple[str, str]]:
     if file.is_dir():
         yield from ((episode.context, episode.frames) for episode in read_corpus(file))
         return
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: no text ({error}); expected {_TRACE_FILE}") from error
     if text.startswith(BEGIN_OF_TEXT):
         yield split_prompt(text)
         return
     for number, line in enumerate(text.splitlines(), 1):
         try:
             episode = episode_from_json(json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{file}:{number}: {error}; expected the text of one trace, or episodes as JSON "
-                "lines, as `trace run --format text` or `--format json` write them"
-            ) from error
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{file}:{number}: {error}; expected {_TRACE_FILE}") from error
         yield episode.context, episode.frames
 
 

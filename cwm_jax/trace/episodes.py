@@ -377,12 +377,12 @@ def jsonl_programs(
     Raises:
         ValueError: a line that is no such object.
     """
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if limit is not None and number > limit:
                 return
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode())
                 code, arguments = row["code"], row["input"]
                 if not (isinstance(code, str) and isinstance(arguments, str)):
                     raise TypeError("'code' or 'input' is no string")

@@ -80,6 +80,13 @@ class SourceFile:
         for node, names in self._bound:
             if names & used:
                 kept.update(_lines(node))
+        return self._with_neighbours(kept)
+
+    def _with_neighbours(self, kept: set[int]) -> set[int]:
+        """With the rest of statements that share a line with what is kept: ``a = 1; b = (``."""
+        begun = [{*_lines(node)} for node in self.tree.body if not isinstance(node, ast.ClassDef)]
+        while more := [lines for lines in begun if lines & kept and not lines <= kept]:
+            kept = kept.union(*more)
         return kept
 
     def definition(self, scope: Scope) -> int:

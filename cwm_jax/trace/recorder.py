@@ -7,6 +7,7 @@ A program is traced in a process of its own, so the answer is given from inside 
 the moment the trace is complete, and the process ends there: a program cannot outlive its trace.
 """
 
+import _posixsubprocess
 import _thread
 import builtins
 import io
@@ -360,7 +361,7 @@ def trace_program(request):
     sys.setrecursionlimit(2 * limits["max_depth"] + 1000)  # the limit on depth comes first
     sys.settrace(make_trace_call(recorder, code, entry))
     sys.addaudithook(make_audit_hook(done))
-    refuse_threads(done)
+    refuse_unaudited(done)
     try:
         exec(code, module.__dict__)
         if not recorder.entered and entry is not None:
@@ -459,13 +460,17 @@ def make_audit_hook(done: Done) -> Callable[[str, tuple], None]:
     return refuse
 
 
-def refuse_threads(done):
-    """Before CPython 3.12 the start of a thread raises no audit event."""
+def refuse_unaudited(done):
+    """What raises no audit event: before CPython 3.12 a thread, in any version fork_exec alone."""
+
+    def fork_exec(*arguments):
+        done("refused", "processes: _posixsubprocess.fork_exec")
 
     def start_new_thread(*arguments, **options):
         done("refused", "threads: _thread.start_new_thread")
 
-    _thread.start_new_thread = start_new_thread
+    _posixsubprocess.fork_exec = fork_exec
+    _thread.start_new_thread = _thread.start_new = start_new_thread
     if "threading" in sys.modules:
         vars(sys.modules["threading"])["_start_new_thread"] = start_new_thread
 

@@ -9,7 +9,7 @@ import json
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cwm_jax.sandbox import Limits, Outcome, Worker
 from cwm_jax.trace.episodes import Episode, episode_from_trace
@@ -80,7 +80,8 @@ class SuiteRun:
     full: bool
 
 
-def _own_site() -> tuple[Path, ...]:
+def own_site() -> tuple[Path, ...]:
+    """The folders of the packages that this interpreter has installed."""
     return tuple({Path(sysconfig.get_path(name)): None for name in ("purelib", "platlib")})
 
 
@@ -97,6 +98,7 @@ class DoctestSuite:
     module: str
     site: tuple[Path, ...] = ()
     rules: EpisodeRules = EpisodeRules()
+    source: ClassVar[str] = "doctest"
 
     @property
     def name(self) -> str:
@@ -113,7 +115,7 @@ class DoctestSuite:
         request = {"module": self.module, "site": _absolute(self.site)}
         roots = [*map(Path, request["site"]), *_library()]
         answer = _run(request, self.rules, tracer, readable=self.site)
-        return _Reader(self.name, "doctest", self.module, roots, tracer).read(answer)
+        return _Reader(self.name, self.source, self.module, roots, tracer).read(answer)
 
     def episodes(self, tracer: Tracer) -> list[Episode]:
         """Those of `run`."""
@@ -138,9 +140,10 @@ class PytestSuite:
     root: Path
     arguments: tuple[str, ...] = ()
     scope: tuple[Path, ...] = ()
-    site: tuple[Path, ...] = dataclasses.field(default_factory=_own_site)
+    site: tuple[Path, ...] = dataclasses.field(default_factory=own_site)
     label: str | None = None
     rules: EpisodeRules = EpisodeRules()
+    source: ClassVar[str] = "pytest"
 
     @property
     def name(self) -> str:
@@ -167,7 +170,7 @@ class PytestSuite:
             "site": _absolute(self.site),
         }
         answer = _run(request, self.rules, tracer, readable=[*self.site, root])
-        return _Reader(self.name, "pytest", "", [root], tracer).read(answer)
+        return _Reader(self.name, self.source, "", [root], tracer).read(answer)
 
     def episodes(self, tracer: Tracer) -> list[Episode]:
         """Those of `run`."""

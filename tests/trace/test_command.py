@@ -188,3 +188,29 @@ def test_what_a_repr_holds_breaks_no_row_and_moves_no_column():
     assert rows[3].endswith(r"-> \u2028    '")
     column = rows[0].index("locals, value")
     assert rows[2].index("x=a") == rows[3].index("-> ") == column
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        ("collatz(1) + 2", "expected one call of a function"),
+        ("", "expected one call of a function"),
+        ("collatz(1", "expected one call of a function"),
+        (
+            "nothere(3)",
+            "is named 'nothere'; expected one of its functions",
+        ),
+    ],
+)
+def test_what_is_no_call_of_the_file_is_refused(capsys, script, call, complaint):
+    status, _, err = run(capsys, "run", script, "--call", call)
+    assert status == 2
+    assert complaint in err
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 200_000, b"1\n"])
+def test_a_file_that_holds_no_trace_is_refused_by_name(capsys, tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    status, _, err = run(capsys, "show", tmp_path / "file")
+    assert status == 2
+    assert "file" in err and "expected the text of one trace" in err

@@ -475,3 +475,59 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys, options, complaint):
 def test_near_duplicates_are_a_setting_of_the_manifest(corpus):
     settings = read_manifest(corpus).settings
     assert settings["near_duplicates"] == dataclasses.asdict(NearDuplicates())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        (["--doctests", "no_such_package"], "no package 'no_such_package'"),
+        (["--jsonl", "bad.jsonl"], "expected an object"),
+        (["--jsonl", "binary.jsonl"], "binary.jsonl:1: UnicodeDecodeError"),
+    ],
+)
+def test_work_that_is_refused_leaves_the_way_free(tmp_path, monkeypatch, capsys, wrong, complaint):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.jsonl").write_text("[]\n")
+    Path("binary.jsonl").write_bytes(b"\xff\n")
+    options = ["--out", "traces", "--workers", 1, "--unsafe"]
+    assert command(*options, *wrong) == 2
+    assert complaint in capsys.readouterr().err
+    assert not Path("traces.partial").exists()
+    assert command(*options, "--generate", 2) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--generate", "-3"], "'-3'; expected a number of programs"),
+        (["--difficulty", "x"], "'x'; expected one of 1 to 5, or a range as 2-4"),
+        (["--difficulty", "5-1"], "'5-1'; expected one of 1 to 5"),
+        (["--difficulty", "9"], "'9'; expected one of 1 to 5"),
+    ],
+)
+def test_options_out_of_range_are_refused(tmp_path, capsys, options, complaint):
+    with pytest.raises(SystemExit):
+        command("--out", tmp_path / "traces", *options)
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_program_that_changes_the_version_stops_nothing(tmp_path):
+    faked = (
+        "import sys\nsys.version = '3.99 fake'\ndef main():  # << START_OF_TRACE\n    return {}\n"
+    )
+    contexts = [faked.format(1).replace("sys.version", "x"), faked.format(2)]
+    work = [
+        Program(name=f"p{n}", context=context, source="script", origin="a test")
+        for n, context in enumerate(contexts)
+    ]
+    settings = CorpusSettings(unsafe=True)
+    report = write_corpus(work, tmp_path / "traces", settings=settings, engine=LocalEngine(1))
+    assert report.total.kept == 2
+
+
+def test_doctests_of_installed_packages_are_found():
+    sources = _Sources(
+        generate=0, difficulties=(1,), seed=0, jsonl=(), scripts=(), functions=(),
+        doctests=("jaxtyping", "numpy"), pytest=(),
+    )  # fmt: skip
+    assert any(suite.name.startswith("doctest-numpy.") for suite in sources)

@@ -46,6 +46,14 @@ HOSTILE = {
     "rename": ("refused", main("import os\nos.rename('/usr', '/rsu')")),
     "socket": ("refused", main("import socket\nsocket.create_connection(('127.0.0.1', 80))")),
     "threads": ("refused", main("import threading\nthreading.Thread(target=print).start()")),
+    "bare threads": ("refused", main("import _thread\n_thread.start_new(print, ())")),
+    "spawned processes": (
+        "refused",
+        main(
+            "import multiprocessing\n"
+            "multiprocessing.get_context('spawn').Process(target=print).start()"
+        ),
+    ),
     "settrace": ("refused", main("import sys\nsys.settrace(None)\nreturn 1")),
     "socket of another family": (
         "refused",

@@ -20,7 +20,7 @@ from cwm_jax.trace.corpus.settings import CorpusSettings
 from cwm_jax.trace.corpus.worker import Work
 from cwm_jax.trace.corpus.writer import write_corpus
 from cwm_jax.trace.episodes import generated_programs, jsonl_programs
-from cwm_jax.trace.suites import EpisodeRules, PytestSuite, doctest_suites
+from cwm_jax.trace.suites import EpisodeRules, PytestSuite, doctest_suites, own_site
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class _Sources:
         for prefix, folder in _prefixed(self.functions):
             yield from functions(folder, seed=self.seed, prefix=prefix)
         for package in self.doctests:
-            yield from doctest_suites(package, rules=rules)
+            yield from doctest_suites(package, site=own_site(), rules=rules)
         for prefix, root in _prefixed(self.pytest):
             root = root.absolute()
             yield PytestSuite(root=root, label=f"{prefix}{root.name}", rules=rules)
@@ -86,7 +86,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="new folder")
-    add("--generate", type=int, default=0, metavar="N", help="generated programs")
+    add("--generate", type=_count, default=0, metavar="N", help="generated programs")
     add("--difficulty", type=_difficulties, default="1-5", metavar="A-B", help="of those (1-5)")
     add("--seed", type=int, default=0, help="of those (0)")
     add("--jsonl", type=Path, nargs="+", default=[], metavar="FILE", help="code and input per line")
@@ -111,7 +111,7 @@ def add_parser(subparsers: Any) -> None:
         nargs="+",
         default=[],
         metavar="PACKAGE",
-        help="modules of the standard library or packages, whose examples are run",
+        help="modules and packages, installed or of the standard library, whose examples are run",
     )
     add("--pytest", type=Path, nargs="+", default=[], metavar="REPO", help="whose tests are run")
     add("--engine", choices=("local", "ray"), default="local", help="where to trace (local)")
@@ -186,13 +186,19 @@ def _engine(args: argparse.Namespace) -> Engine:
     return LocalEngine(args.workers)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a number of programs, 0 or more")
+    return int(text)
+
+
 def _difficulties(text: str) -> tuple[int, ...]:
     """``1-5`` or ``3``."""
     first, _, last = text.partition("-")
-    difficulties = tuple(range(int(first), int(last or first) + 1))
-    if not difficulties:
-        raise ValueError(text)
-    return difficulties
+    ends = (first, last or first)
+    if not all(end in "12345" and len(end) == 1 for end in ends) or ends[0] > ends[1]:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected one of 1 to 5, or a range as 2-4")
+    return tuple(range(int(ends[0]), int(ends[1]) + 1))
 
 
 def _prefixed(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:

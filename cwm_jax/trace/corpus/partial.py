@@ -50,7 +50,9 @@ class PartialCorpus:
     def __enter__(self) -> PartialCorpus:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None and not self.done_chunks():  # work that was refused: leaves nothing
+            shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.close()
 
     def done_chunks(self) -> int:

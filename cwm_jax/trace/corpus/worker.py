@@ -207,7 +207,10 @@ def _compared(
         elif not first.finished and not settings.keep_truncated:
             failures.append(_failed_episode(first, f"truncated:{first.status}", "cut by a limit"))
         else:
-            episodes.append(_traced(first, settings, with_functions=with_functions))
+            try:
+                episodes.append(_traced(first, settings, with_functions=with_functions))
+            except SyntaxError as error:  # no function of it can be compared with a benchmark's
+                failures.append(_failed_episode(first, "syntax", f"its context: {error}"))
     return ItemResult(name=item.name, episodes=tuple(episodes), failures=tuple(failures))
 
 
