@@ -555,9 +555,12 @@ def test_rules_out_of_range_are_refused():
 
 
 def test_statements_that_share_a_line_are_kept_together(tmp_path, tracer):
-    (tmp_path / "lines.py").write_text(
-        'A = 1; B = (\n    2\n)\n\ndef f(x):\n    """\n    >>> f(1)\n    2\n    """\n    return x + A\n'
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "lines.py").write_text(
+        "A = 1; B = (\n    2\n)\n\n"
+        'def f(x):\n    """\n    >>> f(1)\n    2\n    """\n    return x + A\n'
     )
-    (episode,) = DoctestSuite(module="lines", site=(tmp_path,)).run(tracer).episodes
+    suite = DoctestSuite(module="lines", site=(tmp_path / "site",))
+    (episode,) = suite.run(tracer).episodes
     assert episode.context.startswith("A = 1; B = (\n    2\n)\ndef f(x):")
     ast.parse(episode.context)
