@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import builtins
 import itertools
 import json
+import symtable
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -118,19 +120,23 @@ def _context_of_call(source: str, call: str) -> str:
     name, _, rest = call.partition("(")
     if not isinstance(tree, ast.Call) or ast.unparse(tree.func) != name.strip():
         raise ValueError(f"--call is {call!r}; expected one call of a function, as 'f(1, x=2)'")
-    try:
-        nodes = list(ast.walk(ast.parse(source)))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        nodes = []  # the tracer names what is wrong with it
-    bound = {getattr(node, "name", None) or getattr(node, "id", None) for node in nodes}
-    bound |= {node.asname for node in nodes if isinstance(node, ast.alias)}
-    if nodes and name.strip().partition(".")[0] not in bound:
-        functions = [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
+    root = name.strip().partition(".")[0]
+    if (bound := _bound_names(source)) is not None and root not in {*bound, *dir(builtins)}:
         raise ValueError(
-            f"--call is {call!r}, but nothing in the file is named {name.strip()!r}; expected one "
-            f"of its functions: {', '.join(functions) or 'it has none'}"
+            f"--call is {call!r}, but nothing in the file is named {root!r}; expected one of its "
+            f"names: {', '.join(sorted(bound)) or 'it has none'}"
         )
     return context_of_call(source, rest.removesuffix(")"), function=name.strip())
+
+
+def _bound_names(source: str) -> set[str] | None:
+    """Names that a module binds; None where they are not known: a star import, a syntax error."""
+    try:
+        symbols = symtable.symtable(source, "main.py", "exec").get_symbols()
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None  # the tracer names what is wrong with it
+    bound = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+    return None if "import *" in source else bound
 
 
 def _show(args: argparse.Namespace) -> int:

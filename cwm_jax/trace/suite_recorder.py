@@ -6,6 +6,7 @@ nest as the calls do, and each has a `Recorder` of its own.
 """
 
 import collections
+import contextlib
 import doctest
 import hashlib
 import heapq
@@ -346,10 +347,12 @@ def run_pytest(run, request):
         f"--basetemp={os.path.abspath('basetemp')}",
     ]
     os.chdir(request["root"])
-    status = int(pytest.main([*flags, *request["arguments"]], plugins=[Recording()]))
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        status = int(pytest.main([*flags, *request["arguments"]], plugins=[Recording()]))
     ended = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
     if status not in ended:
-        run.done("pytest", f"pytest ends with exit code {status}")
+        run.done("pytest", f"pytest ends with exit code {status}: {said.getvalue()[-400:]}")
     if not run.passed + run.failed:
         run.done("import" if unread else "no-tests", f"no test runs; {unread} files do not import")
     run.failed += unread

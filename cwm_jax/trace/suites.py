@@ -82,7 +82,8 @@ class SuiteRun:
 
 def own_site() -> tuple[Path, ...]:
     """The folders of the packages that this interpreter has installed."""
-    return tuple({Path(sysconfig.get_path(name)): None for name in ("purelib", "platlib")})
+    paths = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
+    return tuple(path for path in dict.fromkeys(paths) if path.is_dir())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

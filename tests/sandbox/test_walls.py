@@ -63,11 +63,10 @@ def test_every_sandbox_of_root_has_a_uid_of_its_own_and_no_groups(program, reque
 def test_the_environment_is_the_stated_one(call, monkeypatch):
     monkeypatch.setenv("SECRET", "of the host")
     reply = call("import os\nout = dict(os.environ)")
-    python = os.path.dirname(os.path.realpath(sys._base_executable))
     assert eval(reply.value) == {
         "HOME": "/tmp",
         "LANG": "C.UTF-8",
-        "PATH": python,
+        "PATH": "/usr/bin:/bin",
         "PWD": "/tmp",
         "PYTHONHASHSEED": "0",
         "TMPDIR": "/tmp",

@@ -198,7 +198,7 @@ def test_what_a_repr_holds_breaks_no_row_and_moves_no_column():
         ("collatz(1", "expected one call of a function"),
         (
             "nothere(3)",
-            "is named 'nothere'; expected one of its functions",
+            "is named 'nothere'; expected one of its names: coll",
         ),
     ],
 )

@@ -490,7 +490,7 @@ def test_work_that_is_refused_leaves_the_way_free(tmp_path, monkeypatch, capsys,
     Path("bad.jsonl").write_text("[]\n")
     Path("binary.jsonl").write_bytes(b"\xff\n")
     options = ["--out", "traces", "--workers", 1, "--unsafe"]
-    assert command(*options, *wrong) == 2
+    assert command(*options, *wrong, "--generate", 70, "--difficulty", 1) == 2
     assert complaint in capsys.readouterr().err
     assert not Path("traces.partial").exists()
     assert command(*options, "--generate", 2) == 0

@@ -466,6 +466,14 @@ def test_a_suite_that_cannot_run_ends_in_a_named_failure(tmp_path, tracer, kind)
     assert not list(suite.root.rglob("*.pyc")) and len(list(suite.root.iterdir())) == 2
 
 
+def test_why_pytest_cannot_begin_is_said(tmp_path, tracer):
+    root = repository(tmp_path, "def test_it():\n    pass\n")
+    (root / "conftest.py").write_text("import nothing_of_that_name\n")
+    with pytest.raises(TraceError, match=r"(?s)exit code 4: .*nothing_of_that_name") as raised:
+        PytestSuite(root=root).run(tracer)
+    assert raised.value.reason == "pytest"
+
+
 def test_the_repository_can_only_be_read(tmp_path, tracer):
     tests = """
         import pathlib

@@ -51,6 +51,14 @@ class _Sources:
             root = root.absolute()
             yield PytestSuite(root=root, label=f"{prefix}{root.name}", rules=rules)
 
+    def check(self) -> None:
+        """Raises ValueError for what would be refused only after other work was done."""
+        for package in self.doctests:
+            next(doctest_suites(package, site=own_site()), None)
+        for path in self.jsonl:
+            for _ in jsonl_programs(path):
+                pass
+
     def files(self) -> dict[str, str]:
         """Digests of what is read, by the option, its value's number and name."""
         read = {
@@ -145,6 +153,7 @@ def main(args: argparse.Namespace) -> int:
             doctests=tuple(args.doctests),
             pytest=tuple(args.pytest),
         )
+        sources.check()
         described = sources.describe()
         if not (sources.generate or described["files"] or sources.doctests):
             raise ValueError(

@@ -11,6 +11,7 @@ from cwm_jax.trace.corpus.worker import Failure, ItemResult, TracedEpisode
 
 DUPLICATE, NEAR_DUPLICATE, BENCHMARK = "duplicate", "near-duplicate", "benchmark"
 _EXAMPLES = 5  # of each reason
+_MESSAGE_CHARS = 300  # that are printed
 _NO_DIFFICULTY = "none"
 
 
@@ -90,7 +91,7 @@ class CorpusReport:
         }
 
     def __str__(self) -> str:
-        """A table, and the names of what was dropped."""
+        """A table, the names of what was dropped, and a message for each reason."""
         rows = [("all", self.total)]
         rows += [(f"source {name}", group) for name, group in sorted(self.by_source.items())]
         rows += [(f"difficulty {n}", g) for n, g in sorted(self.by_difficulty.items())]
@@ -102,6 +103,9 @@ class CorpusReport:
         for reason, count in self.total.dropped.most_common():
             names = ", ".join(self.examples[reason])
             lines.append(f"dropped as {reason}: {count} ({names}{', ...' * (count > _EXAMPLES)})")
+            _, message = self.messages[reason][0]
+            if message:
+                lines.append(f"  such as: {' '.join(message.split())[:_MESSAGE_CHARS]}")
         return "\n".join(lines)
 
     def _groups(self, what: TracedEpisode | Failure) -> tuple[Group, Group, Group]:

@@ -209,7 +209,10 @@ def _compared(
         else:
             try:
                 episodes.append(_traced(first, settings, with_functions=with_functions))
-            except SyntaxError as error:  # no function of it can be compared with a benchmark's
+            except (
+                SyntaxError,
+                RecursionError,
+            ) as error:  # no function of it can be compared with a benchmark's
                 failures.append(_failed_episode(first, "syntax", f"its context: {error}"))
     return ItemResult(name=item.name, episodes=tuple(episodes), failures=tuple(failures))
 
