@@ -14,7 +14,7 @@ import pytest
 import tiktoken
 import transformers
 
-from cwm_jax import tokenizer as tokenizer_module
+from cwm_jax import storage
 from cwm_jax.tokenizer import (
     MAX_SLICE_CHARACTERS,
     SPECIAL_TOKEN_OFFSETS,
@@ -473,15 +473,14 @@ def test_training_asks_for_what_is_possible():
 def test_a_failed_save_keeps_the_old_file(trained, tmp_path, monkeypatch):
     trained.save(tmp_path)
     old = (tmp_path / "tokenizer.json").read_bytes()
-    write = Path.write_text
+    synced = []
 
-    def write_half(path: Path, text: str, **options: str) -> int:
-        if "tokenizer.json" not in path.name:
-            return write(path, text, **options)
-        write(path, text[: len(text) // 2], **options)
-        raise OSError("disk full")
+    def fail_at_the_third(descriptor: int) -> None:  # tokenizer.json is written last
+        synced.append(descriptor)
+        if len(synced) == 3:
+            raise OSError("disk full")
 
-    monkeypatch.setattr(tokenizer_module.Path, "write_text", write_half)
+    monkeypatch.setattr(storage.os, "fsync", fail_at_the_third)
     with pytest.raises(OSError, match="disk full"):
         train_tokenizer(SOURCES[:1], 600).save(tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == old

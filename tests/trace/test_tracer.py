@@ -236,7 +236,9 @@ def test_a_return_without_a_line_is_at_the_line_before(tracer):
     trace = tracer.trace(main(body))
     assert trace.finished
     assert [f.event.value for f in trace.frames[-2:]] == ["line", "return"]
-    assert trace.frames[-1].source_line == "    except* ValueError as error:\n"
+    # CPython 3.11.2 gives that return a line, 3.11.7 none
+    at = trace.frames[-1].source_line.strip()
+    assert at in ("except* ValueError as error:", "y = 1")
 
 
 def test_what_an_entry_begins_is_not_traced_outside_it(tracer):
