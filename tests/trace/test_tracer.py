@@ -30,7 +30,7 @@ REPR_FOREVER = "class A:\n    def __repr__(self):\n        while True: pass\n"
 
 HOSTILE = {
     "loop in C": ("cpu", main("return sum(range(10**12))")),
-    "loop without events": ("cpu", main("while True: pass")),
+    "loop without events": ("cpu", main("exec('while True: pass')")),
     "loop before the entry": ("cpu", "while True: pass\n" + GOOD),
     "repr forever": ("cpu", main("a = A()\nreturn 1", REPR_FOREVER)),
     "sleep": ("wall", main("import time\ntime.sleep(60)")),
@@ -108,16 +108,6 @@ HOSTILE = {
     "special token in a line": ("format", main("return '<|frame_sep|>'")),
 }
 
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_programs_fail_by_name_and_the_next_is_traced(tracer, name):
-    reason, context = HOSTILE[name]
-    with pytest.raises(TraceError) as caught:
-        tracer.trace(context)
-    assert caught.value.reason == reason, str(caught.value)
-    assert tracer.trace(GOOD).frames[-1].arg == "42"
-
-
 CUT = {
     "infinite loop": ("events", main("while True:\n    pass")),
     "10^7 events": ("events", main("for i in range(10**7):\n    x = i\nreturn x")),
@@ -131,6 +121,20 @@ CUT = {
         main("for i in range(10**4):\n    x = str(i) * 500\nreturn x"),
     ),
 }
+# CPython 3.12 reports every jump backwards as a line, 3.11 none within one
+if sys.version_info >= (3, 12):
+    CUT["loop in a line"] = ("events", main("while True: pass"))
+else:
+    HOSTILE["loop in a line"] = ("cpu", main("while True: pass"))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_programs_fail_by_name_and_the_next_is_traced(tracer, name):
+    reason, context = HOSTILE[name]
+    with pytest.raises(TraceError) as caught:
+        tracer.trace(context)
+    assert caught.value.reason == reason, str(caught.value)
+    assert tracer.trace(GOOD).frames[-1].arg == "42"
 
 
 @pytest.mark.parametrize("name", CUT)
