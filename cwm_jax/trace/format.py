@@ -16,6 +16,7 @@ Source: outputs of the released model and its prompting guide; what neither show
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -140,7 +141,7 @@ def render_frame(frame: TraceFrame, previous: Mapping[str, str] | None) -> str:
     if frame.arg is not None:
         return f"{SEPARATORS[frame.event]}{action}{ARG_SEP}{_json_value(frame.arg)}{FRAME_SEP}"
     known = {} if previous is None or frame.event is TraceEvent.CALL else previous
-    items = [f"{_json_value(k)}: {_local(k, v, known)}" for k, v in frame.local_vars.items()]
+    items = [f"{_json_name(k)}: {_local(k, v, known)}" for k, v in frame.local_vars.items()]
     return f"{SEPARATORS[frame.event]}{{{', '.join(items)}}}{action}{FRAME_SEP}"
 
 
@@ -317,6 +318,9 @@ def _json_value(text: str) -> str:
     if "<|" in encoded:
         encoded = _SPECIAL_TOKEN.sub(lambda found: "\\u003c" + found.group()[1:], encoded)
     return encoded
+
+
+_json_name = functools.lru_cache(maxsize=1 << 12)(_json_value)  # names come again, values less
 
 
 def _short(text: str) -> str:

@@ -8,20 +8,22 @@ from collections.abc import Mapping, Sequence
 
 
 class TraceEvent(enum.Enum):
-    """The events of ``sys.settrace``."""
+    """The events of ``sys.settrace``.
+
+    Attributes:
+        has_locals: whether a frame of this event shows local variables; the others show a value.
+    """
 
     CALL = "call"
     LINE = "line"
     RETURN = "return"
     EXCEPTION = "exception"
 
-    @property
-    def has_locals(self) -> bool:
-        """Whether a frame of this event shows local variables; the others show a value."""
-        return self in (TraceEvent.CALL, TraceEvent.LINE)
+    def __init__(self, value: str) -> None:
+        self.has_locals = value in ("call", "line")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class TraceFrame:
     """One event: an observation (the locals) and an action (the source line that runs next).
 

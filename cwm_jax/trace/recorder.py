@@ -27,6 +27,7 @@ reply: Callable[[bytes], NoReturn]  # from the sandbox: answers and ends the pro
 CALL, LINE, RETURN, EXCEPTION = range(4)
 FILE_NAME = "main.py"  # of the program, in tracebacks
 CHECK_EVENTS = 61  # between checks of the limits; prime, so that a loop's events take turns there
+CHECK_MARKS = 2 * CHECK_EVENTS
 MAX_NOTED_CHARS = 8_000_000  # of reprs before they are numbered: bounds the memory
 MAX_TAKEN_CHARS = 30  # of reprs for each of max_bytes, cut and repeated ones too (assumed)
 
@@ -71,9 +72,10 @@ REFUSED_OUTSIDE = ("os.remove", "os.rmdir", "os.rename", "os.truncate", "os.chmo
 class Recorder:
     """The events of one trace, within limits, each ``repr`` kept once.
 
-    Events are noted as they come, as tuples of 4 * line + kind, names and as many reprs (or one
-    repr alone), and numbered later, in stretches: the trace function does little more than take the
-    reprs.
+    Events are noted as they come and numbered later, in stretches: the trace function does little
+    more than take the reprs. What is noted is flat, since every list or tuple that is kept is work
+    for the garbage collector: names and as many reprs (or one repr alone) in one list, where they
+    end and 4 * line + kind in another.
 
     Args:
         limits: ``max_events``, ``max_bytes`` (characters of distinct reprs), ``max_repr_chars``,
@@ -91,7 +93,8 @@ class Recorder:
         self.raised = False  # whether an exception left the entry scope
         self._limits = limits
         self._done, self._suspended = done, suspended
-        self._noted = []
+        self._texts = []  # of the events noted, one after the other
+        self._marks = []  # of each event: the end of its texts, 4 * line + kind
         self._noted_chars = self._taken_chars = 0  # estimates, from one event in CHECK_EVENTS
         self._events = []  # (4 * line + kind, number of its names or -1, numbers of its reprs)
         self._names, self._reprs = {}, {}  # to their numbers, which are their places in the tables
@@ -146,20 +149,23 @@ class Recorder:
 
     def _make_line_event(self):
         """The hot path, once per event: all it needs is in local variables."""
-        noted, note = self._noted, self._noted.append
+        marks, texts = self._marks, self._texts
+        mark, extend = marks.append, texts.extend
 
         def line_event(frame, event, arg):
             try:
                 if event == "line":
-                    texts = []  # where a repr raises, those before it stay
+                    middle = None
                     try:
                         local_vars = frame.f_locals
-                        texts += (4 * frame.f_lineno + LINE, *local_vars)
-                        texts += map(repr, local_vars.values())
-                        note(texts)
+                        extend(local_vars)
+                        middle = len(texts)
+                        extend(map(repr, local_vars.values()))
+                        mark(len(texts))
+                        mark(4 * frame.f_lineno + LINE)
                     except BaseException as error:  # a program's own __repr__ may raise anything
-                        self._note_locals(LINE, frame, texts, error)
-                    if not len(noted) % CHECK_EVENTS and not self._check():
+                        self._note_locals(LINE, frame, *self._take_back(middle), error)
+                    if not len(marks) % CHECK_MARKS and not self._check():
                         return None
                 elif event == "return":
                     self._leave(frame, arg)
@@ -167,7 +173,7 @@ class Recorder:
                     if issubclass(arg[0], MemoryError):
                         self._done("memory", "the program ran out of the memory it may have")
                         return None
-                    note((4 * line_of(frame) + EXCEPTION, self._repr(arg[1])))
+                    self._note(EXCEPTION, frame, [self._repr(arg[1])])
                     if not self._may_go_on():
                         return None
             except RecursionError:  # in the program's last frames; raised here it would end tracing
@@ -183,8 +189,8 @@ class Recorder:
         self._done("error", f"the recorder raised {type(error).__name__}: {describe(error)}")
 
     def _leave(self, frame, value):
-        before = self._noted[-1][0] if self._noted else -1
-        self._noted.append((4 * line_of(frame) + RETURN, self._repr(value)))
+        before = self._marks[-1] if self._marks else -1
+        self._note(RETURN, frame, [self._repr(value)])
         self.depth -= 1
         if self.depth:
             self._may_go_on()
@@ -194,19 +200,36 @@ class Recorder:
             self.raised = not is_returning(frame)
             self._done("finished", "")
 
-    def _note_locals(self, kind, frame, texts=(), error=None):
-        """Notes an event whose ``texts`` are begun: ``error`` is what the next repr raised."""
+    def _note(self, kind, frame, texts):
+        self._texts += texts
+        self._marks += (len(self._texts), 4 * line_of(frame) + kind)
+
+    def _note_locals(self, kind, frame, names=(), reprs=(), error=None):
+        """Notes an event, or one of which there are ``reprs`` of the first names already.
+
+        They are not taken again. ``error`` is what came of the next.
+        """
         try:
             local_vars = dict(frame.f_locals)
         except BaseException as unread:  # the namespace of a class body may be anything
             self._failed(None, unread)
-            self._noted.append((4 * line_of(frame) + kind,))
+            self._note(kind, frame, ())
             return
-        reprs, values = [*texts[1 + len(local_vars) :]], [*local_vars.values()]
-        if error is not None and not is_of_iteration(error) and len(reprs) < len(values):
-            reprs.append(self._failed(values[len(reprs)], error))
-        reprs += map(self._repr, values[len(reprs) :])
-        self._noted.append((4 * line_of(frame) + kind, *local_vars, *reprs))
+        shown = dict(zip(names, reprs, strict=False))
+        if error is not None and not is_of_iteration(error):
+            for name in names[len(reprs) : len(reprs) + 1]:
+                shown[name] = self._failed(local_vars.get(name), error)
+        texts = [shown[n] if n in shown else self._repr(v) for n, v in local_vars.items()]
+        self._note(kind, frame, (*local_vars, *texts))
+
+    def _take_back(self, middle=None):
+        """(names, reprs) of an event that did not come to its end; its names end at ``middle``."""
+        if len(self._marks) % 2:
+            self._marks.pop()
+        start = self._marks[-2] if self._marks else 0
+        taken = ((), ()) if middle is None else (self._texts[start:middle], self._texts[middle:])
+        del self._texts[start:]
+        return taken
 
     def _repr(self, value):
         try:
@@ -222,11 +245,12 @@ class Recorder:
 
     def _may_go_on(self):
         # At every kind of event: the line events alone may miss all multiples of CHECK_EVENTS.
-        return len(self._noted) % CHECK_EVENTS != 0 or self._check()
+        return len(self._marks) % CHECK_MARKS != 0 or self._check()
 
     def _check(self):
         """Whether the limits hold; numbers the noted events before they take much memory."""
-        texts = self._noted[-1][1:]  # among them names that are no text, in the module's globals
+        texts = self._texts[self._marks[-4] if len(self._marks) > 2 else 0 :]  # of the last event
+        # among them names that are no text, in the module's globals
         chars = CHECK_EVENTS * sum(str.__len__(text) for text in texts if is_text(text))
         self._noted_chars += chars
         self._taken_chars += chars
@@ -239,7 +263,7 @@ class Recorder:
 
     def _exceeded(self):
         """(status, message) of the limit that the trace has passed, or None."""
-        if len(self._events) + len(self._noted) > self._limits["max_events"]:
+        if len(self._events) + len(self._marks) // 2 > self._limits["max_events"]:
             return "events", f"more than {self._limits['max_events']} events"
         if self._chars > self._limits["max_bytes"]:
             return "bytes", f"more than {self._limits['max_bytes']} characters of reprs"
@@ -248,9 +272,14 @@ class Recorder:
         return None
 
     def _number_events(self):
+        self._take_back()
+        noted, marks, start = self._texts, self._marks, 0
         names, known, number = self._names, self._reprs.get, self._number
-        for line_and_kind, *texts in self._noted:
-            if {*map(type, texts)} - {str}:
+        are_exact = {*map(type, noted)} <= {str}
+        for end, line_and_kind in zip(marks[::2], marks[1::2], strict=True):
+            texts = noted[start:end]
+            start = end
+            if not are_exact:
                 texts = exact_texts(texts)
             if line_and_kind & 3 > LINE:
                 self._events.append((line_and_kind, -1, number(texts[0])))
@@ -262,7 +291,8 @@ class Recorder:
             if None in numbers:
                 numbers = [number(text) for text in reprs]
             self._events.append((line_and_kind, at, numbers))
-        self._noted.clear()
+        noted.clear()
+        marks.clear()
         self._noted_chars = 0
 
     def _shown_names(self, hidden):

@@ -203,6 +203,31 @@ def test_a_repr_is_called_once_a_frame_beside_those_that_raise(tracer):
     assert trace.failed_reprs == 3
 
 
+@pytest.mark.parametrize(
+    ("change", "ending", "changed"),
+    [
+        ("g['new'] = 1", "return 'A'", {"new": "1"}),
+        ("g['new'] = 1", "raise ValueError", {"new": "1"}),
+        ("g.pop('old')", "return 'A'", {"old": None}),
+    ],
+)
+def test_a_repr_that_binds_a_global_moves_no_value_to_another_name(tracer, change, ending, changed):
+    before = f"""
+        class A:
+            def __repr__(self):
+                g = globals()
+                if 'd' in g and ('old' in g) != ('new' in g): {change}
+                {ending}
+        old = 0
+        """
+    context = f"{textwrap.dedent(before)}a = 1{MARK}\nb = A()\nc = 2\nd = 3\ne = 4\n"
+    shown = "A" if "return" in ending else "<A object, repr raised ValueError>"
+    expected = {"old": "0", "a": "1", "b": shown, "c": "2", "d": "3"} | changed
+    values = dict(tracer.trace(context).frames[-2].local_vars)
+    values.pop("A")
+    assert values == {name: value for name, value in expected.items() if value is not None}
+
+
 def test_names_that_are_no_text_are_left_out(tracer):
     context = (
         f"class S(str):\n    def __len__(self): raise ValueError\nglobals()[5] = 6{MARK}\n"
