@@ -56,6 +56,7 @@ class Setup:
     limits: Limits = dataclasses.field(default_factory=Limits)
     unsafe: bool = False
     preload: Sequence[str] = ()
+    age: int = 0
 
 
 class Supervisor:
@@ -128,6 +129,7 @@ class Supervisor:
             "program": setup.program and (str(setup.program) if setup.unsafe else inside),
             "preload": list(setup.preload),
             "scratch": scratch,
+            "age": setup.age,
             "kept": [] if setup.unsafe else bubblewrap.bound_in_scratch(readable),
         }
         try:

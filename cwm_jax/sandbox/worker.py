@@ -27,6 +27,8 @@ class Worker:
         unsafe: without bubblewrap. The limits remain, but for those on processes and on the scratch
             folder's size; what has left its process group survives.
         preload: modules of the standard library to import before the program.
+        age: processes and files made, and gone, before the first call of every start: what counts
+            them (a pid, an inode) differs between two workers of other ages and equal calls.
 
     Raises:
         SandboxError: if the sandbox cannot be had.
@@ -41,6 +43,7 @@ class Worker:
         limits: Limits | None = None,
         unsafe: bool = False,
         preload: Sequence[str] = (),
+        age: int = 0,
     ) -> None:
         self._setup = Setup(
             program=Path(program).absolute(),
@@ -48,6 +51,7 @@ class Worker:
             limits=limits or Limits(),
             unsafe=unsafe,
             preload=tuple(preload),
+            age=age,
         )
         self._lock = threading.Lock()
         self._supervisor: Supervisor | None = Supervisor(self._setup)

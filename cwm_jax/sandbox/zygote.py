@@ -53,6 +53,7 @@ def main():
             drop_to(start["uid"])
         if start["isolated"]:
             seal()
+        grow_older(start["age"], start["scratch"])
         handle = load(start["program"], start["preload"])
     except BaseException:
         write(reports, report("error", detail=traceback.format_exc().encode()))
@@ -98,6 +99,18 @@ def seal():
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of uid has cleared it
     # What has no handler does not reach process 1.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def grow_older(age, scratch):
+    """Uses up numbers of processes and files."""
+    for _ in range(age):
+        pid = os.fork()
+        if pid == 0:
+            exit_now(0)
+        os.waitpid(pid, 0)
+        path = os.path.join(scratch, "aged")
+        open(path, "x").close()
+        os.remove(path)
 
 
 def prctl(*arguments):

@@ -260,7 +260,7 @@ def context_of_call(code: str, arguments: str, *, function: str = "f") -> str:
         function: its name.
 
     Raises:
-        TraceError: it is ``main``, which the context itself defines.
+        TraceError: it is ``main``, which the context itself defines, or the code uses another.
 
     Source: prompts of the released model for CruxEval.
     """
@@ -271,6 +271,12 @@ def context_of_call(code: str, arguments: str, *, function: str = "f") -> str:
             "main calls it: rename it",
         )
     code = _without_main_block(code)
+    if _uses_main(code):
+        raise TraceError(
+            "main",
+            "no trace: the code uses a main of its own; expected another name, as the context's "
+            "main takes its place: rename it",
+        )
     body = code if code.endswith("\n") else code + "\n"
     body = body if body.startswith("\n") else "\n" + body
     return f"{body}def main():{START_MARKER}\n    return {function}({arguments})\n"
@@ -287,6 +293,15 @@ def _without_main_block(code: str) -> str:
         if isinstance(node, ast.If) and _MAIN_TEST.fullmatch(ast.unparse(node.test)):
             lines[node.lineno - 1 : node.end_lineno] = []
     return "".join(lines)
+
+
+def _uses_main(code: str) -> bool:
+    try:
+        nodes = list(ast.walk(ast.parse(code)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False  # the tracer names what is wrong with it
+    names = (node for node in nodes if isinstance(node, ast.Name) and node.id == "main")
+    return any(isinstance(name.ctx, ast.Load) for name in names)
 
 
 def direct_prompt(context: str) -> str | None:
@@ -325,7 +340,7 @@ def context_of_script(script: str, stdin: bytes = b"") -> str:
     scripts were presented is not published).
 
     Raises:
-        TraceError: the script does not parse.
+        TraceError: the script does not parse, or has no line to stand on there.
     """
     stream = f"io.TextIOWrapper(io.BytesIO({stdin!r}), encoding='utf-8')"
     feed = f"import io, sys; sys.stdin = {stream}{START_MARKER}\n"
@@ -344,6 +359,12 @@ def context_of_script(script: str, stdin: bytes = b"") -> str:
         is_future = isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
         if is_docstring or is_future:
             last = statement.end_lineno or last
+        elif statement.lineno == last:
+            raise TraceError(
+                "syntax",
+                f"no trace: line {last} goes on after a docstring or __future__ import; expected "
+                "its end there, as the next line feeds stdin: put the rest on a line of its own",
+            )
     lines = source_lines(script)
     if last and not lines[last - 1].endswith("\n"):
         lines[last - 1] += "\n"

@@ -49,7 +49,7 @@ SEPARATORS = {
 _EVENTS = {separator: event for event, separator in SEPARATORS.items()}
 _SPECIAL_TOKEN = re.compile(
     "("
-    + "|".join([*map(re.escape, SPECIAL_TOKEN_OFFSETS), r"<\|reserved_special_token_\d{1,3}\|>"])
+    + "|".join([*map(re.escape, SPECIAL_TOKEN_OFFSETS), r"<\|reserved_special_token_[0-9]{1,3}\|>"])
     + ")"
 )
 
@@ -280,7 +280,8 @@ class _FrameReader:
         return {key: value if isinstance(value, str) else "" for key, value in pairs}
 
     def _resolved(self, values: dict[str, str], known: Mapping[str, str], at: int):
-        unknown = [k for k, v in values.items() if v == UNCHANGED and k not in known]
+        # an unresolved value stays "..": what refers to it is unresolved, too
+        unknown = [k for k, v in values.items() if v == UNCHANGED == known.get(k, UNCHANGED)]
         if unknown:
             self.note(at, f'local {unknown[0]!r} is ".." but the frame before has no value for it')
         return {k: known.get(k, v) if v == UNCHANGED else v for k, v in values.items()}

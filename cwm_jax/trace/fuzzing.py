@@ -228,7 +228,12 @@ def _calls(tree: ast.Module) -> Iterator[ast.Call]:
             try:
                 examples = doctest.DocTestParser().get_examples(text)
                 trees += [ast.parse(example.source) for example in examples]
-            except (ValueError, SyntaxError):  # no such examples: not this module's fault
+            except (
+                ValueError,
+                SyntaxError,
+                RecursionError,
+                MemoryError,
+            ):  # no such examples: not this module's fault
                 continue
     for each in trees:
         yield from (node for node in ast.walk(each) if isinstance(node, ast.Call))

@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 Done = Callable[[str, str], NoReturn]
+# This module's own: a program may put others in their place.
+globals().update({name: own for name, own in vars(builtins).items() if not name.startswith("_")})
 reply: Callable[[bytes], NoReturn]  # from the sandbox: answers and ends the process
 CALL, LINE, RETURN, EXCEPTION = range(4)
 FILE_NAME = "main.py"  # of the program, in tracebacks
@@ -91,11 +93,13 @@ class Recorder:
         self.entry_frame = None
         self.lost = False  # whether an event could not be noted
         self.raised = False  # whether an exception left the entry scope
+        self._raised_at = None  # instruction of the last exception
         self._limits = limits
         self._done, self._suspended = done, suspended
         self._texts = []  # of the events noted, one after the other
         self._marks = []  # of each event: the end of its texts, 4 * line + kind
-        self._noted_chars = self._taken_chars = 0  # estimates, from one event in CHECK_EVENTS
+        self._noted_chars = 0  # of these: an estimate, from one event in CHECK_EVENTS
+        self._taken_chars = 0  # of those before, numbered already
         self._events = []  # (4 * line + kind, number of its names or -1, numbers of its reprs)
         self._names, self._reprs = {}, {}  # to their numbers, which are their places in the tables
         self._table = []
@@ -173,6 +177,7 @@ class Recorder:
                     if issubclass(arg[0], MemoryError):
                         self._done("memory", "the program ran out of the memory it may have")
                         return None
+                    self._raised_at = frame.f_lasti
                     self._note(EXCEPTION, frame, [self._repr(arg[1])])
                     if not self._may_go_on():
                         return None
@@ -194,8 +199,11 @@ class Recorder:
         self.depth -= 1
         if self.depth:
             self._may_go_on()
-        elif is_suspended(frame) and (value is not None or before & 3 != EXCEPTION):
-            self._suspended()  # else it ends: what is thrown into a yield leaves from there
+        elif is_suspended(frame) and not (
+            # what is thrown into a yield leaves from there
+            value is None and before & 3 == EXCEPTION and self._raised_at == frame.f_lasti
+        ):
+            self._suspended()
         else:
             self.raised = not is_returning(frame)
             self._done("finished", "")
@@ -249,12 +257,9 @@ class Recorder:
 
     def _check(self):
         """Whether the limits hold; numbers the noted events before they take much memory."""
-        texts = self._texts[self._marks[-4] if len(self._marks) > 2 else 0 :]  # of the last event
-        # among them names that are no text, in the module's globals
-        chars = CHECK_EVENTS * sum(str.__len__(text) for text in texts if is_text(text))
-        self._noted_chars += chars
-        self._taken_chars += chars
-        if self._noted_chars > MAX_NOTED_CHARS:
+        last = self._texts[self._marks[-4] if len(self._marks) > 2 else 0 :]
+        self._noted_chars += CHECK_EVENTS * num_chars(last)
+        if self._noted_chars > MAX_NOTED_CHARS or self._noted_chars > self._left_to_take():
             self._number_events()
         exceeded = self._exceeded()
         if exceeded is not None:
@@ -267,15 +272,19 @@ class Recorder:
             return "events", f"more than {self._limits['max_events']} events"
         if self._chars > self._limits["max_bytes"]:
             return "bytes", f"more than {self._limits['max_bytes']} characters of reprs"
-        if self._taken_chars > MAX_TAKEN_CHARS * self._limits["max_bytes"]:
+        if self._left_to_take() < 0:
             return "bytes", f"reprs of {self._taken_chars} characters, cut and repeated ones too"
         return None
+
+    def _left_to_take(self):
+        return MAX_TAKEN_CHARS * self._limits["max_bytes"] - self._taken_chars
 
     def _number_events(self):
         self._take_back()
         noted, marks, start = self._texts, self._marks, 0
         names, known, number = self._names, self._reprs.get, self._number
         are_exact = {*map(type, noted)} <= {str}
+        self._taken_chars += sum(map(len, noted)) if are_exact else num_chars(noted)
         for end, line_and_kind in zip(marks[::2], marks[1::2], strict=True):
             texts = noted[start:end]
             start = end
@@ -351,6 +360,11 @@ def is_text(value):
     return issubclass(type(value), str)  # whatever its __class__ says
 
 
+def num_chars(texts):
+    # among them names that are no text, in the module's globals
+    return sum(map(str.__len__, filter(is_text, texts)))
+
+
 def exact_texts(texts):
     """Names and reprs as exact ``str``: subclasses have methods of their own; other names go."""
     middle = len(texts) // 2
@@ -362,11 +376,9 @@ def exact_texts(texts):
 
 def plain(text):
     """A repr as it is shown: without memory addresses, but for what strings within it say."""
-    if text == "..":
-        return "'..'"  # the format keeps ".." for "unchanged"
-    if " at 0x" not in text or text[0] in "'\"":
-        return text
-    return _LITERAL_OR_ADDRESS.sub(r"\1", text)
+    if " at 0x" in text and text[0] not in "'\"":
+        text = _LITERAL_OR_ADDRESS.sub(r"\1", text)
+    return "'..'" if text == ".." else text  # the format keeps ".." for "unchanged"
 
 
 def trace_program(request):
@@ -414,24 +426,33 @@ def compile_program(source: str, done: Done) -> types.CodeType:
         done("syntax", f"{type(error).__name__}: {error}")
 
 
-def code_ids(code):
-    """Of a source's code objects: what else names its file has lines of its own."""
+def codes_of(code):
+    """A source's code objects: what else names its file has lines of its own."""
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return {id(code)}.union(*map(code_ids, inner))
+    return [code, *(found for each in inner for found in codes_of(each))]
+
+
+def identity(code):
+    """What a copy keeps, such as `types.coroutine` makes."""
+    return code.co_firstlineno, code.co_qualname, code.co_code, code.co_linetable
 
 
 def make_trace_call(recorder, module_code, entry):
     """The global trace function: decides which calls are recorded."""
-    program = code_ids(module_code)
+    codes = codes_of(module_code)
+    program, identities = {*map(id, codes)}, {*map(identity, codes)}
 
     def is_entry(code):
         if entry is None:
             return code is module_code
         return entry == [code.co_firstlineno, code.co_name]
 
+    def is_copy(code):
+        return code.co_filename == FILE_NAME and identity(code) in identities
+
     def enter(frame):
         code = frame.f_code
-        if id(code) not in program:
+        if id(code) not in program and not is_copy(code):
             return None
         if recorder.depth or frame is recorder.entry_frame:
             return recorder.call(frame)

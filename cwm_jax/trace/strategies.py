@@ -7,6 +7,7 @@ and each is a literal: `literal` writes it and ``ast.literal_eval`` reads it bac
 from __future__ import annotations
 
 import ast
+import cmath
 import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -82,6 +83,8 @@ def literal(value: Any) -> str:
         return "(" + ", ".join(map(literal, value)) + (",)" if len(value) == 1 else ")")
     if isinstance(value, dict):
         return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, float | complex) and not cmath.isfinite(value):
+        return f"{type(value).__name__}({str(value)!r})"
     return repr(value)
 
 
@@ -112,7 +115,7 @@ def _from_constant(value: object, depth: int) -> SearchStrategy[Any] | None:
         return None
     try:
         return strategy_from_annotation(ast.parse(value, mode="eval").body, depth + 1)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
@@ -128,7 +131,7 @@ def _from_generic(
         return strategy_from_annotation(arguments[0], depth) if arguments else None
     if name == "tuple":
         return _tuples(arguments, depth)
-    if arguments and name in _SETS | _DICTS and not _is_hashable(arguments[0]):
+    if arguments and name in _SETS | _DICTS | {"counter"} and not _is_hashable(arguments[0]):
         return None
     inner = _known([strategy_from_annotation(argument, depth + 1) for argument in arguments])
     return None if inner is None else _container(name, inner)

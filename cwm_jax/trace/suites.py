@@ -232,7 +232,7 @@ def _run(
     }
     limits = Limits(cpu_s=rules.cpu_s, wall_s=rules.wall_s, memory_bytes=rules.memory_bytes)
     paths = [_RECORDER, *(path.absolute() for path in readable)]
-    worker = Worker(_PROGRAM, readable=paths, limits=limits, unsafe=tracer.unsafe)
+    worker = Worker(_PROGRAM, readable=paths, limits=limits, unsafe=tracer.unsafe, age=tracer.age)
     try:
         reply = worker.call(json.dumps(request).encode())
     finally:

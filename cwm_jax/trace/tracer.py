@@ -6,6 +6,7 @@ import ast
 import atexit
 import dataclasses
 import io
+import itertools
 import json
 import os
 import threading
@@ -109,17 +110,20 @@ class Tracer:
     Args:
         limits: of every trace.
         unsafe: run without bubblewrap: the programs can do what this process can.
+        age: of the sandbox, see `Worker`: tracers that are to agree have other ones.
 
     Raises:
         SandboxError: no sandbox can be had.
     """
 
-    def __init__(self, limits: TraceLimits = TraceLimits(), *, unsafe: bool = False) -> None:
-        self.limits, self.unsafe = limits, unsafe
+    def __init__(
+        self, limits: TraceLimits = TraceLimits(), *, unsafe: bool = False, age: int = 0
+    ) -> None:
+        self.limits, self.unsafe, self.age = limits, unsafe, age
         sandbox_limits = Limits(
             cpu_s=limits.cpu_s, wall_s=limits.wall_s, memory_bytes=limits.memory_bytes
         )
-        self._worker = Worker(_RECORDER, limits=sandbox_limits, unsafe=unsafe)
+        self._worker = Worker(_RECORDER, limits=sandbox_limits, unsafe=unsafe, age=age)
 
     def trace(self, context: str) -> Trace:
         """Runs a context and returns the trace of its marked scope, whole or cut by a limit.
@@ -269,7 +273,7 @@ def _answer(reply: Reply) -> RecorderAnswer:
         return RecorderAnswer(reply.outcome.value, reply.detail)
     try:
         return answer_from_json(json.loads(reply.value or b""))
-    except ValueError:
+    except (ValueError, RecursionError):
         return RecorderAnswer("error", "the run answered what no recorder writes")
 
 
@@ -278,7 +282,13 @@ def answer_from_json(values: Any) -> RecorderAnswer:
     try:
         answer = RecorderAnswer(**values)
         texts = (answer.status, answer.message, answer.python, *answer.reprs)
-        if all(isinstance(text, str) for text in texts) and isinstance(answer.raised, bool):
+        typed = (
+            (texts, str),
+            ((answer.raised,), bool),
+            ((answer.cut_reprs, answer.failed_reprs), int),
+            ((answer.events, answer.names, answer.reprs), list),
+        )
+        if all(isinstance(value, kind) for values, kind in typed for value in values):
             return answer
     except TypeError:
         pass
@@ -307,7 +317,7 @@ def trace_from_answer(
             texts.append(text)
     except TraceFormatError as error:
         raise TraceError("format", f"no trace: {error}") from error
-    except (ValueError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise TraceError("error", f"the run answered what no recorder writes: {error}") from error
     return Trace(
         context=context,
@@ -325,11 +335,16 @@ def trace_from_answer(
 def _check_events(answer: RecorderAnswer, limits: TraceLimits) -> None:
     """Raises ValueError unless they are as many as may be, and nest as the calls of one entry."""
     kinds = [line_and_kind & 3 for line_and_kind, *_ in answer.events]
-    depth = kinds.count(_CALL) - kinds.count(_RETURN)
+    steps = ((kind == _CALL) - (kind == _RETURN) for kind in kinds)
+    depths = list(itertools.accumulate(steps, initial=0))
     if len(kinds) > limits.max_events:
         raise ValueError(f"{len(kinds)} events; expected at most {limits.max_events}")
-    if kinds[:1] != [_CALL] or (answer.status == FINISHED and depth):
-        raise ValueError(f"first event {kinds[:1]}, {depth} scopes left open; expected a call, 0")
+    if kinds[:1] != [_CALL] or (answer.status == FINISHED and depths[-1]):
+        raise ValueError(
+            f"first event {kinds[:1]}, {depths[-1]} scopes left open; expected a call, 0"
+        )
+    if min(depths) < 0:
+        raise ValueError("a scope is left twice; expected each once")
 
 
 def _frames(answer: RecorderAnswer, context: str, *, is_module: bool) -> list[TraceFrame]:
@@ -338,6 +353,8 @@ def _frames(answer: RecorderAnswer, context: str, *, is_module: bool) -> list[Tr
     frames = []
     for line_and_kind, keys, values in answer.events:
         lineno, kind = divmod(line_and_kind, 4)
+        if not 0 <= lineno <= len(lines):
+            raise ValueError(f"line {lineno}; expected one of {len(lines)}")
         if keys < 0:
             frames.append(TraceFrame(_EVENTS[kind], lines[lineno - 1], {}, reprs[values], lineno))
             continue

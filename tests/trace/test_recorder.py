@@ -41,6 +41,13 @@ def test_reprs_that_are_cut_or_come_again_count_towards_the_bytes(tracer):
     assert trace.status == "bytes" and len(trace.frames) < 70
 
 
+@pytest.mark.parametrize("lines", [57, 58, 59, 60, 61])
+def test_one_large_repr_does_not_cut_a_trace_whatever_event_it_falls_on(tracer, lines):
+    body = f"    for i in range({lines}):\n        x = i\n    y = list(range(40000))\n    del y\n"
+    trace = tracer.trace(f"def main():{MARK}\n{body}    z = 1\n    z = 2\n    return 1\n")
+    assert trace.finished
+
+
 def forged(**changes):
     """A program that answers in the recorder's place."""
     events = changes.pop("events", [[4, 0, []], [6, -1, 0]])
@@ -58,6 +65,10 @@ def forged(**changes):
         ({"events": [[4, 0, [0]]]}, "1 scopes left open"),
         ({"events": [[4, 0, [0]], *[[5, 0, [0]]] * 1000]}, "1001 events; expected at most 1000"),
         ({"raised": 1}, "no recorder writes"),
+        ({"cut_reprs": "1"}, "no recorder writes"),
+        ({"reprs": {}}, "no recorder writes"),
+        ({"events": [[4, 0, [0]], [6, -1, 0], [6, -1, 0], [4, 0, [0]]]}, "left twice"),
+        ({"events": [[4, 0, [0]], [4006, -1, 0]]}, "line 1001; expected one of"),
         ({"python": None}, "no recorder writes"),
     ],
 )

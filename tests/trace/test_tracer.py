@@ -318,6 +318,69 @@ def test_a_program_of_asyncio_is_traced(tracer):
     assert trace.finished and trace.frames[-1].arg == "1"
 
 
+def test_a_coroutine_that_is_suspended_where_another_ended_goes_on(tracer):
+    body = """
+        async with Gate() as c: await asyncio.sleep(0)
+        x = await one(), await asyncio.sleep(0)
+        return x
+        """
+    before = """
+        import asyncio
+        async def one(): return 1
+        class Gate:
+            async def __aenter__(self): return 5
+            async def __aexit__(self, *_): await asyncio.sleep(0)
+        async """
+    context = main(body, textwrap.dedent(before).lstrip("\n")) + "asyncio.run(main())\n"
+    trace = tracer.trace(context)
+    assert trace.finished and not trace.raised
+    assert trace.frames[-1].arg == "(1, None)"
+
+
+def test_a_generator_that_yields_none_where_another_ended_goes_on(tracer):
+    context = f"""
+def inner():
+    yield 1
+    return 5
+def outer():{MARK}
+    x = (yield from inner()), (yield)
+    return x
+def run():
+    g = outer()
+    next(g); next(g)
+    try: g.send(7)
+    except StopIteration as e: return e.value
+run()
+"""
+    trace = tracer.trace(context)
+    assert trace.finished and not trace.raised and trace.frames[-1].arg == "(5, 7)"
+
+
+def test_a_copy_of_the_programs_code_is_traced(tracer):
+    before = """
+        import types
+        @types.coroutine
+        def pause():
+            yield 1
+            return 2
+        async def wait(): return await pause()
+        """
+    trace = tracer.trace(main("c = wait()\nreturn c.send(None)", before))
+    calls = [f.source_line.strip() for f in trace.frames if f.event is TraceEvent.CALL]
+    assert "@types.coroutine" in calls
+
+
+def test_builtins_that_a_program_replaces_are_not_the_tracers(tracer):
+    before = "import builtins\nbuiltins.repr = lambda x: 'hacked'\nbuiltins.map = None\n"
+    assert tracer.trace(main("x = 1\nreturn x", before)).frames[-2].local_vars == {"x": "1"}
+
+
+def test_a_repr_that_reads_unchanged_without_its_address_is_quoted(tracer):
+    before = "class A:\n    def __repr__(self): return '.. at 0x123456'\n"
+    trace = tracer.trace(main("a = A()\nreturn 1", before))
+    assert trace.frames[-2].local_vars["a"] == "'..'"
+
+
 def test_a_repr_that_traces_or_reads_frames_changes_nothing(tracer):
     before = """
         import sys

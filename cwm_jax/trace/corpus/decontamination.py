@@ -94,7 +94,14 @@ def _programs(path: Path) -> Iterator[str]:
                 row = json.loads(line)
                 source = _source_of_row(row)
                 ast.parse(source)
-            except (ValueError, SyntaxError, KeyError, TypeError) as error:
+            except (
+                ValueError,
+                SyntaxError,
+                KeyError,
+                TypeError,
+                RecursionError,
+                MemoryError,
+            ) as error:
                 raise ValueError(
                     f"{path}:{number}: {error!r}; expected an object with a Python program in "
                     "'code', or in 'prompt' and 'canonical_solution': leave out lines that are none"

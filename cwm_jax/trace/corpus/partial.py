@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import shutil
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from cwm_jax.storage import write_json, write_whole
 from cwm_jax.trace.corpus.settings import CorpusError
 from cwm_jax.trace.corpus.worker import ItemResult, decode_results
+
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zlib.error)
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +78,7 @@ class PartialCorpus:
         path = self._path(number)
         try:
             results = decode_results(path.read_bytes())
-        except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except _DAMAGED as error:
             raise CorpusError(
                 f"{path}: damaged ({error}); expected results of a chunk: delete it and start "
                 "again, and it is traced again"

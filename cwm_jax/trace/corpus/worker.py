@@ -29,6 +29,7 @@ from cwm_jax.trace.tracer import TraceError, TraceLimits, Tracer
 
 WORKER_DIED = "worker-died"
 _MESSAGE_CHARS = 400
+_AGE = 7  # assumed: between two tracers; more than restarts would make good for
 # Which of the two limits is met first is the machine's matter.
 _TIME = {"cpu": "time", "wall": "time"}
 
@@ -164,8 +165,10 @@ def _from_json(values: dict[str, Any], record: bytes) -> TracedEpisode:
 
 @functools.lru_cache(maxsize=1)
 def _warm_tracers(limits: TraceLimits, unsafe: bool, count: int, pid: int) -> tuple[Tracer, ...]:
-    # A second interpreter has other addresses: what depends on them differs when it is repeated.
-    tracers = tuple(Tracer(limits, unsafe=unsafe) for _ in range(count))
+    # A second interpreter has other addresses, and one of another age has other numbers of
+    # processes and files: what depends on them differs when it is repeated.
+    ages = range(0, count * _AGE, _AGE)
+    tracers = tuple(Tracer(limits, unsafe=unsafe, age=age) for age in ages)
     for tracer in tracers:
         atexit.register(tracer.close)
     return tracers

@@ -51,7 +51,9 @@ def write_corpus(
 
     The folder's content, but for ``run.json``, is a function of the work and the settings: not of
     the engine, its workers, or whether the run was killed and called again, when it goes on after
-    the last chunk that was done. What a clock decides is dropped.
+    the last chunk that was done. Runs that a clock ends are dropped, and what differs when it is
+    repeated; what two runs in a row share but not two days or machines (the date, the number of
+    cores) is kept.
 
     Args:
         work: the same items in the same order at each call; names are unique.
