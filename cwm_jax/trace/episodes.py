@@ -270,13 +270,13 @@ def context_of_call(code: str, arguments: str, *, function: str = "f") -> str:
             "no trace: the function is named main; expected another name, as the context's own "
             "main calls it: rename it",
         )
-    code = _without_main_block(code)
-    if _uses_main(code):
+    if uses_main(code):
         raise TraceError(
             "main",
             "no trace: the code uses a main of its own; expected another name, as the context's "
             "main takes its place: rename it",
         )
+    code = _without_main_block(code)
     body = code if code.endswith("\n") else code + "\n"
     body = body if body.startswith("\n") else "\n" + body
     return f"{body}def main():{START_MARKER}\n    return {function}({arguments})\n"
@@ -295,9 +295,10 @@ def _without_main_block(code: str) -> str:
     return "".join(lines)
 
 
-def _uses_main(code: str) -> bool:
+def uses_main(code: str) -> bool:
+    """Whether a module needs its own ``main``, but for what it does only when run as a script."""
     try:
-        nodes = list(ast.walk(ast.parse(code)))
+        nodes = list(ast.walk(ast.parse(_without_main_block(code))))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False  # the tracer names what is wrong with it
     names = (node for node in nodes if isinstance(node, ast.Name) and node.id == "main")

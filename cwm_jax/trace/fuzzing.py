@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
 from hypothesis.strategies import SearchStrategy
 
-from cwm_jax.trace.episodes import Program, context_of_call
+from cwm_jax.trace.episodes import Program, context_of_call, uses_main
 from cwm_jax.trace.strategies import literal, strategy_from_annotation, strategy_from_values
 from cwm_jax.trace.tracer import TraceError
 
@@ -109,8 +109,13 @@ def fuzz_targets(source: str) -> list[FuzzTarget]:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise TraceError("syntax", f"no targets: {type(error).__name__}: {error}") from None
-    calls = list(_calls(tree))
     functions = {name: (node, skip) for name, node, skip in _functions(tree.body, "")}
+    if uses_main(source):  # the one that the context defines would take its place
+        return [
+            FuzzTarget(name, node.lineno, None, refused="main")
+            for name, (node, _) in functions.items()
+        ]
+    calls = list(_calls(tree))
     return [_target(name, node, skip, calls) for name, (node, skip) in functions.items()]
 
 

@@ -232,7 +232,15 @@ def test_benchmark_files_of_both_kinds_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ['{"text": "def f(): pass"}', "not JSON", '{"code": "def f(:"}', '{"code": 3}', "[]"]
+    "line",
+    [
+        '{"text": "def f(): pass"}',
+        "not JSON",
+        '{"code": "def f(:"}',
+        '{"code": 3}',
+        "[]",
+        json.dumps({"code": "-" * 50_000 + "1"}),
+    ],
 )
 def test_a_line_that_is_no_program_is_refused(tmp_path, line):
     path = tmp_path / "rows.jsonl"

@@ -44,6 +44,14 @@ def test_a_script_reads_its_standard_input_as_from_a_file(tracer, read, stdin, s
     assert last_locals(tracer, f"import sys\nx = {read}\npass\n", stdin)["x"] == shown
 
 
+@pytest.mark.parametrize(
+    "script", ['"""d"""; x = 1\n', "from __future__ import annotations; x = (\n1)\n"]
+)
+def test_a_script_without_a_line_to_feed_its_standard_input_is_refused(script):
+    with pytest.raises(TraceError, match="line 1 goes on after a docstring"):
+        context_of_script(script)
+
+
 def programs(tmp_path, *rows):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -66,14 +74,15 @@ def test_code_too_deep_to_parse_is_a_program_that_has_no_trace(tmp_path, tracer)
 
 def test_a_function_named_as_the_entry_is_refused_by_name_and_the_rest_goes_on(tmp_path, tracer):
     code = "def main(x):\n    return x\n"
-    refused, last, called = programs(
+    refused, last, used, called = programs(
         tmp_path,
         {"code": code, "input": "1"},
         {"code": "def g(x):\n    return x\n" + code, "input": "1"},
+        {"code": code + "def f(x):\n    return main(x)\n", "input": "1"},
         {"code": code + "def f(x):\n    return x\n", "input": "1"},
     )
     assert isinstance(called, Program)
-    for item in (refused, last):
+    for item in (refused, last, used):
         assert isinstance(item, Uncallable)
         with pytest.raises(TraceError, match="rename it") as raised:
             item.episodes(tracer)

@@ -197,6 +197,7 @@ def test_unresolvable_unchanged_values_are_reported():
     assert "'b' is \"..\"" in parse_trace(GOOD + unknown).problems[0].message
     assert "'a' is \"..\"" in parse_trace(GOOD + after_return + unknown).problems[0].message
     assert "'a' is \"..\"" in parse_trace(GOOD + call).problems[0].message
+    assert len(parse_trace(GOOD + call + unknown + unknown).problems) == 3
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ REFUSED = {
     "def f(x): return x": "no-types",
     "def f(x: Callable[[int], int]): return x": "no-types",
     "def f(x: set[list[int]]): return x": "no-types",
+    "def f(x: Counter[List[int]]): return x": "no-types",
+    f"def f(x: '{'-' * 5000}int'): return x": "no-types",
     "def f(*args, **kwargs): return args": "varargs",
     "def f(*, key): return key": "keyword-no-types",
     "def f(n: int):\n    yield n": "generator",
@@ -87,6 +89,19 @@ def test_inputs_differ_and_are_as_many_as_asked_where_there_are_so_many():
 def test_what_has_no_inputs_is_refused_by_name(source):
     assert arguments_of(source) == []
     assert [target.refused for target in fuzz_targets(source)] == [REFUSED[source]]
+
+
+def test_functions_of_a_module_that_needs_its_own_main_are_refused():
+    source = "def main(n: int): return n\ndef f(n: int): return {}(n)\n"
+    assert [target.refused for target in fuzz_targets(source.format("main"))] == ["main", "main"]
+    run = "if __name__ == '__main__':\n    main(1)\n"
+    assert [t.refused for t in fuzz_targets(source.format("abs") + run)] == ["main", None]
+
+
+def test_values_without_a_literal_are_spelled_as_calls():
+    found = arguments_of("def f(x=1e999): return x\n", inputs_per_function=8)
+    assert "float('inf')" in found
+    assert all(isinstance(eval(text or "0.0", {"float": float}), float | int) for text in found)
 
 
 def test_a_source_that_does_not_parse_is_refused():
