@@ -26,7 +26,7 @@ from cwm_jax.trace.episodes import (
 from cwm_jax.trace.format import START_MARKER, parse_trace, render_prompt, split_prompt
 from cwm_jax.trace.frames import TraceFrame
 from cwm_jax.trace.table import format_table
-from cwm_jax.trace.tracer import TraceLimits, Tracer, source_lines, unmarked
+from cwm_jax.trace.tracer import PARSE_ERRORS, TraceLimits, Tracer, source_lines, unmarked
 
 _TRACE_FILE = (
     "the text of one trace, or episodes as JSON lines, as `trace run --format text` or `--format "
@@ -115,7 +115,7 @@ def _context_of_call(source: str, call: str) -> str:
     """
     try:
         tree = ast.parse(call, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except PARSE_ERRORS:
         tree = None
     name, _, rest = call.partition("(")
     if not isinstance(tree, ast.Call) or ast.unparse(tree.func) != name.strip():
@@ -133,7 +133,7 @@ def _bound_names(source: str) -> set[str] | None:
     """Names that a module binds; None where they are not known: a star import, a syntax error."""
     try:
         symbols = symtable.symtable(source, "main.py", "exec").get_symbols()
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except PARSE_ERRORS:
         return None  # the tracer names what is wrong with it
     bound = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
     return None if "import *" in source else bound

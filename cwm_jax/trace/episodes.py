@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -25,6 +26,7 @@ from cwm_jax.trace.format import (
 from cwm_jax.trace.frames import returned_value
 from cwm_jax.trace.generator import KINDS, generate_programs
 from cwm_jax.trace.tracer import (
+    PARSE_ERRORS,
     Trace,
     TraceError,
     TraceLimits,
@@ -276,33 +278,35 @@ def context_of_call(code: str, arguments: str, *, function: str = "f") -> str:
             "no trace: the code uses a main of its own; expected another name, as the context's "
             "main takes its place: rename it",
         )
-    code = _without_main_block(code)
+    code, _ = _as_module(code)
     body = code if code.endswith("\n") else code + "\n"
     body = body if body.startswith("\n") else "\n" + body
     return f"{body}def main():{START_MARKER}\n    return {function}({arguments})\n"
 
 
-def _without_main_block(code: str) -> str:
-    """A module without what it does only when it is run as a script."""
+def uses_main(code: str) -> bool:
+    """Whether a module needs its own ``main``, but for what it does only when run as a script."""
+    return _as_module(code)[1]
+
+
+@functools.lru_cache(maxsize=16)  # a module comes once for each of its calls
+def _as_module(code: str) -> tuple[str, bool]:
+    """A module without what it does only when it is run as a script; whether it uses its main."""
     try:
         body = ast.parse(code).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return code  # the tracer names what is wrong with it
-    lines = source_lines(code)
+    except PARSE_ERRORS:
+        return code, False  # the tracer names what is wrong with it
+    lines, uses = source_lines(code), False
     for node in reversed(body):
         if isinstance(node, ast.If) and _MAIN_TEST.fullmatch(ast.unparse(node.test)):
             lines[node.lineno - 1 : node.end_lineno] = []
-    return "".join(lines)
+        else:
+            uses = uses or any(map(_reads_main, ast.walk(node)))
+    return "".join(lines), uses
 
 
-def uses_main(code: str) -> bool:
-    """Whether a module needs its own ``main``, but for what it does only when run as a script."""
-    try:
-        nodes = list(ast.walk(ast.parse(_without_main_block(code))))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False  # the tracer names what is wrong with it
-    names = (node for node in nodes if isinstance(node, ast.Name) and node.id == "main")
-    return any(isinstance(name.ctx, ast.Load) for name in names)
+def _reads_main(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id == "main" and isinstance(node.ctx, ast.Load)
 
 
 def direct_prompt(context: str) -> str | None:
@@ -347,7 +351,7 @@ def context_of_script(script: str, stdin: bytes = b"") -> str:
     feed = f"import io, sys; sys.stdin = {stream}{START_MARKER}\n"
     try:
         body = ast.parse(script).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except PARSE_ERRORS as error:
         raise TraceError("syntax", f"no trace: {type(error).__name__}: {error}") from None
     last = 0
     for number, statement in enumerate(body):
@@ -434,6 +438,6 @@ def jsonl_programs(
 def _function_of(code: str) -> str:
     try:
         names = [n.name for n in ast.parse(code).body if isinstance(n, ast.FunctionDef)]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except PARSE_ERRORS:
         return "f"  # the tracer names what is wrong with it
     return "f" if "f" in names or not names else names[-1]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cwm_jax.trace.episodes import decode_source
 from cwm_jax.trace.format import START_MARKER
-from cwm_jax.trace.tracer import TraceError, marked_line, source_lines
+from cwm_jax.trace.tracer import PARSE_ERRORS, TraceError, marked_line, source_lines
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _Assignment = ast.Assign | ast.AnnAssign | ast.AugAssign
@@ -56,7 +56,7 @@ class SourceFile:
         try:
             text = decode_source(path.read_bytes())
             self.tree = ast.parse(text)
-        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        except (OSError, *PARSE_ERRORS) as error:
             raise TraceError("source", f"{path}: {type(error).__name__}: {error}") from None
         self.lines = source_lines(text)
         if self.lines and not self.lines[-1].endswith("\n"):

@@ -25,7 +25,7 @@ from hypothesis.strategies import SearchStrategy
 
 from cwm_jax.trace.episodes import Program, context_of_call, uses_main
 from cwm_jax.trace.strategies import literal, strategy_from_annotation, strategy_from_values
-from cwm_jax.trace.tracer import TraceError
+from cwm_jax.trace.tracer import PARSE_ERRORS, TraceError
 
 CANDIDATES_PER_INPUT = 8  # assumed: drawn for each input that is kept
 _BACKEND = "cwm_jax"
@@ -58,7 +58,8 @@ class FuzzTarget:
         refused: why it has no arguments: ``no-types`` (a required parameter of which nothing is
             known), ``keyword-no-types`` (the same of a keyword-only one), ``varargs`` (it takes
             nothing but ``*args`` and ``**kwargs``), ``async`` and ``generator`` (a call runs none
-            of its lines), ``main`` (the context's own entry has that name).
+            of its lines), ``main`` (the context's entry takes the place of the module's own, which
+            this is or which the module uses).
     """
 
     function: str
@@ -107,7 +108,7 @@ def fuzz_targets(source: str) -> list[FuzzTarget]:
     """
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except PARSE_ERRORS as error:
         raise TraceError("syntax", f"no targets: {type(error).__name__}: {error}") from None
     functions = {name: (node, skip) for name, node, skip in _functions(tree.body, "")}
     if uses_main(source):  # the one that the context defines would take its place
@@ -233,12 +234,7 @@ def _calls(tree: ast.Module) -> Iterator[ast.Call]:
             try:
                 examples = doctest.DocTestParser().get_examples(text)
                 trees += [ast.parse(example.source) for example in examples]
-            except (
-                ValueError,
-                SyntaxError,
-                RecursionError,
-                MemoryError,
-            ):  # no such examples: not this module's fault
+            except PARSE_ERRORS:  # no such examples: not this module's fault
                 continue
     for each in trees:
         yield from (node for node in ast.walk(each) if isinstance(node, ast.Call))

@@ -194,7 +194,7 @@ class Recorder:
         self._done("error", f"the recorder raised {type(error).__name__}: {describe(error)}")
 
     def _leave(self, frame, value):
-        before = self._marks[-1] if self._marks else -1
+        before = self._marks[-1] if self._marks else self._events[-1][0]
         self._note(RETURN, frame, [self._repr(value)])
         self.depth -= 1
         if self.depth:

@@ -7,13 +7,14 @@ and each is a literal: `literal` writes it and ``ast.literal_eval`` reads it bac
 from __future__ import annotations
 
 import ast
-import cmath
 import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+
+from cwm_jax.trace.tracer import PARSE_ERRORS
 
 MAX_ITEMS = 6  # of a container
 MAX_DEPTH = 4  # of nested annotations; deeper ones are not looked at
@@ -83,8 +84,8 @@ def literal(value: Any) -> str:
         return "(" + ", ".join(map(literal, value)) + (",)" if len(value) == 1 else ")")
     if isinstance(value, dict):
         return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, float | complex) and not cmath.isfinite(value):
-        return f"{type(value).__name__}({str(value)!r})"
+    if isinstance(value, float | complex):
+        return repr(value).replace("inf", "1e999")  # as a source may spell it
     return repr(value)
 
 
@@ -115,7 +116,7 @@ def _from_constant(value: object, depth: int) -> SearchStrategy[Any] | None:
         return None
     try:
         return strategy_from_annotation(ast.parse(value, mode="eval").body, depth + 1)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except PARSE_ERRORS:
         return None
 
 

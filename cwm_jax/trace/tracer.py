@@ -20,6 +20,7 @@ from cwm_jax.trace.frames import TraceEvent, TraceFrame
 
 FINISHED = "finished"
 TRUNCATED = ("events", "bytes", "depth")
+PARSE_ERRORS = (SyntaxError, ValueError, RecursionError, MemoryError)  # of `ast.parse`
 _RECORDER = Path(__file__).with_name("recorder.py")
 _EVENTS = (TraceEvent.CALL, TraceEvent.LINE, TraceEvent.RETURN, TraceEvent.EXCEPTION)
 _CALL, _RETURN = _EVENTS.index(TraceEvent.CALL), _EVENTS.index(TraceEvent.RETURN)
@@ -223,7 +224,7 @@ def find_entry(context: str) -> tuple[int, str] | None:
     line = marked_line(context)
     try:
         tree = ast.parse(context)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except PARSE_ERRORS as error:
         raise TraceError("syntax", f"no trace: {type(error).__name__}: {error}") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -281,18 +282,20 @@ def answer_from_json(values: Any) -> RecorderAnswer:
     """Raises TraceError for what no recorder writes."""
     try:
         answer = RecorderAnswer(**values)
-        texts = (answer.status, answer.message, answer.python, *answer.reprs)
-        typed = (
-            (texts, str),
-            ((answer.raised,), bool),
-            ((answer.cut_reprs, answer.failed_reprs), int),
-            ((answer.events, answer.names, answer.reprs), list),
-        )
-        if all(isinstance(value, kind) for values, kind in typed for value in values):
+        if (
+            _are(list, answer.events, answer.names, answer.reprs)
+            and _are(str, answer.status, answer.message, answer.python, *answer.reprs)
+            and _are(int, answer.cut_reprs, answer.failed_reprs)
+            and _are(bool, answer.raised)
+        ):
             return answer
     except TypeError:
         pass
     raise TraceError("error", "the run answered what no recorder writes")
+
+
+def _are(kind: type, *values: Any) -> bool:
+    return all(isinstance(value, kind) for value in values)
 
 
 def trace_from_answer(

@@ -21,6 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cwm_jax.trace.tracer import PARSE_ERRORS
+
 # Nodes of a normalised function, its own included, but not the names' contexts. Measured: of 9200
 # functions of the standard library and 7600 generated ones, what equals one of 1145 benchmark
 # functions has at most 10, such as len(x) and a + b.
@@ -94,14 +96,7 @@ def _programs(path: Path) -> Iterator[str]:
                 row = json.loads(line)
                 source = _source_of_row(row)
                 ast.parse(source)
-            except (
-                ValueError,
-                SyntaxError,
-                KeyError,
-                TypeError,
-                RecursionError,
-                MemoryError,
-            ) as error:
+            except (*PARSE_ERRORS, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{path}:{number}: {error!r}; expected an object with a Python program in "
                     "'code', or in 'prompt' and 'canonical_solution': leave out lines that are none"

@@ -29,7 +29,7 @@ from cwm_jax.trace.tracer import TraceError, TraceLimits, Tracer
 
 WORKER_DIED = "worker-died"
 _MESSAGE_CHARS = 400
-_AGE = 7  # assumed: between two tracers; more than restarts would make good for
+_AGE = 7  # assumed: between two tracers; a few more calls of one do not make them equal
 # Which of the two limits is met first is the machine's matter.
 _TIME = {"cpu": "time", "wall": "time"}
 
@@ -134,7 +134,7 @@ def decode_results(data: bytes) -> list[ItemResult]:
     """The inverse of `encode_results`.
 
     Raises:
-        ValueError, OSError, EOFError, KeyError, TypeError, StopIteration: damaged.
+        ValueError, OSError, EOFError, KeyError, TypeError, StopIteration, zlib.error: damaged.
     """
     lines = iter(gzip.decompress(data).split(b"\n")[:-1])
     return [_decode_result(json.loads(line), lines) for line in lines]
