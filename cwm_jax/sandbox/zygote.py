@@ -447,6 +447,7 @@ class Child:
 
     def answer(self):
         gc.freeze()  # and the collector's counts are the same in each child
+        getpid, pid = os.getpid, os.getpid()
         try:
             value = self.handle(self.request["request"])
             if not isinstance(value, bytes):
@@ -460,7 +461,8 @@ class Child:
         except BaseException as error:
             kind, value = RAISED, formatted(error)
         flush()
-        write_reply(kind, value)
+        if getpid() == pid:  # a copy that the request forked may come back from it as well
+            write_reply(kind, value)
         return 0
 
 

@@ -21,6 +21,11 @@ ENDINGS = {
     "sys.exit with a text": ("import sys\nsys.exit('no')", Outcome.EXIT, "exited with status 1"),
     "SIGKILL to itself": ("import os\nos.kill(os.getpid(), 9)", Outcome.SIGNAL, "SIGKILL"),
     "SIGKILL to all": ("import os\nif os.fork(): os.kill(-1, 9)\nout = 1", Outcome.OK, ""),
+    "a forked copy that returns too": (
+        "import os\npid = os.fork()\nif pid: os.waitpid(pid, 0)\nout = 1",
+        Outcome.OK,
+        "",
+    ),
     "abort": ("import os\nos.abort()", Outcome.SIGNAL, "SIGABRT"),
     "a segmentation fault": ("import ctypes\nctypes.string_at(0)", Outcome.SIGNAL, "SIGSEGV"),
     "all descriptors closed": ("import os\nos.closerange(0, 64)", Outcome.EXIT, "without a reply"),
