@@ -11,3 +11,7 @@ ATTENTION_BF16_ATOL = 6e-2
 LOSS_RTOL = 1e-6
 # Gradient of each leaf between accumulation counts and meshes: ||difference|| / ||gradient||.
 ACCUMULATION_RTOL = 1e-5
+
+# Pallas kernels against the reference, float32 and N(0, 1) inputs, relative to max(1, its largest)
+KERNEL_F32_RTOL = 5e-6
+KERNEL_F32_GRADIENT_RTOL = 3e-5

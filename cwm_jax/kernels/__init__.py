@@ -2,5 +2,6 @@
 
 from cwm_jax.kernels.cached import cached_attention
 from cwm_jax.kernels.dispatch import attention
+from cwm_jax.kernels.mask import IntervalMask, causal_mask, interval_mask
 
-__all__ = ["attention", "cached_attention"]
+__all__ = ["IntervalMask", "attention", "cached_attention", "causal_mask", "interval_mask"]

@@ -1,10 +1,9 @@
 """Blocked attention in portable XLA: never materialises T x S, and skips what the mask excludes.
 
-Queries and keys are cut into blocks. For each block of queries a loop runs over the key blocks
-between the first one that any of its queries sees (window and documents) and the block on the
-diagonal; its bounds are values, so other documents cost nothing, forward and backward (the rows of
-a device share the bounds: the longest document of a block's queries decides). The softmax is
-accumulated online; the backward pass recomputes the weights from the saved log-sum-exp.
+Queries and keys are cut into blocks. For each block of queries a loop runs over the key blocks that
+any of its queries sees (window and documents); its bounds are values, so other documents cost
+nothing, forward and backward (the rows of a device share the bounds: the longest document of a
+block's queries decides). The softmax is accumulated online; the backward pass recomputes the weights from the saved log-sum-exp.
 
 The query heads of a group are folded into the query rows: a tile is one batched product
 ``[B, K, Q*G, H] x [B, K, C, H]``. On CPU this shape, tiles small enough to stay in cache, and
@@ -22,9 +21,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from cwm_jax.kernels.mask import key_starts
+from cwm_jax.kernels.mask import IntervalMask, block_bounds
 
 _MASKED = -1e30  # finite: a row whose first tile is all masked must not become NaN
 _HEAD_DIMS = ((0, 1), (0, 1))  # batch dimensions of every product below: B and K
@@ -32,24 +31,24 @@ _HEAD_DIMS = ((0, 1), (0, 1))  # batch dimensions of every product below: B and 
 
 def chunked_attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    segment_ids: Int[Array, "B T"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: IntervalMask,
     *,
-    sliding_window: int | None,
     scale: float,
     block_tokens: int | None = None,
 ) -> Float[Array, "B T N H"]:
     """See ``cwm_jax.kernels.attention``; scores and sums are float32 whatever the inputs' dtype."""
     T = q.shape[1]
     block = min(block_tokens or _default_block_tokens(), T)
-    padding = -T % block
 
     def pad(x):
-        return jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.pad(x, [(0, 0), (0, -x.shape[1] % block)] + [(0, 0)] * (x.ndim - 2))
 
-    starts = key_starts(pad(segment_ids), sliding_window)
-    out: Any = _blocked(pad(q), pad(k), pad(v), starts, block, scale)
+    bounds = block_bounds(mask.key_start, mask.key_end, block, block)
+    tiles = jnp.min(bounds.start, axis=0), jnp.max(bounds.end, axis=0)
+    interval = pad(mask.key_start), pad(mask.key_end)
+    out: Any = _blocked(pad(q), pad(k), pad(v), interval, tiles, block, scale)
     return out[:, :T]
 
 
@@ -58,23 +57,23 @@ def _default_block_tokens() -> int:
     return 128 if jax.default_backend() == "cpu" else 512
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _blocked(q, k, v, starts, block: int, scale: float):
-    return _forward(q, k, v, starts, block, scale)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _blocked(q, k, v, interval, tiles, block: int, scale: float):
+    return _forward(q, k, v, interval, tiles, block, scale)[0]
 
 
-def _forward(q, k, v, starts, block, scale):
+def _forward(q, k, v, interval, tiles, block, scale):
     T, N, K = q.shape[1], q.shape[2], k.shape[2]
     q_rows, k_rows, v_rows = (_fold(x, K) for x in (q, k, v))
     rows = N // K * block  # in a block of queries
 
     def query_block(i, results):
-        q_block, start = _block(q_rows, i, rows), _block(starts, i, block, axis=1)
+        q_block, sees = _block(q_rows, i, rows), _interval(interval, i, block)
 
         def key_block(j, carry):
             peak, total, out = carry
             k_block, v_block = _block(k_rows, j, block), _block(v_rows, j, block)
-            scores = _scores(q_block, k_block, start, i, j, scale)
+            scores = _scores(q_block, k_block, sees, j, scale)
             new_peak = jnp.maximum(peak, _over_keys(jnp.max, scores))
             weights = jnp.exp(scores - new_peak)
             fade = jnp.exp(peak - new_peak)
@@ -83,8 +82,8 @@ def _forward(q, k, v, starts, block, scale):
 
         zeros = jnp.zeros(q_block.shape, jnp.float32)
         carry = (zeros[..., :1] + _MASKED, zeros[..., :1], zeros)
-        peak, total, out = jax.lax.fori_loop(*_key_blocks(start, i, block), key_block, carry)
-        sees_any = _to_rows(start <= i * block + jnp.arange(block), N // K)
+        peak, total, out = jax.lax.fori_loop(tiles[0][i], tiles[1][i], key_block, carry)
+        sees_any = _to_rows(sees[0] < sees[1], N // K)
         lse = jnp.where(sees_any, peak + jnp.log(total), jnp.inf)  # inf: weights 0 when recomputed
         out = jnp.where(sees_any, out / total, 0.0).astype(q.dtype)
         return _put_block(results[0], out, i), _put_block(results[1], lse, i)
@@ -92,26 +91,26 @@ def _forward(q, k, v, starts, block, scale):
     out = jnp.zeros_like(q_rows), jnp.zeros((*q_rows.shape[:3], 1), jnp.float32)
     out, lse = jax.lax.fori_loop(0, T // block, query_block, out)
     out = _unfold(out, T)
-    return out, (q, k, v, starts, out, lse)
+    return out, (q, k, v, interval, tiles, out, lse)
 
 
 def _backward(block, scale, residuals, d_out):
-    q, k, v, starts, out, lse = residuals
-    T, N, K = q.shape[1], q.shape[2], k.shape[2]
+    q, k, v, interval, tiles, out, lse = residuals
+    T, S, K = q.shape[1], k.shape[1], k.shape[2]
     q_rows, k_rows, v_rows, d_out_rows = (_fold(x, K) for x in (q, k, v, d_out))
     products = out.astype(jnp.float32) * d_out.astype(jnp.float32)
     delta = _fold(products.sum(-1, keepdims=True), K)
-    rows = N // K * block
+    rows = q.shape[2] // K * block
 
     def query_block(i, gradients):
         q_block, d_out_block = _block(q_rows, i, rows), _block(d_out_rows, i, rows)
         lse_block, delta_block = _block(lse, i, rows), _block(delta, i, rows)
-        start = _block(starts, i, block, axis=1)
+        sees = _interval(interval, i, block)
 
         def key_block(j, carry):
             d_k, d_v, d_q = carry
             k_block, v_block = _block(k_rows, j, block), _block(v_rows, j, block)
-            scores = _scores(q_block, k_block, start, i, j, scale)
+            scores = _scores(q_block, k_block, sees, j, scale)
             weights = jnp.exp(scores - lse_block)
             d_weights = _dot(d_out_block, v_block, 3, 3)
             d_scores = (weights * (d_weights - delta_block) * scale).astype(q.dtype)
@@ -122,31 +121,30 @@ def _backward(block, scale, residuals, d_out):
 
         d_k, d_v, d_q = gradients
         carry = d_k, d_v, jnp.zeros(q_block.shape, jnp.float32)
-        d_k, d_v, d_q_block = jax.lax.fori_loop(*_key_blocks(start, i, block), key_block, carry)
+        d_k, d_v, d_q_block = jax.lax.fori_loop(tiles[0][i], tiles[1][i], key_block, carry)
         return d_k, d_v, _put_block(d_q, d_q_block.astype(q.dtype), i)
 
     zeros = jnp.zeros(k_rows.mT.shape, jnp.float32)
     gradients = (zeros, zeros, jnp.zeros_like(q_rows))
     d_k, d_v, d_q = jax.lax.fori_loop(0, T // block, query_block, gradients)
-    d_k, d_v = (_unfold(x.mT, T).astype(k.dtype) for x in (d_k, d_v))
-    return _unfold(d_q, T), d_k, d_v, None
+    d_k, d_v = (_unfold(x.mT, S).astype(k.dtype) for x in (d_k, d_v))
+    return _unfold(d_q, T), d_k, d_v, None, None
 
 
 _blocked.defvjp(_forward, _backward)
 
 
-def _key_blocks(start, i, block):
-    """First and one-past-last key block that the i-th block of queries needs."""
-    return jnp.minimum(jnp.min(start) // block, i + 1), i + 1
+def _interval(interval, i, block):
+    """First key, and one past the last, of each query of the i-th block."""
+    return tuple(_block(x, i, block, axis=1) for x in interval)
 
 
-def _scores(q_block, k_block, start, i, j, scale):
+def _scores(q_block, k_block, sees, j, scale):
     """Masked float32 scores ``[B, K, Q*G, C]`` of one tile."""
     scores = _dot(q_block, k_block, 3, 3) * scale
     B, K, rows, C = scores.shape
-    Q = start.shape[1]
-    query, key = i * Q + jnp.arange(Q), j * C + jnp.arange(C)
-    visible = (key <= query[:, None]) & (key >= start[:, :, None])
+    Q, key = sees[0].shape[1], j * C + jnp.arange(C)
+    visible = (key >= sees[0][:, :, None]) & (key < sees[1][:, :, None])
     scores = scores.reshape(B, K, Q, rows // Q, C)
     return jnp.where(visible[:, None, :, None], scores, _MASKED).reshape(B, K, rows, C)
 

@@ -7,7 +7,7 @@ import pytest
 from tolerances import ATTENTION_BF16_ATOL, ATTENTION_F32_ATOL
 
 from cwm_jax.kernels import attention
-from cwm_jax.kernels.mask import dense_mask, key_starts
+from cwm_jax.kernels.mask import causal_mask, dense_mask
 
 
 def make_inputs(B, T, N, K, H, *, cuts=(), padding=0, dtype=jnp.float32, seed=0):
@@ -111,16 +111,9 @@ def test_chunked_never_holds_all_scores():
 
 
 def test_mask_counts_the_querys_own_key():
-    segments = jnp.ones((1, 6), jnp.int32)
-    mask = np.asarray(dense_mask(segments, 3))[0]
+    mask = np.asarray(dense_mask(causal_mask(1, 6, 3)))[0]
     assert mask.sum(-1).tolist() == [1, 2, 3, 3, 3, 3]
     assert mask[5].tolist() == [False, False, False, True, True, True]
-
-
-def test_key_starts_and_dense_mask_agree_on_documents_and_padding():
-    segments = jnp.asarray([[1, 1, 2, 2, 2, 0, 0]])
-    assert key_starts(segments, None).tolist() == [[0, 0, 2, 2, 2, 6, 7]]
-    assert np.asarray(dense_mask(segments, 2))[0].sum(-1).tolist() == [1, 2, 1, 2, 2, 0, 0]
 
 
 def test_vmap_equals_batch():
