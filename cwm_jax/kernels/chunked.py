@@ -3,7 +3,8 @@
 Queries and keys are cut into blocks. For each block of queries a loop runs over the key blocks that
 any of its queries sees (window and documents); its bounds are values, so other documents cost
 nothing, forward and backward (the rows of a device share the bounds: the longest document of a
-block's queries decides). The softmax is accumulated online; the backward pass recomputes the weights from the saved log-sum-exp.
+block's queries decides). The softmax is accumulated online; the backward pass recomputes the
+weights from the saved log-sum-exp.
 
 The query heads of a group are folded into the query rows: a tile is one batched product
 ``[B, K, Q*G, H] x [B, K, C, H]``. On CPU this shape, tiles small enough to stay in cache, and

@@ -5,7 +5,6 @@ B batch, T query positions, S key positions, N query heads, K kv heads, H head w
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from cwm_jax.kernels.chunked import chunked_attention

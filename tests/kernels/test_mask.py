@@ -1,4 +1,4 @@
-"""Law: both sides of the interval mask, and the tiles made from it, against the dense definition."""
+"""Law: both sides of the interval mask, and its tiles, against the dense definition."""
 
 import jax.numpy as jnp
 import numpy as np
