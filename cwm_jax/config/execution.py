@@ -26,7 +26,9 @@ class ExecutionConfig:
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     weight_dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["auto", "reference", "chunked"] = "auto"
+    attention: Literal[
+        "auto", "reference", "chunked", "tpu", "hopper", "triton", "cudnn", "splash"
+    ] = "auto"
     attention_block_tokens: int | None = None
     remat_policy: Literal["none", "minimal", "full"] = "none"
     scan_layers: bool = True

@@ -104,9 +104,8 @@ def document_starts(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
 
 def _num_rows_up_to(bounds: Int[Array, "B T"], S: int) -> Int[Array, "B S"]:
     """For each s the number of t with ``bounds[t] <= s``: bounds never fall, so O(T + S)."""
-    B, T = bounds.shape
-    counts = jnp.broadcast_to(jnp.arange(1, T + 1, dtype=jnp.int32), (B, T))
-    last = jnp.zeros((B, S + 1), jnp.int32).at[jnp.arange(B)[:, None], bounds].max(counts)
+    counts = jnp.arange(1, bounds.shape[1] + 1, dtype=jnp.int32)
+    last = jax.vmap(lambda row: jnp.zeros((S + 1,), jnp.int32).at[row].max(counts))(bounds)
     return jax.lax.cummax(last, axis=1)[:, :S]
 
 
@@ -156,17 +155,3 @@ def dense_mask(mask: IntervalMask) -> Bool[Array, "B T S"]:
 def num_pairs(mask: IntervalMask) -> Int[Array, ""]:
     """How many (query, key) pairs of the batch are visible: what FLOPs are counted from."""
     return jnp.sum(jnp.maximum(mask.key_end - mask.key_start, 0))
-
-
-def slot_mask(
-    positions: Int[Array, "B T"], num_slots: int, sliding_window: int | None
-) -> Bool[Array, "B T S"]:
-    """``[b, t, s]`` is True where the query at ``positions[b, t]`` sees slot s of its row's cache.
-
-    A row of a cache is one document from position 0, and slot s holds position s.
-    """
-    slots = jnp.arange(num_slots, dtype=jnp.int32)
-    mask = slots <= positions[:, :, None]
-    if sliding_window is not None:
-        mask &= slots > positions[:, :, None] - sliding_window
-    return mask

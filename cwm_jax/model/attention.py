@@ -13,7 +13,7 @@ from cwm_jax.kernels import attention, cached_attention
 from cwm_jax.model.cache import LayerCache
 from cwm_jax.model.layers import Linear, residual_gain
 from cwm_jax.model.rope import apply_rope
-from cwm_jax.sharding import map_over_shards, shard
+from cwm_jax.sharding import BATCH_AXES, map_over_shards, shard
 
 _HEADS = ("batch", "seq", "act_heads", "head_dim")
 _KV_HEADS = ("batch", "kv_seq", "act_kv_heads", "head_dim")
@@ -35,7 +35,7 @@ class Attention(nnx.Module):
             gain=residual_gain(config),
             rngs=rngs,
         )
-        self.sliding_window = config.window(layer_type)
+        self.layer_type, self.sliding_window = layer_type, config.window(layer_type)
 
     def __call__(
         self,
@@ -49,7 +49,7 @@ class Attention(nnx.Module):
         v = shard(self.v_proj(x), *_KV_HEADS)
         if cache is not None:
             cache = cache.write(repeat, k, v, inputs.access)
-        if cache is None or inputs.segment_ids is not None:
+        if inputs.masks is not None:
             out = self._attend(q, k, v, inputs)
         else:
             k, v = cache.read(repeat, inputs.access.num_keys)
@@ -58,18 +58,17 @@ class Attention(nnx.Module):
         return self.o_proj(out), cache
 
     def _attend(self, q, k, v, inputs):
-        def attend(q, k, v, segment_ids):
+        def attend(q, k, v, mask):
             return attention(
                 q,
                 k,
                 v,
-                segment_ids=segment_ids,
-                sliding_window=self.sliding_window or inputs.attention_cap,
+                mask,
                 implementation=inputs.execution.attention,
                 block_tokens=inputs.execution.attention_block_tokens,
             )
 
         attend = map_over_shards(
-            attend, in_axes=(_HEADS, _KV_HEADS, _KV_HEADS, ("batch", "seq")), out_axes=_HEADS
+            attend, in_axes=(_HEADS, _KV_HEADS, _KV_HEADS, BATCH_AXES), out_axes=_HEADS
         )
-        return attend(q, k, v, inputs.segment_ids)
+        return attend(q, k, v, inputs.masks[self.layer_type])

@@ -26,12 +26,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from cwm_jax.config import ExecutionConfig, ModelConfig
-from cwm_jax.kernels.mask import document_starts
+from cwm_jax.kernels.mask import IntervalMask, document_starts, interval_mask
 from cwm_jax.model.attention import Attention
 from cwm_jax.model.cache import CacheAccess, Caches, LayerCache
 from cwm_jax.model.layers import Embedding, Linear, Mlp, RMSNorm
 from cwm_jax.model.rope import rope_tables
-from cwm_jax.sharding import shard
+from cwm_jax.sharding import BATCH_AXES, map_over_shards, shard
 
 Params = dict[str, Any]
 DEFAULT_EXECUTION = ExecutionConfig()
@@ -49,12 +49,10 @@ class LayerInputs:
 
     cos: Float[Array, "B T 1 half"]
     sin: Float[Array, "B T 1 half"]
-    segment_ids: Int[Array, "B T"] | None
-    """None: the tokens attend to the cache; else to each other."""
+    masks: dict[str, IntervalMask] | None
+    """What the tokens see of each other, by layer type; None: they attend to the cache."""
     access: CacheAccess | None
     execution: ExecutionConfig = dataclasses.field(metadata={"static": True})
-    attention_cap: int | None = dataclasses.field(default=None, metadata={"static": True})
-    """The window of global layers, see ``hidden_states``."""
 
 
 class DecoderLayer(nnx.Module):
@@ -117,7 +115,10 @@ class Transformer(nnx.Module):
         """The final norm's output, in the compute dtype, and the caches with the tokens written."""
         dtype = execution.dtype or self.embed_tokens.embedding[...].dtype
         cos, sin = rope_tables(positions, self.config.rope_parameters, self.config.head_dim)
-        inputs = LayerInputs(cos, sin, segment_ids, access, execution, attention_cap)
+        masks = None
+        if segment_ids is not None or caches is None:
+            masks = _masks(self.config, tokens, segment_ids, attention_cap)
+        inputs = LayerInputs(cos, sin, masks, access, execution)
         x = self.embed_tokens(tokens, dtype)
         group = [nnx.split(layer) for layer in _in_order(self.layers)]
 
@@ -146,6 +147,22 @@ class Transformer(nnx.Module):
             x, cache = run(state, x, inputs, cache)
             tail.append(cache)
         return self.norm(x), Caches(layers, tail)
+
+
+def _masks(config: ModelConfig, tokens, segment_ids, attention_cap) -> dict[str, IntervalMask]:
+    """One mask for each kind of layer, made once for all of its layers on each device's rows."""
+    packed = segment_ids is not None
+    windows = {kind: config.window(kind) or attention_cap for kind in set(config.layer_types)}
+
+    def make(segment_ids):
+        return {
+            kind: interval_mask(segment_ids, window, packed=packed)
+            for kind, window in windows.items()
+        }
+
+    if not packed:
+        segment_ids = jnp.ones_like(tokens)
+    return map_over_shards(make, in_axes=(BATCH_AXES,), out_axes=BATCH_AXES)(segment_ids)
 
 
 def _in_order(layers) -> list[Any]:
@@ -235,10 +252,9 @@ def hidden_states(
     local layer of that window.
     """
     _check_inputs(params, model_config, tokens, positions, segment_ids)
-    if segment_ids is None:
-        segment_ids = jnp.ones_like(tokens)
     if positions is None:
-        positions = jnp.arange(tokens.shape[1])[None] - document_starts(segment_ids)
+        documents = jnp.ones_like(tokens) if segment_ids is None else segment_ids
+        positions = jnp.arange(tokens.shape[1])[None] - document_starts(documents)
     model = _model(params, model_config)
     x, _ = model.hidden_states(
         tokens, positions, segment_ids, execution, attention_cap=attention_cap

@@ -1,13 +1,15 @@
 """Oracle: every attention implementation against the dense reference, values and gradients."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tolerances import ATTENTION_BF16_ATOL, ATTENTION_F32_ATOL
 
-from cwm_jax.kernels import attention
-from cwm_jax.kernels.mask import causal_mask, dense_mask
+from cwm_jax.kernels import attention, causal_mask, interval_mask
+from cwm_jax.kernels.mask import dense_mask
 
 
 def make_inputs(B, T, N, K, H, *, cuts=(), padding=0, dtype=jnp.float32, seed=0):
@@ -133,12 +135,64 @@ def test_vmap_equals_batch():
         (dict(implementation="flash"), "implementation is 'flash'"),
         (dict(sliding_window=0), "sliding_window is 0"),
         (dict(segment_ids=jnp.ones((1, 9), jnp.int32)), "segment_ids has shape"),
+        (dict(mask=causal_mask(1, 9)), "mask is for 1 rows of 9 queries and 9 keys"),
+        (dict(mask=causal_mask(1, 8), sliding_window=3), "expected one"),
+        (dict(implementation="tpu"), "head_dim is 8; expected 64 or 128; these can: .*chunked"),
+        (dict(implementation="hopper"), "head_dim is 8"),
+        (dict(implementation="triton"), "head_dim is 8"),
+        (dict(implementation="cudnn"), "dtype is float32; expected bfloat16 or float16"),
+        (
+            dict(implementation="splash", segment_ids=jnp.ones((1, 8), jnp.int32)),
+            "rows are packed; expected one document in each row",
+        ),
     ],
 )
 def test_refusals(change, message, unchecked_types):
     q, k, v, _, _ = make_inputs(1, 8, 2, 1, 8)
     with pytest.raises(ValueError, match=message):
         attention(q, k, v, **change)
+
+
+def test_refuses_mixed_dtypes_and_other_lengths(unchecked_types):
+    q, k, v, _, _ = make_inputs(1, 8, 2, 1, 8)
+    with pytest.raises(ValueError, match="q float32, k bfloat16"):
+        attention(q, k.astype(jnp.bfloat16), v)
+    with pytest.raises(ValueError, match="4 queries and 8 keys"):
+        attention(q[:, :4], k, v)
+
+
+def test_explanation_needs_shapes_alone_and_names_what_cannot(unchecked_types):
+    q, k = (jax.ShapeDtypeStruct((1, 64, n, 128), jnp.bfloat16) for n in (6, 1))
+    explanation = attention(q, k, k, explain=True)
+    assert explanation.implementation == "chunked" and explanation.device == "cpu"
+    assert "portable" in explanation.reason and not explanation.refused
+    mask = interval_mask(jnp.ones((1, 64), jnp.int32))
+    explanation = attention(q, k, k, mask, implementation="hopper", explain=True)
+    assert explanation.implementation == "hopper"
+    assert explanation.refused.keys() == {"cudnn", "splash"}
+    assert "not cudnn: rows are packed" in str(explanation)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "head_dim", "chosen"),
+    [
+        (("gpu", "NVIDIA H200", "9.0"), "bfloat16", 128, "hopper"),
+        (("gpu", "NVIDIA H200", "9.0"), "float32", 128, "triton"),
+        (("gpu", "NVIDIA H100 80GB HBM3", "9.0"), "bfloat16", 96, "chunked"),
+        (("gpu", "NVIDIA A100-SXM4-80GB", "8.0"), "bfloat16", 128, "triton"),
+        (("tpu", "TPU v5", None), "bfloat16", 128, "tpu"),
+        (("tpu", "TPU v6 lite", None), "bfloat16", 32, "chunked"),
+        (("cpu", "cpu", None), "bfloat16", 128, "chunked"),
+    ],
+)
+def test_auto_takes_the_first_that_can(
+    device, dtype, head_dim, chosen, monkeypatch, unchecked_types
+):
+    names = dict(zip(("platform", "device_kind", "compute_capability"), device, strict=True))
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(**names)])
+    q = jax.ShapeDtypeStruct((1, 64, 2, head_dim), dtype)
+    explanation = attention(q, q, q, explain=True)
+    assert (explanation.implementation, explanation.device) == (chosen, names["device_kind"])
 
 
 def test_refuses_heads_that_do_not_divide(unchecked_types):

@@ -1,0 +1,107 @@
+"""Oracle: the Triton kernels, interpreted on the CPU, against the dense reference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import assert_agrees, cases, make_case, results, segments_from_lengths
+from hypothesis import given, settings
+from tolerances import KERNEL_BF16_GRADIENT_RTOL, KERNEL_BF16_RTOL
+
+from cwm_jax.kernels.mask import causal_mask, interval_mask
+from cwm_jax.kernels.triton import Tile, TritonBlocks, default_blocks, triton_attention
+
+# small, and rows and columns differ, so that none can be taken for another
+BLOCKS = TritonBlocks(Tile(32, 16, 4, 2), Tile(16, 32, 4, 2), Tile(16, 32, 4, 2))
+
+
+def attend(q, k, v, mask, blocks=BLOCKS):
+    scale = q.shape[-1] ** -0.5
+    return triton_attention(q, k, v, mask, scale=scale, blocks=blocks, interpret=True)
+
+
+def attend_by_default(q, k, v, mask):
+    return attend(q, k, v, mask, blocks=None)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(cases([(2, 77, 2, 2, 64), (1, 96, 1, 6, 128), (1, 9, 2, 1, 64)]))
+def test_values_and_gradients_are_those_of_the_oracle(case):
+    assert_agrees(attend, case)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(cases([(1, 96, 1, 2, 128)], dtype=jnp.bfloat16))
+def test_bfloat16_is_rounded_where_the_products_need_it_and_nowhere_else(case):
+    bounds = dict(rtol=KERNEL_BF16_RTOL, gradient_rtol=KERNEL_BF16_GRADIENT_RTOL)
+    assert_agrees(attend, case, **bounds)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_the_default_blocks_agree_too(dtype):
+    segments = segments_from_lengths(200, [30, 65], 7)[None]
+    case = make_case(1, 200, 1, 2, 64, segments, 90, dtype=dtype)
+    if dtype == jnp.float32:
+        assert_agrees(attend_by_default, case)
+    else:
+        bounds = dict(rtol=KERNEL_BF16_RTOL, gradient_rtol=KERNEL_BF16_GRADIENT_RTOL)
+        assert_agrees(attend_by_default, case, **bounds)
+
+
+def test_blocks_of_another_document_are_never_read():
+    """Poison: a NaN in a block that is read would survive its zero weight in a product."""
+    segments = segments_from_lengths(128, [64], 0)[None]
+    case = make_case(1, 128, 1, 2, 64, segments, None)
+    poisoned = case._replace(
+        k=case.k.at[:, :64].set(jnp.nan),
+        v=case.v.at[:, :64].set(jnp.nan),
+        q=case.q.at[:, :64].set(jnp.nan),
+        d_out=case.d_out.at[:, :64].set(jnp.nan),
+    )
+    clean, got = results(attend, case), results(attend, poisoned)
+    for name, expected in clean.items():
+        np.testing.assert_array_equal(got[name][:, 64:], expected[:, 64:], err_msg=name)
+        assert np.isnan(got[name][:, :64]).all(), name  # the guard is able to fail
+
+
+def test_blocks_outside_the_window_are_never_read():
+    segments = segments_from_lengths(160, [], 0)[None]
+    case = make_case(1, 160, 1, 1, 64, segments, 17)
+    poisoned = case._replace(k=case.k.at[:, :64].set(jnp.nan), v=case.v.at[:, :64].set(jnp.nan))
+    clean, got = results(attend, case), results(attend, poisoned)
+    for name in ("out", "dq"):  # the queries from 96 on see keys from 80 on
+        np.testing.assert_array_equal(got[name][:, 96:], clean[name][:, 96:], err_msg=name)
+    assert np.isnan(got["out"][:, 64:80]).all()
+
+
+def test_padding_outputs_zero_and_has_zero_gradient():
+    segments = np.stack([segments_from_lengths(77, [20], 30), np.zeros(77, np.int32)])
+    got = results(attend, make_case(2, 77, 1, 2, 64, segments, 16))
+    for name, x in got.items():
+        assert not np.asarray(x)[0, -30:].any() and not np.asarray(x)[1].any(), name
+        assert np.asarray(x)[0, 1:-30].any(axis=(1, 2)).all(), name
+
+
+def test_vmap_equals_batch():
+    segments = np.stack([segments_from_lengths(48, [n], 0) for n in (11, 30)])
+    case = make_case(2, 48, 1, 2, 64, segments, 20)
+
+    def one(q, k, v, segments):
+        return attend(q[None], k[None], v[None], interval_mask(segments[None], 20))[0]
+
+    got = jax.vmap(one)(case.q, case.k, case.v, jnp.asarray(segments))
+    np.testing.assert_array_equal(got, attend(case.q, case.k, case.v, case.mask))
+
+
+def test_refuses_a_head_width_that_it_does_not_have():
+    q = jnp.zeros((1, 16, 1, 80))
+    with pytest.raises(ValueError, match=r"head_dim 80; expected one of \(64, 128\).*'chunked'"):
+        triton_attention(q, q, q, causal_mask(1, 16), scale=1.0)
+
+
+def test_every_tile_is_a_power_of_two_that_the_tensor_cores_take():
+    for dtype in (jnp.float32, jnp.bfloat16):
+        blocks = default_blocks(dtype)
+        for tile in (blocks.forward, blocks.dq, blocks.dkv):
+            for size in (tile.rows, tile.columns):
+                assert size >= 16 and size & (size - 1) == 0
