@@ -2,15 +2,29 @@
 
 import argparse
 import dataclasses
+import functools
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from torch.nn.attention.flex_attention import create_mask
 
-from benchmarks import compile_time, inference, trace_ablation, train_step_cpu
+from benchmarks import (
+    attention_cpu,
+    attention_gpu,
+    attention_gpu_torch,
+    compile_time,
+    inference,
+    trace_ablation,
+    train_step_cpu,
+)
+from cwm_jax.kernels.mask import causal_mask, dense_mask, num_pairs
+from cwm_jax.kernels.reference import reference_attention
 from cwm_jax.model.transformer import init
 
 REPOSITORY = Path(__file__).parents[1]
@@ -76,3 +90,109 @@ def test_the_arms_of_the_ablation_differ_in_their_sources_alone(monkeypatch):
         asked = {"direct": "trace_outputs", "free_running": "traces", "single_step": "traces"}
         kinds = {source.kind for source in config.data.sources}
         assert {asked[mode] for mode in config.trace_evaluation.modes} == kinds
+
+
+KINDS_OF_MASK = [
+    attention_gpu.Case(2, 96, window, mean_document, heads=(4, 2, 64))
+    for window in (None, 20)
+    for mean_document in (None, 12)
+]
+
+
+def test_the_smallest_gpu_case_is_gated_timed_and_saved(tmp_path, capsys, unchecked_types):
+    file = tmp_path / "samples.json"
+    command = ["--smallest", "--no-torch", "--reps", "2", "--rounds", "2", "--json", str(file)]
+    attention_gpu.main([*command, "--implementations", "chunked", "triton", "cudnn", "nonesuch"])
+    found = json.loads(file.read_text())
+    assert [row["implementation"] for row in found["results"]] == ["chunked", "triton"]
+    assert all(len(row["forward"]) == len(row["both"]) == 2 for row in found["results"])
+    left_out = {row["implementation"]: row["reason"] for row in found["left_out"]}
+    assert set(left_out) == {"cudnn", "nonesuch"}
+    printed = capsys.readouterr().out
+    for name, reason in left_out.items():
+        assert f"left out: smallest, {name}: {reason}" in printed
+    assert "| smallest | triton | " in printed
+
+
+def test_what_pytorch_finds_in_its_own_process_is_merged(capsys):
+    command = ["--cases", "smallest", "smallest full", "--reps", "1", "--rounds", "1"]
+    attention_gpu.main([*command, "--implementations", "torch flash"])
+    printed = capsys.readouterr().out
+    assert "left out: smallest, torch flash: ValueError: SDPA has documents and windows" in printed
+    assert "| smallest full | torch flash | " in printed
+
+
+def test_a_wrong_implementation_is_left_out(monkeypatch, unchecked_types):
+    def one_key_too_many(case):
+        mask = causal_mask(case.rows, case.tokens, case.window + 1)
+        attend = functools.partial(reference_attention, mask=mask, scale=case.scale)
+        return lambda q, k, v, mask: attend(q, k, v)
+
+    monkeypatch.setattr(attention_gpu, "tokamax", one_key_too_many)
+    case = attention_gpu.CASES["131k local"].small()
+    with pytest.raises(ValueError, match="wrong: relative errors against the float32 reference"):
+        attention_gpu.gate("tokamax", case)
+    attention_gpu.gate("reference", case)
+
+
+def test_nothing_is_timed_once_the_limit_has_passed(capsys):
+    command = ["--smallest", "--no-torch", "--budget-s", "0", "--implementations", "chunked"]
+    attention_gpu.main(command)
+    printed = capsys.readouterr().out
+    assert "left out: smallest, chunked: TimeoutError: the time limit of 0 s" in printed
+
+
+@pytest.mark.parametrize("case", KINDS_OF_MASK)
+def test_flops_and_pytorchs_masks_are_those_of_our_mask(case):
+    mask = attention_gpu.make_inputs(case).mask
+    N, _, H = case.heads
+    assert case.forward_flops() == 4 * N * H * num_pairs(mask)
+    expected = np.asarray(dense_mask(mask))
+    np.testing.assert_array_equal(attention_gpu_torch.visible(case).expand(2, 96, 96), expected)
+    seen = create_mask(attention_gpu_torch.mask_of(case), 2, 1, 96, 96, device="cpu")
+    np.testing.assert_array_equal(seen[:, 0], expected)
+
+
+@pytest.mark.parametrize("case", [c for c in KINDS_OF_MASK if c.mean_document])
+def test_cudnn_is_given_the_documents(case, monkeypatch):
+    """Its private function is replaced by one that reads the arguments as their text says."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    def attend(q, k, v, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale, mask_type, **options):
+        assert mask_type == cudnn.MaskType.PADDING_CAUSAL
+        visible = np.zeros((q.shape[0], q.shape[1], k.shape[1]), bool)
+        for row, of_row in enumerate(visible):
+            for start, length in zip(q_offsets[row, :-1], q_seqlen[row], strict=True):
+                if start >= 0:
+                    document = slice(start, start + length)
+                    of_row[document, document] = np.tri(length)
+        window = options["sliding_window_length"]
+        if window is not None:
+            visible = np.triu(visible, 1 - window)
+        np.testing.assert_array_equal(q_offsets, kv_offsets)
+        np.testing.assert_array_equal(q_seqlen, kv_seqlen)
+        return jnp.asarray(visible)
+
+    monkeypatch.setattr(cudnn, "dot_product_attention", attend)
+    q, k, v, _, mask = attention_gpu.make_inputs(case)
+    got = attention_gpu.cudnn_packed(case)(q, k, v, mask)
+    np.testing.assert_array_equal(got, dense_mask(mask))
+
+
+def test_documents_fill_the_rows_and_are_as_long_as_stated():
+    for case in attention_gpu.CASES.values():
+        rows = case.document_lengths()
+        assert [sum(row) for row in rows] == [case.tokens] * case.rows
+        assert case.rows * case.tokens == 131_072
+    lengths = np.concatenate(attention_gpu.CASES["8k packed"].document_lengths())
+    assert 0.5 * 2048 < lengths.mean() < 1.5 * 2048
+
+
+def test_attention_is_measured_on_the_cpu(capsys, monkeypatch):
+    monkeypatch.setattr(attention_cpu, "MEASURED_S", 0)
+    for name in attention_cpu.IMPLEMENTATIONS:
+        seconds, growth = attention_cpu.measure(name, 16)
+        assert seconds > 0 and growth >= 0
+    monkeypatch.setattr(attention_cpu, "IMPLEMENTATIONS", ("chunked",))
+    attention_cpu.main(["--tokens", "16", "--rounds", "1"])
+    assert "| 16 | chunked | " in capsys.readouterr().out

@@ -67,13 +67,13 @@ def hopper_attention(
     *,
     scale: float,
     blocks: HopperBlocks | None = None,
-    interpret: Any = False,
+    interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
     """See ``cwm_jax.kernels.attention``; float32 scores, softmax and sums.
 
     Args:
         blocks: None is the measured default.
-        interpret: parameters of Pallas' GPU interpreter, for tests (float32 works there too).
+        interpret: True runs Pallas' GPU interpreter, for tests (float32 works there too).
 
     Raises:
         ValueError: a head_dim or, on a GPU, a dtype that these kernels do not have.
@@ -162,8 +162,16 @@ def _call(kernel, name, out_type, *, scratch, grid, interpret):
         thread_name="warpgroup",
         kernel_name=f"cwm_attention_{name}",
         compiler_params=plgpu.CompilerParams(approx_math=True),
-        interpret=interpret,
+        interpret=_interpreter() if interpret else False,
     )
+
+
+def _interpreter():
+    if hasattr(plgpu, "InterpretGPUParams"):
+        return plgpu.InterpretGPUParams()
+    from jax._src.pallas.mosaic_gpu.interpret import params  # its place before jax 0.11
+
+    return params.InterpretGPUParams()
 
 
 # ---------------------------------------------------------------- forward
@@ -429,30 +437,30 @@ def _dkv_kernel(
         plgpu.copy_gmem_to_smem(end_ref.at[b, rows], interval.at[1], ready)
         plgpu.barrier_wait(ready)
 
-        def step(j, carry, *, g):
-            d_k, d_v = carry
-            slot, is_full = slot_of(g, j), (full_first <= j) & (j < full_end)
+        def column(smem, slot, by):
+            return _along_columns(registers.cast(smem[slot], _COLUMN) * by, (_ROWS, columns))
+
+        def step(i, carry):
+            j, d_k, d_v = carry
+            slot, is_full = lax.rem(i, slots), (full_first <= j) & (j < full_end)
             q_tile, d_out_tile = q_smem.at[slot], d_out_smem.at[slot]
             plgpu.barrier_wait(q_ready.at[slot])
-            scores = registers.multiply_transposed(k_tile, q_tile)
-            scores = registers.mask_unless(is_full, scores, j * columns, interval)
-            lse = registers.cast(lse_smem[slot], _COLUMN)
-            weights = jnp.exp2(scores * factor - _along_columns(lse, scores.shape))
-            minus_delta = -registers.cast(delta_smem[slot], _COLUMN)
-            d_v, d_weights = registers.multiply_add(
-                (d_v, weights.astype(dtype), d_out_tile),
-                (_along_columns(minus_delta, scores.shape), v_tile, _Transposed(d_out_tile)),
+            scores, d_weights = registers.multiply_add(
+                (column(lse_smem, slot, -1 / factor), k_tile, _Transposed(q_tile)),
+                (column(delta_smem, slot, -1.0), v_tile, _Transposed(d_out_tile)),
             )
+            scores = registers.mask_unless(is_full, scores, j * columns, interval)
+            weights = jnp.exp2(scores * factor)
             d_scores = (weights * d_weights).astype(dtype)
-            (d_k,) = registers.multiply_add((d_k, d_scores, q_tile))
+            d_v, d_k = registers.multiply_add(
+                (d_v, weights.astype(dtype), d_out_tile), (d_k, d_scores, q_tile)
+            )
             plgpu.barrier_arrive(q_consumed.at[slot])
-            return d_k, d_v
-
-        def head_steps(g, carry):
-            return lax.fori_loop(first, end, functools.partial(step, g=g), carry)
+            return jnp.where(j + 1 == end, first, j + 1), d_k, d_v
 
         zeros = registers.full((_ROWS, k_tile.shape[1]), 0.0, _TILED)
-        d_k, d_v = lax.fori_loop(0, G, head_steps, (zeros, zeros))
+        num_steps = G * (end - first)
+        _, d_k, d_v = lax.fori_loop(0, num_steps, step, (first, zeros, zeros))
         k_tile[...] = (d_k * scale).astype(d_k_ref.dtype)
         v_tile[...] = d_v.astype(d_v_ref.dtype)
         plgpu.commit_smem()
@@ -504,7 +512,7 @@ class _Registers:
     """
 
     def __init__(self, interpret):
-        self.interpret = bool(interpret)
+        self.interpret = interpret
 
     def cast(self, x, layout):
         return x if self.interpret else plgpu.layout_cast(x, layout)
