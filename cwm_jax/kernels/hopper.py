@@ -97,7 +97,8 @@ def hopper_attention(
 
     keys, queries = (mask.key_start, mask.key_end), (mask.query_start, mask.query_end)
     ranges = tuple(map(pad, keys)), tuple(map(pad, queries))
-    return _attention(pad(q), pad(k), pad(v), ranges, blocks, scale, interpret)[:, :T]
+    out: Any = _attention(pad(q), pad(k), pad(v), ranges, blocks, scale, interpret)
+    return out[:, :T]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -147,7 +148,8 @@ _attention.defvjp(_forward, _backward)
 
 
 def _bounds(interval, block):
-    return jnp.stack(block_bounds(*interval, _TILE, block[0]))
+    start, end = interval
+    return jnp.stack(block_bounds(start, end, _TILE, block[0]))
 
 
 def _call(kernel, name, out_type, *, scratch, grid, interpret):
@@ -167,9 +169,7 @@ def _call(kernel, name, out_type, *, scratch, grid, interpret):
 
 
 def _interpreter():
-    if hasattr(plgpu, "InterpretGPUParams"):
-        return plgpu.InterpretGPUParams()
-    from jax._src.pallas.mosaic_gpu.interpret import params  # its place before jax 0.11
+    from jax._src.pallas.mosaic_gpu.interpret import params  # public from jax 0.11 on
 
     return params.InterpretGPUParams()
 
@@ -542,7 +542,9 @@ class _Registers:
             meanwhile()
             return accumulator[...]
 
-        return pl.run_scoped(product, plgpu.ACC((a.shape[0], b.shape[0]), jnp.float32))
+        return pl.run_scoped(
+            product, plgpu.WGMMAAccumulatorRef((a.shape[0], b.shape[0]), jnp.float32)
+        )
 
     def multiply_add(self, *terms, meanwhile=lambda: None):
         """``into + a @ b`` of each ``(into, a, b)``, all issued before the first is waited for."""
@@ -555,7 +557,9 @@ class _Registers:
                 plgpu.wgmma(accumulator, a, b.view() if isinstance(b, _Transposed) else b)
             meanwhile()
 
-        return pl.run_state(products)([plgpu.ACC.init(into) for into, _, _ in terms])
+        return pl.run_state(products)(
+            [plgpu.WGMMAAccumulatorRef.init(into) for into, _, _ in terms]
+        )
 
     def _plain_multiply_add(self, into, a, b):
         if isinstance(b, _Transposed):

@@ -150,8 +150,3 @@ def dense_mask(mask: IntervalMask) -> Bool[Array, "B T S"]:
     """``[b, t, s]`` is True where query t sees key s; T x S, for oracles and small tests."""
     keys = jnp.arange(mask.query_start.shape[1], dtype=jnp.int32)
     return (keys >= mask.key_start[:, :, None]) & (keys < mask.key_end[:, :, None])
-
-
-def num_pairs(mask: IntervalMask) -> Int[Array, ""]:
-    """How many (query, key) pairs of the batch are visible: what FLOPs are counted from."""
-    return jnp.sum(jnp.maximum(mask.key_end - mask.key_start, 0))

@@ -49,7 +49,7 @@ class Attention(nnx.Module):
         v = shard(self.v_proj(x), *_KV_HEADS)
         if cache is not None:
             cache = cache.write(repeat, k, v, inputs.access)
-        if inputs.masks is not None:
+        if cache is None or inputs.masks is not None:
             out = self._attend(q, k, v, inputs)
         else:
             k, v = cache.read(repeat, inputs.access.num_keys)

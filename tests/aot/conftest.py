@@ -1,12 +1,15 @@
 """What compiling for devices that are not there needs."""
 
+import os
+
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "aot: compiles for a GPU with jax's CUDA plugin")
+os.environ.setdefault(
+    "TPU_SKIP_MDS_QUERY", "1"
+)  # no metadata server is asked where there is no TPU
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # workers of pytest-xdist
 
 
 @pytest.fixture(autouse=True)
