@@ -295,8 +295,8 @@ def main(argv: list[str] | None = None) -> None:
         print_table(columns, [compile_row(*pair, x.result()) for pair, x in compiles])
         columns = ["chip", "kernel", "case", "tile", "bundles of the program", "of its regions"]
         columns += ["share of the MXUs %", "fills, spills"]
-        rows = [schedule_rows(*pair, x.result()) for pair, x in schedules]
-        print_table(columns, sum(rows, []))
+        rows = [row for pair, x in schedules for row in schedule_rows(*pair, x.result())]
+        print_table(columns, rows)
 
 
 def print_table(columns: list[str], rows: list[str]) -> None:

@@ -47,10 +47,10 @@ def _power_of_two(n: int) -> int:
 # "static schedule": of the tiles in docs/LOG.md, the one whose schedule without a mask keeps the
 # matrix units busiest (python -m benchmarks.tpu_schedule); counted, never timed.
 _TPU_BLOCKS = {
-    "v5e": TpuBlocks(  # assumed: the matrix units of v5p, with less memory beside them
+    "v5e": TpuBlocks(  # static schedule, docs/LOG.md; less vector memory than the others
         forward=TpuTile(256, 512, 256, 512),
         dq=TpuTile(256, 512, 256, 512),
-        dkv=TpuTile(512, 512, 128, 512),
+        dkv=TpuTile(512, 512, 512, 512),
     ),
     "v5p": TpuBlocks(  # static schedule, docs/LOG.md
         forward=TpuTile(512, 512, 512, 512),
@@ -64,6 +64,8 @@ _TPU_BLOCKS = {
     ),
 }
 
+_MOST_QUERIES = 2048  # of all heads of a group; 3072, six times 512, compile
+
 _TPU_CHIPS = {"TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v6 lite": "v6e", "TPU v6e": "v6e"}
 
 
@@ -73,9 +75,11 @@ def tpu_chip(device: Any = None) -> str:
     return _TPU_CHIPS.get(device.device_kind, "v5p")
 
 
-def tpu_blocks(chip: str, T: int, window: int | None) -> TpuBlocks:
-    """Tiles for rows of T queries; chosen for groups of 6 heads of width 128.
+def tpu_blocks(chip: str, T: int, window: int | None, group: int = 6) -> TpuBlocks:
+    """Tiles for rows of T queries and groups of so many heads, of width 128 or less.
 
-    Neither a row nor a window is shorter than the tiles: the rest of them would be masked.
+    Neither a row nor a window is shorter than the tiles: the rest of them would be masked. Groups
+    of more than 6 get fewer queries of each head, as they share a chip's vector memory.
     """
-    return _TPU_BLOCKS[chip].clipped(T, T if window is None else min(window, T))
+    queries = min(T, _MOST_QUERIES // group)
+    return _TPU_BLOCKS[chip].clipped(queries, T if window is None else min(window, T))
