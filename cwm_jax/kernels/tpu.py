@@ -74,7 +74,7 @@ def tpu_attention(
             f"tpu attention got head_dim {H}; expected one of {HEAD_DIMS}: take implementation "
             "'chunked', which has any"
         )
-    blocks = blocks or tpu_blocks(tpu_chip(), T, mask.sliding_window, N // K)
+    blocks = blocks or tpu_blocks(tpu_chip(), T, mask.sliding_window, N // K, q.dtype)
     blocks = blocks.clipped(T, S)
     tiles = blocks.forward, blocks.dq, blocks.dkv
     num_queries = math.lcm(*(tile.queries for tile in tiles))

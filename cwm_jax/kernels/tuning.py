@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +76,16 @@ def tpu_chip(device: Any = None) -> str:
     return _TPU_CHIPS.get(device.device_kind, "v5p")
 
 
-def tpu_blocks(chip: str, T: int, window: int | None, group: int = 6) -> TpuBlocks:
+def tpu_blocks(
+    chip: str, T: int, window: int | None, group: int = 6, dtype: Any = jnp.bfloat16
+) -> TpuBlocks:
     """Tiles for rows of T queries and groups of so many heads, of width 128 or less.
 
     Neither a row nor a window is shorter than the tiles: the rest of them would be masked. Groups
-    of more than 6 get fewer queries of each head, as they share a chip's vector memory.
+    of more than 6 get fewer queries of each head, as they share a chip's vector memory, and 32-bit
+    types smaller tiles for the same reason.
     """
-    queries = min(T, _MOST_QUERIES // group)
-    return _TPU_BLOCKS[chip].clipped(queries, T if window is None else min(window, T))
+    most = 512 if jnp.dtype(dtype).itemsize == 2 else 256
+    queries = min(T, most, _MOST_QUERIES // group)
+    keys = min(T, most) if window is None else min(T, most, window)
+    return _TPU_BLOCKS[chip].clipped(queries, keys)
