@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8
 
-_LEAST = -1e30  # below every score, and finite: a split may hold nothing that a query sees
+LEAST = -1e30  # below every score, and finite: a split may hold nothing that a query sees
 
 
 def cached_attention(
@@ -64,7 +64,7 @@ def cached_attention(
     visible = visible_slots(positions, S, sliding_window, ring)
     visible = jnp.repeat(visible, N // K, axis=1).reshape(B, 1, T * N // K, P, S // P)
     scores = jnp.where(visible.swapaxes(2, 3), scores, -jnp.inf)
-    peak = jnp.maximum(scores.max(-1), _LEAST)
+    peak = jnp.maximum(scores.max(-1), LEAST)
     weights = jnp.exp(scores - peak[..., None])
     total = weights.sum(-1)
     if v_scale is not None:

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cwm_jax.kernels.flash import pad_to_multiple, row_products
 from cwm_jax.kernels.mask import IntervalMask, block_bounds
 
 _MASKED = -1e30  # finite: a row whose first tile is all masked must not become NaN
@@ -44,7 +45,7 @@ def chunked_attention(
     block = min(block_tokens or _default_block_tokens(), T)
 
     def pad(x):
-        return jnp.pad(x, [(0, 0), (0, -x.shape[1] % block)] + [(0, 0)] * (x.ndim - 2))
+        return pad_to_multiple(x, 1, block)
 
     bounds = block_bounds(mask.key_start, mask.key_end, block, block)
     tiles = jnp.min(bounds.start, axis=0), jnp.max(bounds.end, axis=0)
@@ -99,8 +100,7 @@ def _backward(block, scale, residuals, d_out):
     q, k, v, interval, tiles, out, lse = residuals
     T, S, K = q.shape[1], k.shape[1], k.shape[2]
     q_rows, k_rows, v_rows, d_out_rows = (_fold(x, K) for x in (q, k, v, d_out))
-    products = out.astype(jnp.float32) * d_out.astype(jnp.float32)
-    delta = _fold(products.sum(-1, keepdims=True), K)
+    delta = _fold(row_products(out, d_out)[..., None], K)
     rows = q.shape[2] // K * block
 
     def query_block(i, gradients):

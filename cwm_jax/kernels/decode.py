@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -22,22 +21,23 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int, Int8
 
 from cwm_jax.kernels.cached import (
+    LEAST,
     Partial,
     check_cache,
     combine_splits,
     fold_queries,
     unfold_queries,
 )
+from cwm_jax.kernels.flash import LOG2_E, dot
 
-_LOG2_E = math.log2(math.e)
-_LEAST = -1e30  # below every score, and finite: a split may hold nothing that a query sees
 _LEAST_ROWS = 16  # of a tensor core's product
 _PROGRAMS, _LEAST_SLOTS = 512, 512  # see DecodeBlocks.num_splits
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeBlocks:
-    """Assumed, not measured; they fit the 99 KiB of shared memory of sm_86 and sm_89."""
+    """Assumed: they fit the 99 KiB of shared memory of sm_86 and sm_89. On an H200 other numbers of
+    splits were up to 10 % faster (docs/LOG.md)."""
 
     num_splits: int | None = None
     """Of a row and kv head; None makes 512 programs in all, of 512 slots or more each: four for
@@ -166,7 +166,7 @@ def _decode_kernel(
     def step(j, carry):
         peak, total, out = carry
         slots = pl.ds(j * tile_slots, tile_slots)
-        scores = _dot(q, _load(k_ref, slots).astype(q.dtype), 1) * (scale * _LOG2_E)
+        scores = dot(q, _load(k_ref, slots).astype(q.dtype), 1, 1) * (scale * LOG2_E)
         if k_scale_ref is not None:
             scores *= _load(k_scale_ref, slots)[None, :]
         visible = _visible(positions, newest, slots, k_ref.shape[0], sliding_window, ring)
@@ -177,16 +177,16 @@ def _decode_kernel(
         total = total * fade + weights.sum(1)
         if v_scale_ref is not None:
             weights *= _load(v_scale_ref, slots)[None, :]
-        update = _dot(weights.astype(q.dtype), _load(v_ref, slots).astype(q.dtype), 0)
+        update = dot(weights.astype(q.dtype), _load(v_ref, slots).astype(q.dtype), 1, 0)
         return new_peak, total, out * fade[:, None] + update
 
     first, end = live_ref[0] // tile_slots, pl.cdiv(live_ref[1], tile_slots)
     share = pl.cdiv(end - first, pl.num_programs(2))
     first += pl.program_id(2) * share
     zeros = jnp.zeros(positions.shape, jnp.float32)
-    carry = zeros + _LEAST, zeros, jnp.zeros(q.shape, jnp.float32)
+    carry = zeros + LEAST, zeros, jnp.zeros(q.shape, jnp.float32)
     peak, total, out = lax.fori_loop(first, jnp.minimum(first + share, end), step, carry)
-    out_ref[...], total_ref[...], peak_ref[...] = out, total, peak / _LOG2_E
+    out_ref[...], total_ref[...], peak_ref[...] = out, total, peak / LOG2_E
 
 
 def _visible(positions, newest, slots, num_slots: int, sliding_window: int | None, ring: bool):
@@ -207,15 +207,3 @@ def _load(ref, slots):
     inside = slots.start + jnp.arange(slots.size) < num_slots
     inside = inside.reshape(-1, *[1] * (len(ref.shape) - 1))
     return plgpu.load(ref.at[slots], mask=inside, other=0)
-
-
-def _dot(x, y, y_dim: int):
-    """Summed in float32; float32 operands are not cut to tf32."""
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return lax.dot_general(
-        x,
-        y,
-        (((1,), (y_dim,)), ((), ())),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )

@@ -13,6 +13,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from cwm_jax.kernels.chunked import chunked_attention
+from cwm_jax.kernels.flash import HEAD_DIMS
 from cwm_jax.kernels.mask import IntervalMask, causal_mask, interval_mask
 from cwm_jax.kernels.reference import reference_attention
 
@@ -124,19 +125,18 @@ def _lazy(module: str, name: str) -> Callable[[], Callable[..., Any]]:
 
 
 _HALF = ("bfloat16", "float16")
-_KERNEL_HEAD_DIMS = (64, 128)
 _CUDNN_HEAD_DIMS = tuple(range(8, 257, 8))
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(load=lambda: reference_attention),
     "chunked": Implementation(load=lambda: chunked_attention),
-    "tpu": Implementation(load=_lazy("tpu", "tpu_attention"), head_dims=_KERNEL_HEAD_DIMS),
+    "tpu": Implementation(load=_lazy("tpu", "tpu_attention"), head_dims=HEAD_DIMS),
     "hopper": Implementation(
         load=_lazy("hopper", "hopper_attention"),
-        head_dims=_KERNEL_HEAD_DIMS,
+        head_dims=HEAD_DIMS,
         dtypes=_HALF,
     ),
-    "triton": Implementation(load=_lazy("triton", "triton_attention"), head_dims=_KERNEL_HEAD_DIMS),
+    "triton": Implementation(load=_lazy("triton", "triton_attention"), head_dims=HEAD_DIMS),
     "cudnn": Implementation(
         load=_lazy("library", "cudnn_attention"),
         head_dims=_CUDNN_HEAD_DIMS,

@@ -29,14 +29,19 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
+from cwm_jax.kernels.flash import (
+    HEAD_DIMS,
+    LOG2_E,
+    LOWEST_PEAK,
+    MASKED,
+    dot,
+    pad_to_multiple,
+    row_products,
+)
 from cwm_jax.kernels.mask import IntervalMask, block_bounds
 
-HEAD_DIMS = (64, 128)
 DTYPES = ("bfloat16", "float16")
 
-_MASKED = -1e30
-_LOWEST_PEAK = -1e20  # above what is masked: a row that is all masked has weights 0, not exp(0)
-_LOG2_E = math.log2(math.e)
 _ROWS = 64  # of one warpgroup's products: what wgmma computes at once
 _COMPUTE = 2  # warpgroups that compute; one more copies
 _TILE = _ROWS * _COMPUTE
@@ -92,8 +97,7 @@ def hopper_attention(
     T, multiple = q.shape[1], math.lcm(_TILE, blocks.forward[0], blocks.dq[0], blocks.dkv[0])
 
     def pad(x):
-        """Whole tiles along the sequence; an interval of padding is empty."""
-        return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple)] + [(0, 0)] * (x.ndim - 2))
+        return pad_to_multiple(x, 1, multiple)
 
     keys, queries = (mask.key_start, mask.key_end), (mask.query_start, mask.query_end)
     ranges = tuple(map(pad, keys)), tuple(map(pad, queries))
@@ -123,7 +127,7 @@ def _forward(q, k, v, ranges, blocks, scale, interpret):
 def _backward(blocks, scale, interpret, residuals, d_out):
     q, k, v, (keys, queries), out, lse = residuals
     (B, T, N, _), (S, K) = q.shape, k.shape[1:3]
-    delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1).transpose(0, 2, 1)
+    delta = row_products(out, d_out).transpose(0, 2, 1)
     inputs = q, k, v, d_out, lse, delta
     d_q = _call(
         functools.partial(_dq_kernel, scale, blocks.dq, _Registers(interpret)),
@@ -201,7 +205,7 @@ def _forward_kernel(
     *, q_smem, k_smem, v_smem, interval_smem, lse_smem,
     q_ready, k_ready, v_ready, k_consumed, v_consumed, turn,
 ):  # fmt: skip
-    (columns, slots), factor = block, scale * _LOG2_E
+    (columns, slots), factor = block, scale * LOG2_E
     b, n = lax.axis_index("batch"), lax.axis_index("head")
     # the last queries see the most keys: the long tiles start first
     tile = bounds_ref.shape[2] - 1 - lax.axis_index("tile")
@@ -255,7 +259,7 @@ def _forward_kernel(
             return out, new_peak, total
 
         out = registers.full((_ROWS, q_tile.shape[1]), 0.0, _TILED)
-        peak = registers.full((_ROWS,), _LOWEST_PEAK, _ROW)
+        peak = registers.full((_ROWS,), LOWEST_PEAK, _ROW)
         total = registers.full((_ROWS,), 0.0, _ROW)
         wait_for_k(first)
         pl.when(warpgroup == 1)(take_turns)
@@ -268,7 +272,7 @@ def _forward_kernel(
         inverse = jnp.where(sees_any, 1.0 / total, 0.0)
         q_tile[...] = (out * _along_rows(inverse, out.shape)).astype(out_ref.dtype)
         # far above every score where nothing is seen: weights 0 when recomputed
-        lse_smem.at[warpgroup][...] = jnp.where(sees_any, peak + jnp.log2(total), -_MASKED)
+        lse_smem.at[warpgroup][...] = jnp.where(sees_any, peak + jnp.log2(total), -MASKED)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(q_tile, out_ref.at[b, rows, n])
         plgpu.copy_smem_to_gmem(lse_smem.at[warpgroup], lse_ref.at[b, n, rows])
@@ -315,7 +319,7 @@ def _dq_kernel(
     *, q_smem, d_out_smem, k_smem, v_smem, interval_smem, row_smem,
     rows_ready, kv_ready, kv_consumed,
 ):  # fmt: skip
-    (columns, slots), factor = block, scale * _LOG2_E
+    (columns, slots), factor = block, scale * LOG2_E
     b, n = lax.axis_index("batch"), lax.axis_index("head")
     tile = bounds_ref.shape[2] - 1 - lax.axis_index("tile")
     warpgroup = lax.axis_index("warpgroup")
@@ -414,7 +418,7 @@ def _dkv_kernel(
     *, k_smem, v_smem, q_smem, d_out_smem, lse_smem, delta_smem, interval_smem,
     rows_ready, q_ready, q_consumed,
 ):  # fmt: skip
-    (columns, slots), factor = block, scale * _LOG2_E
+    (columns, slots), factor = block, scale * LOG2_E
     G, dtype = q_ref.shape[2] // k_ref.shape[2], q_ref.dtype
     b, kv_head = lax.axis_index("batch"), lax.axis_index("head")
     tile, warpgroup = lax.axis_index("tile"), lax.axis_index("warpgroup")
@@ -527,7 +531,7 @@ class _Registers:
             iota = self.cast(lax.broadcasted_iota(jnp.int32, scores.shape, 1), _TILED)
             start, end = (_along_rows(self.cast(interval[i], _ROW), scores.shape) for i in range(2))
             column = first_column + iota
-            return jnp.where((column >= start) & (column < end), scores, _MASKED)
+            return jnp.where((column >= start) & (column < end), scores, MASKED)
 
         return lax.cond(is_full, lambda: scores, masked)
 
@@ -535,7 +539,7 @@ class _Registers:
         """``a @ b.T``; ``meanwhile`` runs between the issue of the product and its end."""
         if self.interpret:
             meanwhile()
-            return _dot(a[...], b[...], 1)
+            return dot(a[...], b[...], 1, 1)
 
         def product(accumulator):
             plgpu.wgmma(accumulator, a, _Transposed(b).view())
@@ -563,13 +567,8 @@ class _Registers:
 
     def _plain_multiply_add(self, into, a, b):
         if isinstance(b, _Transposed):
-            return into + _dot(a[...], b.ref[...], 1)
-        return into + _dot(a[...], b[...], 0)
-
-
-def _dot(a, b, dimension):
-    dimensions = (((1,), (dimension,)), ((), ()))
-    return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+            return into + dot(a[...], b.ref[...], 1, 1)
+        return into + dot(a[...], b[...], 1, 0)
 
 
 def _matrix(shape, dtype):

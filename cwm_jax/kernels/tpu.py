@@ -33,15 +33,19 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from cwm_jax.kernels.flash import (
+    LOG2_E,
+    LOWEST_PEAK,
+    MASKED,
+    dot,
+    pad_to_multiple,
+    require_head_dim,
+    row_products,
+)
 from cwm_jax.kernels.mask import IntervalMask, block_bounds
 from cwm_jax.kernels.tuning import TpuBlocks, TpuTile, tpu_blocks, tpu_chip
 
-HEAD_DIMS = (64, 128)
-
 _LANES = 128
-_LOG2_E = math.log2(math.e)
-_MASKED = -1e30
-_LOWEST_PEAK = -1e20  # above what is masked: a row that is all masked has weights 0, not exp2(0)
 
 
 def tpu_attention(
@@ -69,30 +73,21 @@ def tpu_attention(
         ValueError: a head width that the kernels do not have.
     """
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
-    if H not in HEAD_DIMS:
-        raise ValueError(
-            f"tpu attention got head_dim {H}; expected one of {HEAD_DIMS}: take implementation "
-            "'chunked', which has any"
-        )
+    require_head_dim("tpu", H)
     blocks = blocks or tpu_blocks(tpu_chip(), T, mask.sliding_window, N // K, q.dtype)
     blocks = blocks.clipped(T, S)
     tiles = blocks.forward, blocks.dq, blocks.dkv
     num_queries = math.lcm(*(tile.queries for tile in tiles))
     num_keys = math.lcm(*(tile.keys for tile in tiles))
-    q = _pad(q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4), 3, num_queries)
-    k, v = (_pad(x.transpose(0, 2, 1, 3), 2, num_keys) for x in (k, v))
+    q = pad_to_multiple(q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4), 3, num_queries)
+    k, v = (pad_to_multiple(x.transpose(0, 2, 1, 3), 2, num_keys) for x in (k, v))
     ranges = _Ranges(
-        keys=_pad(jnp.stack([mask.key_start, mask.key_end], axis=1), 2, num_queries),
-        queries=_pad(jnp.stack([mask.query_start, mask.query_end], axis=1), 2, num_keys),
+        keys=pad_to_multiple(jnp.stack([mask.key_start, mask.key_end], axis=1), 2, num_queries),
+        queries=pad_to_multiple(jnp.stack([mask.query_start, mask.query_end], axis=1), 2, num_keys),
     )
     reach = _Reach(mask.aligned, mask.sliding_window)
     out: Any = _attention(q, k, v, ranges, blocks, reach, scale, interpret)
     return out[:, :, :, :T].transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
-
-
-def _pad(x, axis: int, multiple: int):
-    """Whole blocks along the axis; the interval of a position added is empty."""
-    return jnp.pad(x, [(0, -n % multiple if i == axis else 0) for i, n in enumerate(x.shape)])
 
 
 class _Ranges(NamedTuple):
@@ -134,7 +129,7 @@ def _forward(q, k, v, ranges, blocks, reach, scale, interpret):
 
 def _backward(blocks, reach, scale, interpret, residuals, d_out):
     q, k, v, ranges, out, lse = residuals
-    delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1)[:, :, :, None]
+    delta = row_products(out, d_out)[:, :, :, None]
     inputs = [
         ("ranges", ranges.keys),
         ("queries", q),
@@ -266,23 +261,23 @@ def _forward_kernel(
     @pl.when(entry & _FIRST != 0)
     def begin():
         _store_columns(sees_ref, ranges_ref)
-        peak_ref[...] = jnp.full_like(peak_ref, _LOWEST_PEAK)
+        peak_ref[...] = jnp.full_like(peak_ref, LOWEST_PEAK)
         total_ref[...] = jnp.zeros_like(total_ref)
         sum_ref[...] = jnp.zeros_like(sum_ref)
 
     def scores(unit):
-        return _dot(q_ref[unit.head, unit.queries], k_ref[unit.keys], 1, 1) * (scale * _LOG2_E)
+        return dot(q_ref[unit.head, unit.queries], k_ref[unit.keys], 1, 1) * (scale * LOG2_E)
 
     def update(unit, scores, visible):
         at = unit.head, unit.queries
-        scores = scores if visible is None else jnp.where(visible, scores, _MASKED)
+        scores = scores if visible is None else jnp.where(visible, scores, MASKED)
         old_peak = peak_ref[at]
         peak = jnp.maximum(old_peak, scores.max(1, keepdims=True))
         weights = jnp.exp2(scores - _widen(peak, tile.unit_keys))
         fade = jnp.exp2(old_peak - peak)
         peak_ref[at] = peak
         total_ref[at] = total_ref[at] * fade + _lane_sums(weights)
-        values = _dot(weights.astype(v_ref.dtype), v_ref[unit.keys], 1, 0)
+        values = dot(weights.astype(v_ref.dtype), v_ref[unit.keys], 1, 0)
         sum_ref[at] = sum_ref[at] * fade[:, : values.shape[1]] + values
 
     def visible(unit):
@@ -297,7 +292,7 @@ def _forward_kernel(
             empty = total == 0  # sees nothing: gives 0, and NaN stays NaN
             total = jnp.where(empty, 1.0, total)
             out_ref[head] = (sum_ref[head] / total).astype(out_ref.dtype)
-            lse = jnp.where(empty, -_MASKED, peak_ref[head] + jnp.log2(total))
+            lse = jnp.where(empty, -MASKED, peak_ref[head] + jnp.log2(total))
             lse_ref[head] = lse.T[:1]
 
 
@@ -331,16 +326,16 @@ def _dq_kernel(
 
     def scores(unit):
         q, d_out = q_ref[unit.head, unit.queries], d_out_ref[unit.head, unit.queries]
-        scores = _dot(q, k_ref[unit.keys], 1, 1) * (scale * _LOG2_E)
-        return scores, _dot(d_out, v_ref[unit.keys], 1, 1)
+        scores = dot(q, k_ref[unit.keys], 1, 1) * (scale * LOG2_E)
+        return scores, dot(d_out, v_ref[unit.keys], 1, 1)
 
     def update(unit, products, visible):
         scores, d_weights = products
         at = unit.head, unit.queries
-        scores = scores if visible is None else jnp.where(visible, scores, _MASKED)
+        scores = scores if visible is None else jnp.where(visible, scores, MASKED)
         weights = jnp.exp2(scores - _widen(columns_ref[0, *at], tile.unit_keys))
         d_scores = weights * (d_weights - _widen(columns_ref[1, *at], tile.unit_keys))
-        sum_ref[at] += _dot(d_scores.astype(k_ref.dtype), k_ref[unit.keys], 1, 0)
+        sum_ref[at] += dot(d_scores.astype(k_ref.dtype), k_ref[unit.keys], 1, 0)
 
     def visible(unit):
         return _visible(sees_ref, unit, entry, tile)
@@ -378,18 +373,18 @@ def _dkv_kernel(
 
     def scores(unit):
         q, d_out = q_ref[unit.head, unit.queries], d_out_ref[unit.head, unit.queries]
-        scores = _dot(k_ref[unit.keys], q, 1, 1) * (scale * _LOG2_E)
-        return scores, _dot(v_ref[unit.keys], d_out, 1, 1)
+        scores = dot(k_ref[unit.keys], q, 1, 1) * (scale * LOG2_E)
+        return scores, dot(v_ref[unit.keys], d_out, 1, 1)
 
     def update(unit, products, visible):
         scores, d_weights = products
         at = unit.head, slice(None), unit.queries
-        scores = scores if visible is None else jnp.where(visible, scores, _MASKED)
+        scores = scores if visible is None else jnp.where(visible, scores, MASKED)
         weights = jnp.exp2(scores - lse_ref[at])
         d_scores = weights * (d_weights - delta_ref[at])
         q, d_out = q_ref[unit.head, unit.queries], d_out_ref[unit.head, unit.queries]
-        v_sum_ref[unit.keys] += _dot(weights.astype(d_out.dtype), d_out, 1, 0)
-        k_sum_ref[unit.keys] += _dot(d_scores.astype(q.dtype), q, 1, 0)
+        v_sum_ref[unit.keys] += dot(weights.astype(d_out.dtype), d_out, 1, 0)
+        k_sum_ref[unit.keys] += dot(d_scores.astype(q.dtype), q, 1, 0)
 
     def visible(unit):
         row = entry >> _ROW_SHIFT
@@ -469,18 +464,6 @@ def _widen(column, n: int):
 def _lane_sums(x):
     """Sums over every 128th column: adding up lanes is left for the end."""
     return functools.reduce(jnp.add, jnp.split(x, x.shape[1] // _LANES, axis=1))
-
-
-def _dot(x, y, x_dim: int, y_dim: int):
-    """Product over these dimensions, summed in float32; float32 operands are not cut to 16 bit."""
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return lax.dot_general(
-        x,
-        y,
-        (((x_dim,), (y_dim,)), ((), ())),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
 
 
 # ---------------------------------------------------------------- calls

@@ -27,11 +27,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
+from cwm_jax.kernels.flash import LOG2_E, dot, pad_to_multiple, require_head_dim, row_products
 from cwm_jax.kernels.mask import IntervalMask, block_bounds
 
-_LOG2_E = math.log2(math.e)
 _LEAST = -1e30  # below every score, and finite: a row may see nothing of its first tile
-_HEAD_DIMS = (64, 128)  # tiles are powers of two; below 64 and above 128 nothing was compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +54,7 @@ class TritonBlocks:
 
 
 def default_blocks(dtype) -> TritonBlocks:
-    """The same for both head widths; assumed, no time was measured.
+    """The same for both head widths; assumed: other tiles were not timed.
 
     What is known is static: they fit the 99 KiB of shared memory that a block has on sm_86 and
     sm_89, and ptxas spills no register in 16 bit. In float32, whose exact products have no tensor
@@ -86,24 +85,15 @@ def triton_attention(
     Raises:
         ValueError: a head width that the kernels do not have.
     """
-    if q.shape[-1] not in _HEAD_DIMS:
-        raise ValueError(
-            f"triton attention got head_dim {q.shape[-1]}; expected one of {_HEAD_DIMS}: take "
-            "implementation 'chunked', which has any"
-        )
+    require_head_dim("triton", q.shape[-1])
     T, blocks = q.shape[1], blocks or default_blocks(q.dtype)
     row_multiple = math.lcm(blocks.forward.rows, blocks.dq.rows, blocks.dkv.columns)
     key_multiple = math.lcm(blocks.forward.columns, blocks.dq.columns, blocks.dkv.rows)
-    key_range = _pad(mask.key_start, row_multiple), _pad(mask.key_end, row_multiple)
-    query_range = _pad(mask.query_start, key_multiple), _pad(mask.query_end, key_multiple)
-    q, k, v = _pad(q, row_multiple), _pad(k, key_multiple), _pad(v, key_multiple)
+    key_range, query_range = (mask.key_start, mask.key_end), (mask.query_start, mask.query_end)
+    q, *key_range = (pad_to_multiple(x, 1, row_multiple) for x in (q, *key_range))
+    k, v, *query_range = (pad_to_multiple(x, 1, key_multiple) for x in (k, v, *query_range))
     out: Any = _attention(q, k, v, key_range, query_range, blocks, scale, interpret)
     return out[:, :T]
-
-
-def _pad(x, multiple: int):
-    """Whole blocks along the sequence; the interval of a position added is empty."""
-    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple)] + [(0, 0)] * (x.ndim - 2))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
@@ -129,8 +119,7 @@ def _forward(q, k, v, key_range, query_range, blocks, scale, interpret):
 
 def _backward(blocks, scale, interpret, residuals, d_out):
     q, k, v, key_range, query_range, out, lse = residuals
-    products = out.astype(jnp.float32) * d_out.astype(jnp.float32)
-    delta = products.sum(-1).transpose(0, 2, 1)  # [B, N, T]
+    delta = row_products(out, d_out).transpose(0, 2, 1)  # [B, N, T]
     inputs, options = (q, d_out, lse, delta, k, v), dict(scale=scale, interpret=interpret)
     d_q = _d_q(inputs, key_range, blocks.dq, options)
     d_k, d_v = _d_kv(inputs, query_range, blocks.dkv, options)
@@ -178,13 +167,13 @@ def _forward_kernel(
     def step(masked, j, carry):
         peak, total, out = carry
         keys = pl.ds(j * tile.columns, tile.columns)
-        scores = _dot(q, k_ref[keys, :], 1, 1) * (scale * _LOG2_E)
+        scores = dot(q, k_ref[keys, :], 1, 1) * (scale * LOG2_E)
         if masked:
             scores = jnp.where(_visible(sees, j, tile), scores, -jnp.inf)
         new_peak = jnp.maximum(peak, scores.max(1))
         weights = jnp.exp2(scores - new_peak[:, None])
         fade = jnp.exp2(peak - new_peak)
-        update = _dot(weights.astype(q.dtype), v_ref[keys, :], 1, 0)
+        update = dot(weights.astype(q.dtype), v_ref[keys, :], 1, 0)
         return new_peak, total * fade + weights.sum(1), out * fade[:, None] + update
 
     zeros = jnp.zeros((tile.rows,), jnp.float32)
@@ -216,12 +205,12 @@ def _dq_kernel(
     def step(masked, j, d_q):
         keys = pl.ds(j * tile.columns, tile.columns)
         k = k_ref[keys, :]
-        scores = _dot(q, k, 1, 1) * (scale * _LOG2_E)
+        scores = dot(q, k, 1, 1) * (scale * LOG2_E)
         if masked:
             scores = jnp.where(_visible(sees, j, tile), scores, -jnp.inf)
         weights = jnp.exp2(scores - lse)
-        d_scores = weights * (_dot(d_out, v_ref[keys, :], 1, 1) - delta)
-        return d_q + _dot(d_scores.astype(k.dtype), k, 1, 0)
+        d_scores = weights * (dot(d_out, v_ref[keys, :], 1, 1) - delta)
+        return d_q + dot(d_scores.astype(k.dtype), k, 1, 0)
 
     d_q = _over_tiles(bounds_ref, step, jnp.zeros(q.shape, jnp.float32))
     d_q_ref[...] = (d_q * scale).astype(d_q_ref.dtype)
@@ -249,13 +238,13 @@ def _dkv_kernel(
         d_k, d_v = carry
         queries = pl.ds(i * tile.columns, tile.columns)
         q, d_out = q_ref[queries, head, :], d_out_ref[queries, head, :]
-        scores = _dot(k, q, 1, 1) * (scale * _LOG2_E)
+        scores = dot(k, q, 1, 1) * (scale * LOG2_E)
         if masked:
             scores = jnp.where(_visible(sees, i, tile), scores, -jnp.inf)
         weights = jnp.exp2(scores - lse_ref[head, queries][None, :])
-        d_v = d_v + _dot(weights.astype(v.dtype), d_out, 1, 0)
-        d_scores = weights * (_dot(v, d_out, 1, 1) - delta_ref[head, queries][None, :])
-        return d_k + _dot(d_scores.astype(k.dtype), q, 1, 0), d_v
+        d_v = d_v + dot(weights.astype(v.dtype), d_out, 1, 0)
+        d_scores = weights * (dot(v, d_out, 1, 1) - delta_ref[head, queries][None, :])
+        return d_k + dot(d_scores.astype(k.dtype), q, 1, 0), d_v
 
     def one_head(head, carry):
         return _over_tiles(bounds_ref, functools.partial(step, head), carry)
@@ -278,18 +267,6 @@ def _visible(sees, j, tile: Tile):
     """``[rows, columns]``: which columns of the j-th tile the rows see."""
     columns = j * tile.columns + lax.broadcasted_iota(jnp.int32, (tile.rows, tile.columns), 1)
     return (columns >= sees[0][:, None]) & (columns < sees[1][:, None])
-
-
-def _dot(x, y, x_dim: int, y_dim: int):
-    """Product over these dimensions, summed in float32; float32 operands are not cut to tf32."""
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return lax.dot_general(
-        x,
-        y,
-        (((x_dim,), (y_dim,)), ((), ())),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
 
 
 def _bounds(ranges, tile: Tile):

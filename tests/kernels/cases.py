@@ -90,3 +90,23 @@ def assert_agrees(attend, case: Case, *, rtol=KERNEL_F32_RTOL, gradient_rtol=Non
         assert got.dtype == case.q.dtype and got.shape == want.shape, name
         error = np.abs(np.asarray(got, np.float32) - want).max()
         assert error <= bound * max(1.0, np.abs(want).max()), (name, error)  # NaN fails too
+
+
+def assert_padding_is_zero(attend, T: int, padding: int) -> None:
+    """In a row with padding and a row of nothing else; what is no padding is not zero."""
+    segments = np.stack([segments_from_lengths(T, [20], padding), np.zeros(T, np.int32)])
+    got = results(attend, make_case(2, T, 1, 2, 64, segments, 16))
+    for name, x in got.items():
+        assert not np.asarray(x)[0, -padding:].any() and not np.asarray(x)[1].any(), name
+        assert np.asarray(x)[0, 1:-padding].any(axis=(1, 2)).all(), name
+
+
+def assert_vmap_equals_batch(attend, T: int, first_documents: tuple[int, int]) -> None:
+    segments = np.stack([segments_from_lengths(T, [n], 0) for n in first_documents])
+    case = make_case(2, T, 1, 2, 64, segments, 20)
+
+    def one(q, k, v, segments):
+        return attend(q[None], k[None], v[None], interval_mask(segments[None], 20))[0]
+
+    got = jax.vmap(one)(case.q, case.k, case.v, jnp.asarray(segments))
+    np.testing.assert_array_equal(got, attend(case.q, case.k, case.v, case.mask))

@@ -8,13 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import assert_agrees, cases, make_case, results, segments_from_lengths
+from cases import (
+    assert_agrees,
+    assert_padding_is_zero,
+    assert_vmap_equals_batch,
+    cases,
+    make_case,
+    results,
+    segments_from_lengths,
+)
 from hypothesis import given, settings
 from jax.experimental.pallas import tpu as pltpu
 from tolerances import KERNEL_BF16_GRADIENT_RTOL, KERNEL_BF16_RTOL
 
 from cwm_jax.kernels import tpu
-from cwm_jax.kernels.mask import block_bounds, causal_mask, interval_mask
+from cwm_jax.kernels.flash import pad_to_multiple
+from cwm_jax.kernels.mask import block_bounds, causal_mask
 from cwm_jax.kernels.tpu import tpu_attention
 from cwm_jax.kernels.tuning import TpuBlocks, TpuTile, tpu_blocks, tpu_chip
 
@@ -86,22 +95,11 @@ def test_blocks_outside_the_window_are_never_read():
 
 
 def test_padding_outputs_zero_and_has_zero_gradient():
-    segments = np.stack([segments_from_lengths(300, [20], 130), np.zeros(300, np.int32)])
-    got = results(attend, make_case(2, 300, 1, 2, 64, segments, 16))
-    for name, x in got.items():
-        assert not np.asarray(x)[0, -130:].any() and not np.asarray(x)[1].any(), name
-        assert np.asarray(x)[0, 1:-130].any(axis=(1, 2)).all(), name
+    assert_padding_is_zero(attend, 300, 130)
 
 
 def test_vmap_equals_batch():
-    segments = np.stack([segments_from_lengths(200, [n], 0) for n in (11, 130)])
-    case = make_case(2, 200, 1, 2, 64, segments, 20)
-
-    def one(q, k, v, segments):
-        return attend(q[None], k[None], v[None], interval_mask(segments[None], 20))[0]
-
-    got = jax.vmap(one)(case.q, case.k, case.v, jnp.asarray(segments))
-    np.testing.assert_array_equal(got, attend(case.q, case.k, case.v, case.mask))
+    assert_vmap_equals_batch(attend, 200, (11, 130))
 
 
 def test_refuses_a_head_width_that_it_does_not_have():
@@ -128,8 +126,8 @@ live_tiles = jax.jit(tpu._live_tiles, static_argnums=(1, 2), static_argnames="ro
 def test_every_live_tile_is_listed_once_and_in_order(case):
     mask, tile = case.mask, TpuTile(128, 64, 128, 64)
     ranges = tpu._Ranges(
-        keys=tpu._pad(jnp.stack([mask.key_start, mask.key_end], 1), 2, tile.queries),
-        queries=tpu._pad(jnp.stack([mask.query_start, mask.query_end], 1), 2, tile.keys),
+        keys=pad_to_multiple(jnp.stack([mask.key_start, mask.key_end], 1), 2, tile.queries),
+        queries=pad_to_multiple(jnp.stack([mask.query_start, mask.query_end], 1), 2, tile.keys),
     )
     # the window only shortens the list, which would compile once for each
     reach = tpu._Reach(mask.aligned, None)

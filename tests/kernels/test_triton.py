@@ -1,14 +1,21 @@
 """Oracle: the Triton kernels, interpreted on the CPU, against the dense reference."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import assert_agrees, cases, make_case, results, segments_from_lengths
+from cases import (
+    assert_agrees,
+    assert_padding_is_zero,
+    assert_vmap_equals_batch,
+    cases,
+    make_case,
+    results,
+    segments_from_lengths,
+)
 from hypothesis import given, settings
 from tolerances import KERNEL_BF16_GRADIENT_RTOL, KERNEL_BF16_RTOL
 
-from cwm_jax.kernels.mask import causal_mask, interval_mask
+from cwm_jax.kernels.mask import causal_mask
 from cwm_jax.kernels.triton import Tile, TritonBlocks, default_blocks, triton_attention
 
 # small, and rows and columns differ, so that none can be taken for another
@@ -75,22 +82,11 @@ def test_blocks_outside_the_window_are_never_read():
 
 
 def test_padding_outputs_zero_and_has_zero_gradient():
-    segments = np.stack([segments_from_lengths(77, [20], 30), np.zeros(77, np.int32)])
-    got = results(attend, make_case(2, 77, 1, 2, 64, segments, 16))
-    for name, x in got.items():
-        assert not np.asarray(x)[0, -30:].any() and not np.asarray(x)[1].any(), name
-        assert np.asarray(x)[0, 1:-30].any(axis=(1, 2)).all(), name
+    assert_padding_is_zero(attend, 77, 30)
 
 
 def test_vmap_equals_batch():
-    segments = np.stack([segments_from_lengths(48, [n], 0) for n in (11, 30)])
-    case = make_case(2, 48, 1, 2, 64, segments, 20)
-
-    def one(q, k, v, segments):
-        return attend(q[None], k[None], v[None], interval_mask(segments[None], 20))[0]
-
-    got = jax.vmap(one)(case.q, case.k, case.v, jnp.asarray(segments))
-    np.testing.assert_array_equal(got, attend(case.q, case.k, case.v, case.mask))
+    assert_vmap_equals_batch(attend, 48, (11, 30))
 
 
 def test_refuses_a_head_width_that_it_does_not_have():
