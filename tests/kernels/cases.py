@@ -8,10 +8,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from tolerances import KERNEL_F32_GRADIENT_RTOL, KERNEL_F32_RTOL
 
-from cwm_jax.kernels.mask import IntervalMask, interval_mask
+from cwm_jax.kernels.mask import IntervalMask, causal_mask, interval_mask
 from cwm_jax.kernels.reference import reference_attention
 
 
@@ -110,3 +111,36 @@ def assert_vmap_equals_batch(attend, T: int, first_documents: tuple[int, int]) -
 
     got = jax.vmap(one)(case.q, case.k, case.v, jnp.asarray(segments))
     np.testing.assert_array_equal(got, attend(case.q, case.k, case.v, case.mask))
+
+
+def assert_other_documents_are_never_read(attend, T: int, first: int) -> None:
+    """Poison: a NaN in a block that is read would survive its zero weight in a product."""
+    case = make_case(1, T, 1, 2, 64, segments_from_lengths(T, [first], 0)[None], None)
+    poison = np.s_[:, :first]
+    inputs = ("q", "k", "v", "d_out")
+    poisoned = case._replace(**{x: getattr(case, x).at[poison].set(jnp.nan) for x in inputs})
+    clean, got = results(attend, case), results(attend, poisoned)
+    for name, expected in clean.items():
+        np.testing.assert_array_equal(got[name][:, first:], expected[:, first:], err_msg=name)
+        assert np.isnan(got[name][poison]).all(), name  # the guard is able to fail
+
+
+def assert_blocks_before_the_window_are_never_read(
+    attend, T: int, window: int, *, poisoned: int, unharmed_from: int
+) -> None:
+    """The first keys are poison; the blocks of the queries from ``unharmed_from`` see none."""
+    case = make_case(1, T, 1, 1, 64, np.ones((1, T), np.int32), window)
+    old, far = np.s_[:, :poisoned], np.s_[:, unharmed_from:]
+    clean = results(attend, case)
+    got = results(
+        attend, case._replace(k=case.k.at[old].set(jnp.nan), v=case.v.at[old].set(jnp.nan))
+    )
+    for name in ("out", "dq"):
+        np.testing.assert_array_equal(got[name][far], clean[name][far], err_msg=name)
+    assert np.isnan(got["out"][:, poisoned : poisoned + window - 1]).all()  # these do see some
+
+
+def assert_refuses_other_head_widths(attend) -> None:
+    q = jnp.zeros((1, 16, 1, 80))
+    with pytest.raises(ValueError, match=r"head_dim 80; expected one of \(64, 128\).*'chunked'"):
+        attend(q, q, q, causal_mask(1, 16))

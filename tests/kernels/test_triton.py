@@ -1,21 +1,21 @@
 """Oracle: the Triton kernels, interpreted on the CPU, against the dense reference."""
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from cases import (
     assert_agrees,
+    assert_blocks_before_the_window_are_never_read,
+    assert_other_documents_are_never_read,
     assert_padding_is_zero,
+    assert_refuses_other_head_widths,
     assert_vmap_equals_batch,
     cases,
     make_case,
-    results,
     segments_from_lengths,
 )
 from hypothesis import given, settings
 from tolerances import KERNEL_BF16_GRADIENT_RTOL, KERNEL_BF16_RTOL
 
-from cwm_jax.kernels.mask import causal_mask
 from cwm_jax.kernels.triton import Tile, TritonBlocks, default_blocks, triton_attention
 
 # small, and rows and columns differ, so that none can be taken for another
@@ -56,29 +56,11 @@ def test_the_default_blocks_agree_too(dtype):
 
 
 def test_blocks_of_another_document_are_never_read():
-    """Poison: a NaN in a block that is read would survive its zero weight in a product."""
-    segments = segments_from_lengths(128, [64], 0)[None]
-    case = make_case(1, 128, 1, 2, 64, segments, None)
-    poisoned = case._replace(
-        k=case.k.at[:, :64].set(jnp.nan),
-        v=case.v.at[:, :64].set(jnp.nan),
-        q=case.q.at[:, :64].set(jnp.nan),
-        d_out=case.d_out.at[:, :64].set(jnp.nan),
-    )
-    clean, got = results(attend, case), results(attend, poisoned)
-    for name, expected in clean.items():
-        np.testing.assert_array_equal(got[name][:, 64:], expected[:, 64:], err_msg=name)
-        assert np.isnan(got[name][:, :64]).all(), name  # the guard is able to fail
+    assert_other_documents_are_never_read(attend, 128, 64)
 
 
 def test_blocks_outside_the_window_are_never_read():
-    segments = segments_from_lengths(160, [], 0)[None]
-    case = make_case(1, 160, 1, 1, 64, segments, 17)
-    poisoned = case._replace(k=case.k.at[:, :64].set(jnp.nan), v=case.v.at[:, :64].set(jnp.nan))
-    clean, got = results(attend, case), results(attend, poisoned)
-    for name in ("out", "dq"):  # the queries from 96 on see keys from 80 on
-        np.testing.assert_array_equal(got[name][:, 96:], clean[name][:, 96:], err_msg=name)
-    assert np.isnan(got["out"][:, 64:80]).all()
+    assert_blocks_before_the_window_are_never_read(attend, 160, 17, poisoned=64, unharmed_from=96)
 
 
 def test_padding_outputs_zero_and_has_zero_gradient():
@@ -90,9 +72,7 @@ def test_vmap_equals_batch():
 
 
 def test_refuses_a_head_width_that_it_does_not_have():
-    q = jnp.zeros((1, 16, 1, 80))
-    with pytest.raises(ValueError, match=r"head_dim 80; expected one of \(64, 128\).*'chunked'"):
-        triton_attention(q, q, q, causal_mask(1, 16), scale=1.0)
+    assert_refuses_other_head_widths(attend)
 
 
 def test_every_tile_is_a_power_of_two_that_the_tensor_cores_take():
