@@ -13,16 +13,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cwm_jax.config import MeshConfig
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "context", "tensor")  # neighbours along the last are nearest
+_DCN_AXES = ("dcn_data", "dcn_fsdp")
 
 _RULES: dict[str, str | tuple[str, ...] | None] = {
     # weights
     "vocab": "tensor",
-    "embed": "fsdp",
+    "embed": ("fsdp", "context"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
@@ -31,8 +33,9 @@ _RULES: dict[str, str | tuple[str, ...] | None] = {
     "norm": None,
     # activations
     "batch": ("data", "fsdp"),
-    "seq": None,
-    "kv_seq": None,
+    "seq": "context",
+    "kv_seq": "context",
+    "residual_seq": ("context", "tensor"),  # sequence parallel: between the tensor-parallel parts
     "act_embed": None,
     "act_heads": "tensor",
     "act_kv_heads": "tensor",
@@ -45,32 +48,69 @@ Axes = Sequence[str | None]
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Arranges the devices along ``MESH_AXES``.
+    """Arranges the devices along ``MESH_AXES``; slices (or nodes) along ``dcn_data, dcn_fsdp``.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices, or the slices to theirs.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh_shape(config, len(devices))
-    return jax.make_mesh(sizes, MESH_AXES, (AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    across = (config.dcn_data, config.dcn_fsdp, 1, 1)
+    if math.prod(across) == 1:
+        array = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        array = _arrange_slices(sizes, across, devices)
+    return Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def abstract_mesh(sizes: Sequence[int]) -> AbstractMesh:
+    """A mesh of these sizes of ``MESH_AXES`` without devices, to lay arrays out on."""
+    return AbstractMesh(tuple(sizes), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES))
+
+
+def _arrange_slices(sizes, across, devices) -> np.ndarray:
+    """A slice is what a fast network joins: TPU slices, GPU nodes; processes on other devices."""
+    by_process = len({getattr(device, "slice_index", None) for device in devices}) == 1
+    key = "process_index" if by_process else "slice_index"
+    found = len({getattr(device, key) for device in devices})
+    if found != math.prod(across):
+        dcn = ", ".join(f"mesh.{name} {n}" for name, n in zip(_DCN_AXES, across, strict=False))
+        raise ValueError(
+            f"{dcn} describe {math.prod(across)} slices; the devices are in {found} "
+            f"(by {key}): let them multiply to {found}, or to 1 to leave the order to JAX"
+        )
+    within = [size // n for size, n in zip(sizes, across, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, process_is_granule=by_process, allow_split_physical_axes=True
+    )
 
 
 def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     """Sizes of ``MESH_AXES``, the -1 resolved.
 
     Raises:
-        ValueError: the sizes do not multiply to ``num_devices``.
+        ValueError: the sizes do not multiply to ``num_devices``, or an axis does not divide over
+            its slices.
     """
-    sizes = [getattr(config, axis) for axis in MESH_AXES]
-    fixed = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = max(1, num_devices // fixed)
-    if math.prod(sizes) != num_devices:
+    sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    for axis, size in sizes.items():
+        if size == -1:
+            sizes[axis] = max(1, num_devices // fixed)
+    if math.prod(sizes.values()) != num_devices:
+        names = ", ".join(f"mesh.{axis}" for axis in MESH_AXES[:-1])
         raise ValueError(
-            f"mesh {dict(zip(MESH_AXES, sizes, strict=True))} takes {math.prod(sizes)} devices; "
-            f"got {num_devices}: change mesh.data, mesh.fsdp or mesh.tensor"
+            f"mesh {sizes} takes {math.prod(sizes.values())} devices; got {num_devices}: change "
+            f"{names} or mesh.{MESH_AXES[-1]}"
         )
-    return tuple(sizes)
+    for name in _DCN_AXES:
+        axis, slices = name.removeprefix("dcn_"), getattr(config, name)
+        if sizes[axis] % slices:
+            raise ValueError(
+                f"mesh.{axis} is {sizes[axis]} and mesh.{name} {slices}: the second is the part of "
+                "the first that runs across slices, and must divide it"
+            )
+    return tuple(sizes.values())
 
 
 def partition_spec(axes: Axes) -> PartitionSpec:
@@ -89,22 +129,55 @@ def partition_spec(axes: Axes) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def named_sharding(mesh: Any, axes: Axes, shape: Sequence[int]) -> NamedSharding:
-    """The sharding of an array of this shape.
+def named_sharding(
+    mesh: Any, axes: Axes, shape: Sequence[int], *, name: str = "array"
+) -> NamedSharding:
+    """The sharding of an array of this shape; errors call it ``name``.
 
     Raises:
         ValueError: a dimension is not a multiple of its mesh axes (JAX would replicate it
             silently).
     """
     spec = partition_spec(axes)
-    _check_divisible(axes, shape, mesh.shape)
+    _check_divisible(axes, shape, mesh.shape, name)
     return NamedSharding(mesh, spec)
 
 
 def tree_shardings(mesh: Any, axes_tree: Any, shape_tree: Any) -> Any:
-    """Shardings of a tree of arrays, from trees of logical axes and of things with a shape."""
-    return jax.tree.map(
-        lambda leaf, axes: named_sharding(mesh, axes, leaf.shape), shape_tree, axes_tree
+    """Shardings of a tree of arrays, from trees of logical axes and of things with a shape.
+
+    Raises:
+        ValueError: as ``named_sharding``, with the array's path.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, axes: named_sharding(
+            mesh, axes, leaf.shape, name=f"parameter {_dotted(path)}"
+        ),
+        shape_tree,
+        axes_tree,
+    )
+
+
+def sharding_table(mesh: Any, axes_tree: Any, shape_tree: Any) -> str:
+    """A line for each array: path, shape, mesh axes of each dimension, shape and MiB on a device.
+
+    Raises:
+        ValueError: as ``tree_shardings``.
+    """
+    shardings = jax.tree.leaves(tree_shardings(mesh, axes_tree, shape_tree))
+    rows = [("parameter", "shape", "mesh axes", "on a device", "MiB")]
+    for (path, leaf), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(shape_tree), shardings, strict=True
+    ):
+        local = sharding.shard_shape(leaf.shape)
+        mesh_axes = ", ".join("*".join(_names(entry)) or "-" for entry in sharding.spec)
+        mib = math.prod(local) * leaf.dtype.itemsize / 2**20
+        shapes = ("x".join(map(str, shape)) for shape in (leaf.shape, local))
+        rows.append((_dotted(path), next(shapes), mesh_axes, next(shapes), f"{mib:.2f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
     )
 
 
@@ -115,10 +188,10 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
         ValueError: see ``partition_spec`` and ``named_sharding``.
     """
     spec = partition_spec(axes)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or any(kind == AxisType.Manual for kind in mesh.axis_types):
+    mesh = _automatic_mesh()
+    if mesh is None:
         return x
-    _check_divisible(axes, x.shape, mesh.shape)
+    _check_divisible(axes, x.shape, mesh.shape, "activation")
     return jax.lax.with_sharding_constraint(x, spec)
 
 
@@ -126,8 +199,7 @@ def map_over_shards(
     fun: Callable[..., Any], *, in_axes: Sequence[Axes], out_axes: Axes
 ) -> Callable[..., Any]:
     """Makes ``fun`` see each device's own block: for what XLA cannot partition (kernels, loops)."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or any(kind == AxisType.Manual for kind in mesh.axis_types):
+    if _automatic_mesh() is None:
         return fun
     return jax.shard_map(
         fun,
@@ -137,9 +209,20 @@ def map_over_shards(
     )
 
 
+def mesh_axes(axis: str | None) -> tuple[str, ...]:
+    """Mesh axes that cut a dimension with that logical axis, the outermost first."""
+    return _names(partition_spec((axis,))[0])
+
+
 def num_shards(sizes: Mapping[str, int], axis: str | None) -> int:
     """Into how many parts meshes of these sizes cut a dimension with that logical axis."""
-    return math.prod(sizes[name] for name in _names(partition_spec((axis,))[0]))
+    return math.prod(sizes[name] for name in mesh_axes(axis))
+
+
+def shards_of(axis: str | None) -> int:
+    """``num_shards`` of the mesh in use; 1 without one."""
+    mesh = _automatic_mesh()
+    return 1 if mesh is None else num_shards(mesh.shape, axis)
 
 
 def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
@@ -160,11 +243,27 @@ def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def _check_divisible(axes: Axes, shape: Sequence[int], sizes: Any) -> None:
+def _dotted(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _automatic_mesh() -> Any:
+    """The mesh in use; None without one, and inside of ``map_over_shards``."""
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = any(kind == AxisType.Manual for kind in mesh.axis_types)
+    return None if mesh.empty or manual else mesh
+
+
+def _check_divisible(axes: Axes, shape: Sequence[int], sizes: Any, name: str) -> None:
     for axis, size in zip(axes, shape, strict=True):
         shards = num_shards(sizes, axis)
         if size % shards:
+            used = mesh_axes(axis)
+            divisors = [n for n in range(1, size + 1) if size % n == 0]
+            nearest = sorted(sorted(divisors, key=lambda n: abs(n - shards))[:6])
             raise ValueError(
-                f"logical axis {axis!r} of size {size} does not divide into {shards} shards (mesh "
-                f"axes {partition_spec((axis,))[0]}); change the mesh or the size"
+                f"{name} {tuple(shape)}: logical axis {axis!r} of size {size} does not divide into "
+                f"{shards} shards ({', '.join(f'mesh.{n} {sizes[n]}' for n in used)}); sizes of "
+                f"{' x '.join(f'mesh.{n}' for n in used)} that would work: "
+                f"{', '.join(map(str, nearest))}"
             )

@@ -22,6 +22,9 @@ class ExecutionConfig:
         scan_layers: scan over the repeating group of layers (compile time independent of depth) or
             unroll.
         loss_chunk_tokens: tokens of a device whose logits exist at one time in the loss.
+        context_layout: which tokens of a row a device along ``mesh.context`` holds in training: a
+            ``contiguous`` piece, or in ``zigzag`` a piece from either end, which gives each the
+            same causal work in global layers and doubles what local layers exchange.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -33,6 +36,7 @@ class ExecutionConfig:
     remat_policy: Literal["none", "minimal", "full"] = "none"
     scan_layers: bool = True
     loss_chunk_tokens: int = 2048
+    context_layout: Literal["contiguous", "zigzag"] = "zigzag"
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -46,17 +50,24 @@ class MeshConfig:
     Attributes:
         data: replicas of the weights, each with rows of its own.
         fsdp: devices that share weights, optimizer state and rows.
-        tensor: devices that share heads, FFN and vocabulary.
+        context: devices that share a row's tokens, and weights as along fsdp.
+        tensor: devices that share heads, FFN, vocabulary and, between those, a row's tokens.
+        dcn_data, dcn_fsdp: the part of data and of fsdp that runs across slices (TPU slices or GPU
+            nodes, joined by the slower network); their product is the number of slices, 1 leaves
+            the order of the devices to JAX.
     """
 
     data: int = 1
     fsdp: int = -1
+    context: int = 1
     tensor: int = 1
+    dcn_data: int = 1
+    dcn_fsdp: int = 1
 
     def __post_init__(self) -> None:
         check_types(self)
-        sizes = dataclasses.astuple(self)
-        if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-            raise ValueError(
-                f"mesh is {dataclasses.asdict(self)}; expected sizes >= 1 and -1 at most once"
-            )
+        check_positive(self, "dcn_data", "dcn_fsdp")
+        axes = ("data", "fsdp", "context", "tensor")
+        sizes = {axis: getattr(self, axis) for axis in axes}
+        if list(sizes.values()).count(-1) > 1 or any(n < 1 and n != -1 for n in sizes.values()):
+            raise ValueError(f"mesh is {sizes}; expected sizes >= 1 and -1 at most once")

@@ -49,7 +49,7 @@ class Attention(nnx.Module):
         v = shard(self.v_proj(x), *_KV_HEADS)
         if cache is not None:
             cache = cache.write(repeat, k, v, inputs.access)
-        if cache is None or inputs.masks is not None:
+        if cache is None or inputs.views is not None:
             out = self._attend(q, k, v, inputs)
         else:
             k, v = cache.read(repeat, inputs.access.num_keys)
@@ -58,17 +58,20 @@ class Attention(nnx.Module):
         return self.o_proj(out), cache
 
     def _attend(self, q, k, v, inputs):
+        view = inputs.views[self.layer_type]
+
         def attend(q, k, v, mask):
-            return attention(
-                q,
-                k,
-                v,
+            out = attention(
+                view.exchange.queries(q),
+                view.exchange.keys(k),
+                view.exchange.keys(v),
                 mask,
                 implementation=inputs.execution.attention,
                 block_tokens=inputs.execution.attention_block_tokens,
             )
+            return view.exchange.outputs(out)
 
         attend = map_over_shards(
             attend, in_axes=(_HEADS, _KV_HEADS, _KV_HEADS, BATCH_AXES), out_axes=_HEADS
         )
-        return attend(q, k, v, inputs.masks[self.layer_type])
+        return attend(q, k, v, view.mask)

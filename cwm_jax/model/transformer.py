@@ -26,12 +26,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from cwm_jax.config import ExecutionConfig, ModelConfig
-from cwm_jax.kernels.mask import IntervalMask, document_starts, interval_mask
+from cwm_jax.kernels.mask import document_starts
 from cwm_jax.model.attention import Attention
 from cwm_jax.model.cache import CacheAccess, Caches, LayerCache
+from cwm_jax.model.context import RowLayout, RowView, make_exchange, row_layout
 from cwm_jax.model.layers import Embedding, Linear, Mlp, RMSNorm
 from cwm_jax.model.rope import rope_tables
-from cwm_jax.sharding import BATCH_AXES, map_over_shards, shard
+from cwm_jax.sharding import BATCH_AXES, map_over_shards, shard, shards_of
 
 Params = dict[str, Any]
 DEFAULT_EXECUTION = ExecutionConfig()
@@ -49,7 +50,7 @@ class LayerInputs:
 
     cos: Float[Array, "B T 1 half"]
     sin: Float[Array, "B T 1 half"]
-    masks: dict[str, IntervalMask] | None
+    views: dict[str, RowView] | None
     """What the tokens see of each other, by layer type; None: they attend to the cache."""
     access: CacheAccess | None
     execution: ExecutionConfig = dataclasses.field(metadata={"static": True})
@@ -71,10 +72,17 @@ class DecoderLayer(nnx.Module):
         cache: LayerCache | None = None,
         repeat: int | Int[Array, ""] = 0,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        attended, cache = self.self_attn(self.input_layernorm(x), inputs, cache, repeat)
-        x = x + attended
-        x = x + self.mlp(self.post_attention_layernorm(x))
-        return shard(x, "batch", "seq", "act_embed"), cache
+        normed = shard(self.input_layernorm(x), "batch", "seq", "act_embed")
+        attended, cache = self.self_attn(normed, inputs, cache, repeat)
+        x = shard_residual(x + attended)
+        normed = shard(self.post_attention_layernorm(x), "batch", "seq", "act_embed")
+        return shard_residual(x + self.mlp(normed)), cache
+
+
+def shard_residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """States the residual stream's layout: sequence parallel where its length divides."""
+    divides = x.shape[1] % shards_of("residual_seq") == 0  # a decoder's one token does not
+    return shard(x, "batch", "residual_seq" if divides else "seq", "act_embed")
 
 
 class Transformer(nnx.Module):
@@ -111,15 +119,17 @@ class Transformer(nnx.Module):
         caches: Caches | None = None,
         access: CacheAccess | None = None,
         attention_cap: int | None = None,
+        layout: RowLayout | None = None,
     ) -> tuple[Float[Array, "B T D"], Caches]:
         """The final norm's output, in the compute dtype, and the caches with the tokens written."""
         dtype = execution.dtype or self.embed_tokens.embedding[...].dtype
         cos, sin = rope_tables(positions, self.config.rope_parameters, self.config.head_dim)
-        masks = None
+        views = None
         if segment_ids is not None or caches is None:
-            masks = _masks(self.config, tokens, segment_ids, attention_cap)
-        inputs = LayerInputs(cos, sin, masks, access, execution)
-        x = self.embed_tokens(tokens, dtype)
+            layout = layout or row_layout("contiguous")
+            views = _views(self.config, tokens, segment_ids, attention_cap, layout)
+        inputs = LayerInputs(cos, sin, views, access, execution)
+        x = shard_residual(self.embed_tokens(tokens, dtype))
         group = [nnx.split(layer) for layer in _in_order(self.layers)]
 
         def run_group(carry, group_inputs):
@@ -146,18 +156,23 @@ class Transformer(nnx.Module):
             run = _layer_function(graphdef, execution, 0, scanned=False)
             x, cache = run(state, x, inputs, cache)
             tail.append(cache)
-        return self.norm(x), Caches(layers, tail)
+        return shard(self.norm(x), "batch", "seq", "act_embed"), Caches(layers, tail)
 
 
-def _masks(config: ModelConfig, tokens, segment_ids, attention_cap) -> dict[str, IntervalMask]:
-    """One mask for each kind of layer, made once for all of its layers on each device's rows."""
+def _views(
+    config: ModelConfig, tokens, segment_ids, attention_cap, layout: RowLayout
+) -> dict[str, RowView]:
+    """One view for each kind of layer, made once for all of its layers, of each device's tokens."""
     packed = segment_ids is not None
     windows = {kind: config.window(kind) or attention_cap for kind in set(config.layer_types)}
+    exchanges = {
+        kind: make_exchange(layout, tokens.shape[1], window) for kind, window in windows.items()
+    }
 
     def make(segment_ids):
         return {
-            kind: interval_mask(segment_ids, window, packed=packed)
-            for kind, window in windows.items()
+            kind: RowView(exchange.mask(segment_ids, windows[kind], packed=packed), exchange)
+            for kind, exchange in exchanges.items()
         }
 
     if not packed:
@@ -245,11 +260,13 @@ def hidden_states(
     segment_ids: Int[Array, "B T"] | None = None,
     execution: ExecutionConfig = DEFAULT_EXECUTION,
     attention_cap: int | None = None,
+    layout: RowLayout | None = None,
 ) -> Float[Array, "B T D"]:
     """What the output head reads; arguments as for ``forward``.
 
     With ``attention_cap`` a query of a global layer sees that many keys, its own included, as in a
-    local layer of that window.
+    local layer of that window. ``layout`` says in which order the tokens lie (with ``positions``
+    given); None is reading order.
     """
     _check_inputs(params, model_config, tokens, positions, segment_ids)
     if positions is None:
@@ -257,7 +274,7 @@ def hidden_states(
         positions = jnp.arange(tokens.shape[1])[None] - document_starts(documents)
     model = _model(params, model_config)
     x, _ = model.hidden_states(
-        tokens, positions, segment_ids, execution, attention_cap=attention_cap
+        tokens, positions, segment_ids, execution, attention_cap=attention_cap, layout=layout
     )
     return x
 

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from cwm_jax.config import ExecutionConfig, ModelConfig
+from cwm_jax.model.context import row_layout
 from cwm_jax.model.transformer import DEFAULT_EXECUTION, Params, hidden_states
-from cwm_jax.sharding import num_shards, shard
+from cwm_jax.sharding import shard, shards_of
 
 Batch = dict[str, jax.Array]
 
@@ -73,6 +74,8 @@ def loss_sums(
 
     ``attention_cap`` as for ``hidden_states``.
     """
+    layout = row_layout(execution.context_layout)
+    batch = {name: layout.arrange(x) for name, x in batch.items()}  # all below is by token
     x = hidden_states(
         params,
         model_config,
@@ -81,6 +84,7 @@ def loss_sums(
         segment_ids=batch["segment_ids"],
         execution=execution,
         attention_cap=attention_cap,
+        layout=layout,
     )
     mask = batch["loss_mask"].astype(jnp.float32)
     kernel = params["lm_head"]["kernel"].astype(x.dtype)
@@ -132,8 +136,7 @@ def _forward(x, kernel, targets, mask, z_loss, chunk_tokens):
     zero = jnp.zeros((), jnp.float32)
     carry = ((zero, zero), jnp.zeros(kernel.shape, jnp.float32))
     (sums, d_kernel), d_x = _scan(chunk, carry, _split((x, targets, mask), chunk_tokens))
-    d_x = jnp.moveaxis(d_x, 0, 1).reshape(x.shape[0], -1, x.shape[2])[:, : x.shape[1]]
-    return sums, (d_x, d_kernel.astype(kernel.dtype))
+    return sums, (_join(d_x, x.shape[1]), d_kernel.astype(kernel.dtype))
 
 
 def _backward(z_loss, chunk_tokens, residuals, cotangents):
@@ -158,19 +161,30 @@ def _chunk_losses(x, kernel, targets, mask, z_loss):
 def _split(arrays, chunk_tokens: int):
     """``[B, T, ...]`` -> ``[n, B, C, ...]``, the last chunk padded with zeros (mask 0).
 
-    ``chunk_tokens`` counts what one device holds of a chunk.
+    A chunk has tokens of every device along context; ``chunk_tokens`` counts those of one device.
     """
     B, T = arrays[0].shape[:2]
-    mesh = jax.sharding.get_abstract_mesh()
-    rows = B if mesh.empty else max(1, B // num_shards(mesh.shape, "batch"))
-    length = min(T, max(1, chunk_tokens // rows))
-    padding = -T % length
+    rows, parts = max(1, B // shards_of("batch")), shards_of("seq")
+    length = min(T // parts, max(1, chunk_tokens // rows))
+    padding = -(T // parts) % length
 
     def split(x):
-        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(B, -1, length, *x.shape[2:]), 1, 0)
+        x = x.reshape(B, parts, T // parts, *x.shape[2:])
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 3))
+        x = x.reshape(B, parts, -1, length, *x.shape[3:])
+        x = jnp.moveaxis(x, 2, 0).reshape(x.shape[2], B, parts * length, *x.shape[4:])
+        return shard(x, None, "batch", "seq", *[None] * (x.ndim - 3))
 
     return tuple(split(x) for x in arrays)
+
+
+def _join(x, T: int):
+    """Inverse of ``_split`` for one array of rows of T tokens."""
+    parts = shards_of("seq")
+    n, B = x.shape[:2]
+    x = jnp.moveaxis(x.reshape(n, B, parts, -1, *x.shape[3:]), 0, 2)
+    x = x.reshape(B, parts, -1, *x.shape[4:])[:, :, : T // parts]
+    return shard(x.reshape(B, T, *x.shape[3:]), "batch", "seq", "act_embed")
 
 
 def _scan(body, carry, xs) -> Any:
