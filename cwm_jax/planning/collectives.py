@@ -97,13 +97,25 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 def _count_executions(bodies, name: str, times: float, executions: Counter[str]) -> None:
     executions[name] += times
     for line in bodies[name]:
-        turns = 1.0
-        if " while(" in line:
-            known = _TRIP_COUNT.search(line)
-            turns = float(known[1]) if known else math.nan
+        turns = _turns(line, bodies) if " while(" in line else 1.0
         for called in _CALLED.findall(line):
             if called in bodies:
                 _count_executions(bodies, called, times * turns, executions)
+
+
+def _turns(line: str, bodies) -> float:
+    """Of a loop: as XLA states it or, for the TPU, the constant below which its counter stays."""
+    if known := _TRIP_COUNT.search(line):
+        return float(known[1])
+    condition = re.search(r"condition=%([\w.\-]+)", line)
+    lines = bodies[condition[1]] if condition else []
+    root = next((text for text in lines if "ROOT" in text), "")
+    compared = re.search(r" compare\(%[\w.\-]+, %([\w.\-]+)\), direction=LT", root)
+    for text in lines:
+        limit = re.search(r"%([\w.\-]+) = s32\[\].* constant\((\d+)\)", text)
+        if compared and limit and limit[1] == compared[1]:
+            return float(limit[2])
+    return math.nan
 
 
 def _collective(line: str, match: re.Match, mesh_sizes, executions: int) -> Collective:
