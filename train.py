@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import hashlib
 import json
 import logging
-import math
 import sys
 import types
 from pathlib import Path
 
-from cwm_jax.config import MeshConfig, RunConfig, schema
+from cwm_jax.config import RunConfig, schema
 from cwm_jax.sandbox import SandboxError
 
 
@@ -64,7 +62,7 @@ def dry_run(config: RunConfig) -> str:
     """The resolved config and all derived numbers; a mesh without -1 is planned at its own size."""
     from cwm_jax.training.plan import make_plan
 
-    plan = make_plan(config, num_devices=_mesh_devices(config.mesh))
+    plan = make_plan(config, num_devices=config.mesh.num_devices)
     values = "\n".join(
         f"  {key} = {_short(value)}" for key, value in schema.flatten(config).items()
     )
@@ -259,11 +257,6 @@ def _print_sample(config: RunConfig, result) -> None:
         execution=config.execution,
     )
     print(f"sample:\n{config.logging.sample_prompt}{result.tokenizer.decode(tokens)}")
-
-
-def _mesh_devices(mesh: MeshConfig) -> int | None:
-    sizes = dataclasses.astuple(mesh)
-    return None if -1 in sizes else math.prod(sizes)
 
 
 def _short(value: object) -> str:

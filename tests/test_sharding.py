@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from tiny import VOCAB_SIZE, random_batch, tiny_model, tiny_run
 from tolerances import ACCUMULATION_RTOL, LOSS_RTOL
 
@@ -15,11 +15,13 @@ from cwm_jax.config import MeshConfig
 from cwm_jax.model.transformer import abstract_params, logical_axes
 from cwm_jax.sharding import (
     MESH_AXES,
+    abstract_mesh,
     make_mesh,
     mesh_shape,
     named_sharding,
     partition_spec,
     put_batch,
+    sharding_table,
     tree_shardings,
 )
 from cwm_jax.training.plan import make_plan
@@ -28,7 +30,7 @@ from cwm_jax.training.step import make_train_step
 
 
 def one_step(config):
-    mesh = make_mesh(config.mesh, jax.devices()[: np.prod(dataclasses.astuple(config.mesh))])
+    mesh = make_mesh(config.mesh, jax.devices()[: config.mesh.num_devices])
     plan = make_plan(config, num_devices=mesh.size)
     step = jax.jit(
         make_train_step(config, plan=plan), out_shardings=(state_shardings(config, mesh), None)
@@ -55,24 +57,24 @@ def test_a_mesh_of_eight_devices_equals_one(tmp_path):
     for a, b in zip(*moments, strict=True):
         assert np.linalg.norm(a - b) <= ACCUMULATION_RTOL * np.linalg.norm(b)
     kernel = new.params["layers"]["0"]["self_attn"]["q_proj"]["kernel"]
-    assert kernel.sharding.spec == PartitionSpec(None, "fsdp", "tensor", None)
+    assert kernel.sharding.spec == PartitionSpec(None, ("fsdp", "context"), "tensor", None)
     assert kernel.addressable_shards[0].data.shape == (2, 16, 2, 8)
     mu = new.opt_state[0].mu["layers"]["0"]["self_attn"]["q_proj"]["kernel"]
     assert mu.sharding == kernel.sharding
 
 
 @pytest.mark.parametrize("name", ["cwm_32b", "cwm_32b_last_global"])
-@pytest.mark.parametrize("sizes", [(1, 1024, 2), (1, 256, 8), (4, 64, 4)])
+@pytest.mark.parametrize("sizes", [(1, 1024, 1, 2), (1, 256, 1, 8), (4, 16, 4, 4)])
 def test_every_weight_of_the_32b_model_lays_out(name, sizes):
     model = importlib.import_module(f"configs.{name}").MODEL
-    mesh = AbstractMesh(sizes, MESH_AXES, (AxisType.Auto,) * 3)
+    mesh = abstract_mesh(sizes)
     shardings = tree_shardings(mesh, logical_axes(model), abstract_params(model))
     for leaf, sharding in zip(
         jax.tree.leaves(abstract_params(model)), jax.tree.leaves(shardings), strict=True
     ):
         shard = sharding.shard_shape(leaf.shape)
-        if np.prod(leaf.shape) > 10_000_000:  # every large weight is cut into fsdp x tensor parts
-            assert np.prod(shard) * sizes[1] * sizes[2] == np.prod(leaf.shape)
+        if np.prod(leaf.shape) > 10_000_000:  # every large weight is cut into this many parts
+            assert np.prod(shard) * np.prod(sizes[1:]) == np.prod(leaf.shape)
 
 
 def test_sharded_loss_lowers_on_an_abstract_mesh_and_keeps_rows_apart():
@@ -112,14 +114,64 @@ def test_no_name_is_both_logical_and_mesh():
 
 
 def test_indivisible_dimensions_are_refused_not_replicated():
-    mesh = AbstractMesh((1, 1, 2), MESH_AXES, (AxisType.Auto,) * 3)
+    mesh = abstract_mesh((1, 1, 1, 2))
     with pytest.raises(ValueError, match="'vocab' of size 257 does not divide into 2"):
         named_sharding(mesh, ("vocab", "embed"), (257, 8))
 
 
+def test_the_error_names_parameter_axis_and_sizes_that_work():
+    model = tiny_model(vocab_size=6 * 96)
+    mesh = abstract_mesh((1, 4, 2, 5))
+    with pytest.raises(ValueError) as refused:
+        tree_shardings(mesh, logical_axes(model), abstract_params(model))
+    assert str(refused.value) == (
+        "parameter embed_tokens.embedding (576, 32): logical axis 'vocab' of size 576 does not "
+        "divide into 5 shards (mesh.tensor 5); sizes of mesh.tensor that would work: "
+        "1, 2, 3, 4, 6, 8"
+    )
+
+
+def test_table_of_shardings():
+    model = tiny_model()
+    table = sharding_table(
+        abstract_mesh((1, 2, 2, 2)), logical_axes(model), abstract_params(model)
+    ).splitlines()
+    assert len(table) == 1 + len(jax.tree.leaves(abstract_params(model)))
+    row = next(line for line in table if line.startswith("layers.1.self_attn.q_proj.kernel"))
+    assert row.split() == [
+        "layers.1.self_attn.q_proj.kernel", "2x32x4x8", "-,", "fsdp*context,", "tensor,", "-",
+        "2x8x2x8", "0.00",
+    ]  # fmt: skip
+
+
+def test_slices_lie_along_the_outer_part_of_their_axes():
+    @dataclasses.dataclass(frozen=True)
+    class Device:  # of a TPU: two slices of four chips
+        id: int
+        slice_index: int
+        process_index: int = 0
+        platform: str = "tpu"
+        device_kind: str = "TPU v5p"
+
+        @property
+        def coords(self):
+            return (self.id % 4, 0, 0)
+
+        core_on_chip = 0
+
+    devices = [Device(i, i // 4) for i in range(8)]
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2, dcn_data=2), devices)
+    assert [d.slice_index for d in mesh.devices[0].flat] == [0] * 4
+    assert [d.slice_index for d in mesh.devices[1].flat] == [1] * 4
+    with pytest.raises(ValueError, match="describe 4 slices; the devices are in 2"):
+        make_mesh(MeshConfig(data=2, fsdp=4, dcn_data=2, dcn_fsdp=2), devices)
+    with pytest.raises(ValueError, match="must divide it"):
+        make_mesh(MeshConfig(data=1, fsdp=8, dcn_data=2), devices)
+
+
 def test_mesh_sizes():
-    assert mesh_shape(MeshConfig(), 8) == (1, 8, 1)
-    assert mesh_shape(MeshConfig(data=2, fsdp=-1, tensor=2), 8) == (2, 2, 2)
+    assert mesh_shape(MeshConfig(), 8) == (1, 8, 1, 1)
+    assert mesh_shape(MeshConfig(data=2, fsdp=-1, tensor=2), 8) == (2, 2, 1, 2)
     with pytest.raises(ValueError, match="takes 3 devices; got 8"):
         mesh_shape(MeshConfig(data=3, fsdp=1), 8)
     with pytest.raises(ValueError, match="-1 at most once"):

@@ -29,6 +29,7 @@ ALLOWED = {
     "model": _MODEL,
     "data": _TRACE | {"trace"},
     "training": _TRAINING,
+    "planning": _TRAINING | {"planning"},
     "sandbox": set(),
     "trace": _TRACE,
     "inference": _INFERENCE,

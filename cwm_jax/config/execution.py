@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from cwm_jax.config.schema import check_positive, check_types
@@ -71,3 +72,9 @@ class MeshConfig:
         sizes = {axis: getattr(self, axis) for axis in axes}
         if list(sizes.values()).count(-1) > 1 or any(n < 1 and n != -1 for n in sizes.values()):
             raise ValueError(f"mesh is {sizes}; expected sizes >= 1 and -1 at most once")
+
+    @property
+    def num_devices(self) -> int | None:
+        """Devices that the mesh takes; None where a size is -1."""
+        sizes = (self.data, self.fsdp, self.context, self.tensor)
+        return None if -1 in sizes else math.prod(sizes)

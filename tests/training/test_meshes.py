@@ -60,9 +60,7 @@ def one_step(folder, sizes, *, attention_cap=None, **execution):
         state = init_state(config, jax.random.key(0), optimizer=optax.sgd(-1.0))
         state = dataclasses.replace(state, params=jax.device_put(state.params, params))
         new, metrics = jax.jit(step)(state, put_batch(BATCH, mesh))
-    for leaf, sharding in zip(
-        jax.tree.leaves(new.params), jax.tree.leaves(params), strict=True
-    ):
+    for leaf, sharding in zip(jax.tree.leaves(new.params), jax.tree.leaves(params), strict=True):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
     return float(metrics["loss"]), jax.device_get(state.params), jax.device_get(new.params)
 

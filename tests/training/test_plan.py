@@ -267,7 +267,7 @@ def test_describe_of_pretraining():
     text = PRETRAIN.describe()
     for part in (
         "32,581,097,472 (31,005,087,744 without embeddings)",
-        "2048 (data 1, fsdp 1024, tensor 2)",
+        "2048 (data 1, fsdp 1024, context 1, tensor 2)",
         "953,675",
         "8,388,608 tokens = 1 x 1024 rows x 8192",
         "0.0008 at step 2,000",
