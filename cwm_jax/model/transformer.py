@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float, Int
 
 from cwm_jax.config import ExecutionConfig, ModelConfig
@@ -336,7 +337,8 @@ def num_parameters(model_config: ModelConfig) -> int:
 @functools.lru_cache(maxsize=32)
 def _abstract_model(model_config: ModelConfig) -> tuple[Any, Any]:
     # (nnx.GraphDef, nnx.State); beartype refuses hints that NNX's types contain
-    with nnx.use_eager_sharding(False):
+    # Without the mesh in use, in which NNX would look for the logical axes.
+    with nnx.use_eager_sharding(False), jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
         model = nnx.eval_shape(
             lambda: Transformer(model_config, rngs=nnx.Rngs(params=jax.random.key(0)))
         )

@@ -13,7 +13,7 @@ from tolerances import ACCUMULATION_RTOL, LOSS_RTOL
 from cwm_jax.config import BatchConfig, MeshConfig
 from cwm_jax.sharding import make_mesh, put_batch
 from cwm_jax.training.plan import make_plan
-from cwm_jax.training.state import abstract_state, init_state, state_shardings
+from cwm_jax.training.state import init_state, state_shardings
 from cwm_jax.training.step import make_train_step
 
 ROWS, T = 8, 64
