@@ -230,13 +230,42 @@ def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, *partition_spec(BATCH_AXES)))
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Places host arrays ``[..., B, T]`` (this process's rows) on the mesh's devices."""
-    sharding = {key: batch_sharding(mesh, leading=value.ndim - 2) for key, value in batch.items()}
-    return {
-        key: jax.make_array_from_process_local_data(sharding[key], value)
-        for key, value in batch.items()
-    }
+def process_rows(mesh: Mesh, num_rows: int) -> list[int]:
+    """Which rows of a batch of ``num_rows`` this process's devices hold a part of, rising."""
+    sharding = NamedSharding(mesh, PartitionSpec(mesh_axes("batch")))
+    spans = sharding.addressable_devices_indices_map((num_rows,)).values()
+    return sorted({row for (span,) in spans for row in range(*span.indices(num_rows))})
+
+
+def put_batch(
+    batch: dict[str, np.ndarray],
+    mesh: Mesh,
+    *,
+    rows: Sequence[int] | None = None,
+    num_rows: int | None = None,
+) -> dict[str, jax.Array]:
+    """Places host arrays ``[..., B, T]`` on the mesh's devices.
+
+    Args:
+        batch: this process's rows of a batch.
+        mesh: the mesh.
+        rows: the places of those rows, see ``process_rows``; None: all are here.
+        num_rows: rows of the batch over all processes; None with ``rows`` None.
+    """
+    return {name: _put(value, mesh, rows, num_rows) for name, value in batch.items()}
+
+
+def _put(value: np.ndarray, mesh: Mesh, rows, num_rows: int | None) -> jax.Array:
+    shape = (*value.shape[:-2], num_rows or value.shape[-2], value.shape[-1])
+    place = {row: at for at, row in enumerate(range(shape[-2]) if rows is None else rows)}
+
+    def part(index):
+        start, stop, _ = index[-2].indices(shape[-2])
+        at = place[start]  # a device's rows are neighbours here too
+        return value[(*index[:-2], slice(at, at + stop - start), index[-1])]
+
+    sharding = batch_sharding(mesh, leading=value.ndim - 2)
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

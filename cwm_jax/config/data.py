@@ -156,6 +156,9 @@ class DataConfig:
             and ``best_fit`` keep documents whole (longer ones are cut into rows first) and pad.
         shuffle: draw documents in a random order that the run's seed fixes, anew each epoch.
         prefetch_rows: packed rows prepared ahead of the step (for each length bucket).
+        num_streams: parts into which documents are dealt, each packed by itself, whose rows make a
+            batch. A host reads only those of its rows: at least as many as hosts spare each the
+            others' documents. They are part of the run, whatever the hosts.
         length_buckets: all rows of a step are of one bucket's documents, so that no device waits
             for another's long ones; buckets have their shares of the tokens. Empty: no buckets.
         trace_context_loss: count the tokens before the first frame of a trace, or before the output
@@ -169,12 +172,13 @@ class DataConfig:
     packing: Literal["concat_then_split", "first_fit", "best_fit"] = "concat_then_split"
     shuffle: bool = True
     prefetch_rows: int = 64
+    num_streams: int = 1
     length_buckets: tuple[LengthBucket, ...] = ()
     trace_context_loss: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_positive(self, "prefetch_rows")
+        check_positive(self, "prefetch_rows", "num_streams")
         names = [source.name for source in self.sources]
         if not names:
             raise ValueError("data.sources is empty; name at least one SourceConfig")

@@ -21,17 +21,18 @@ from cwm_jax.data.prefetch import Prefetched
 from cwm_jax.data.shards import CONTEXT_MARK, Shards, tokens_from_record
 from cwm_jax.data.sources import DataError
 
-_STREAM_VERSION = 3  # raised when the same fingerprint would no longer mean the same rows
+_STREAM_VERSION = 4  # raised when the same fingerprint would no longer mean the same rows
 _HELDOUT_SEED = 0  # held-out rows are the same for every run
 
 
 class Loader:
-    """Endless streams of packed rows of the training split, one per length bucket, for one host.
+    """Endless packed rows of the training split, for each length bucket and for any hosts.
 
     Documents are drawn so that the sources' tokens come in the proportion of their shares, from
-    each in an order that the seed fixes, anew each epoch. Host i of n takes every n-th of them, so
-    in each epoch of a source every document goes to one host. Rows are prepared in a thread for
-    each bucket; closing ends them.
+    each in an order that the seed fixes, anew each epoch. They are dealt to ``num_streams``
+    streams, each packed by itself: a batch's first rows are of the first stream, and so on. So
+    batches are the same on any number of hosts, and a host reads the streams of its rows alone.
+    Rows are prepared in a thread for each bucket; closing ends them.
 
     A stream is a function of the fingerprint in ``state`` and of its cursor there: resuming reads
     again the documents of the row (or group of ``GROUP_ROWS`` rows) at hand, nothing before them.
@@ -45,37 +46,42 @@ class Loader:
         shares: Sequence[SourceShare],
         max_target_length: int,
         seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        own_rows: Sequence[int] = (0,),
+        micro_batch_rows: int = 1,
     ) -> None:
         """Sets each stream to its first row; no document is read yet.
 
         Args:
             shards: as ``prepare`` made them, one for each of ``data_config.sources``, in their
                 order.
-            data_config: packing, shuffle, prefetch_rows, length_buckets and trace_context_loss are
-                read.
+            data_config: packing, shuffle, prefetch_rows, num_streams, length_buckets and
+                trace_context_loss are read.
             shares: of the sources, from ``source_shares``.
             max_target_length: tokens T in a row.
             seed: of the order of the documents and of the buckets.
-            process_index: this host.
-            process_count: hosts that read together.
+            own_rows: rows of each micro-batch that this process needs, rising.
+            micro_batch_rows: rows of a micro-batch over all processes.
 
         Raises:
-            ValueError: sources and shards do not match, or the host is not one of them.
+            ValueError: sources and shards do not match, or rows beyond the micro-batch.
         """
         _check_sources(shards, data_config)
-        if not 0 <= process_index < process_count:
+        if not own_rows or not 0 <= min(own_rows) <= max(own_rows) < micro_batch_rows:
             raise ValueError(
-                f"process_index is {process_index}; expected 0 to {process_count - 1} (below "
-                "process_count)"
+                f"own_rows is {own_rows}; expected some of 0 to {micro_batch_rows - 1} (below "
+                "micro_batch_rows)"
             )
         self.buckets = make_buckets(shards, data_config.length_buckets, shares)
         self._shares = tuple(shares)
-        self._seed, self._process_count = seed, process_count
-        self._streams = [
-            _Stream(
-                _mixture(shards, bucket, data_config, seed, process_index, process_count),
+        self._seed, self._num_streams = seed, data_config.num_streams
+        self._own_rows, self._micro_batch_rows = tuple(own_rows), micro_batch_rows
+        own_streams = _streams_of(self._own_rows, micro_batch_rows, self._num_streams)
+        self._rows = [
+            _BucketRows(
+                {
+                    stream: _mixture(shards, bucket, data_config, seed, stream)
+                    for stream in own_streams
+                },
                 data_config,
                 max_target_length,
             )
@@ -97,8 +103,7 @@ class Loader:
             "shuffle": data_config.shuffle,
             "max_target_length": max_target_length,
             "seed": seed,
-            "process_index": process_index,
-            "process_count": process_count,
+            "num_streams": self._num_streams,
         }
 
     def bucket(self, step: int) -> int:
@@ -106,22 +111,40 @@ class Loader:
         return bucket_of_step(self.buckets, self._seed, step)
 
     def next_rows(self, num_rows: int, bucket: int = 0) -> Row:
-        """Next rows of a bucket: ``tokens targets positions segment_ids loss_mask``, ``[n, T]``.
+        """This process's part of the next ``num_rows`` rows of a bucket.
+
+        Of A micro-batches of R rows, row b of micro-batch a is number ``b A + a``: one process's
+        are neighbours. ``num_rows`` is A R.
+
+        Returns:
+            ``tokens targets positions segment_ids loss_mask``, each ``[len(own_rows) A, T]``, in
+            the order of their numbers.
 
         Raises:
+            ValueError: rows that do not divide into micro-batches or over the streams.
             DataError: a shard cannot be read; the state stays where it was.
         """
-        return self._streams[bucket].next_rows(num_rows)
+        for name, count in (
+            ("micro_batch_rows", self._micro_batch_rows),
+            ("data.num_streams", self._num_streams),
+        ):
+            if num_rows % count:
+                raise ValueError(f"{num_rows} rows are no multiple of {name} {count}")
+        from_each, A = num_rows // self._num_streams, num_rows // self._micro_batch_rows
+        read = self._rows[bucket].next_rows(from_each)
+        numbers = (b * A + a for b in self._own_rows for a in range(A))
+        return stack_rows(read[n // from_each][n % from_each] for n in numbers)
 
     def epochs(self) -> dict[str, float]:
         """Source -> how often its tokens have been drawn so far, over all hosts.
 
         Within 1 % (grain rounds the proportions of a mixture so) and but for the documents of the
-        row, or group of rows, at hand.
+        row, or group of rows, at hand; other hosts' streams count as those of this one.
         """
         tokens = [0.0] * len(self._shares)
-        for bucket, stream in zip(self.buckets, self._streams, strict=True):
-            documents = stream.cursor.document * self._process_count
+        for bucket, rows in zip(self.buckets, self._rows, strict=True):
+            read = [cursor.document for cursor in rows.cursors.values()]
+            documents = sum(read) / len(read) * self._num_streams
             per_token = sum(part.documents_per_token for part in bucket.parts)
             for part in bucket.parts:
                 tokens[part.source] += documents * part.share / per_token
@@ -131,22 +154,34 @@ class Loader:
         }
 
     def state(self) -> dict[str, Any]:
-        """For ``restore``, fit for JSON: fingerprint, cursors after the last rows delivered."""
-        cursors = [dataclasses.asdict(stream.cursor) for stream in self._streams]
+        """Fit for JSON: fingerprint, and for each bucket the cursors of this process's streams."""
+        cursors = [
+            {str(stream): dataclasses.asdict(cursor) for stream, cursor in rows.cursors.items()}
+            for rows in self._rows
+        ]
         return {"fingerprint": self._fingerprint, "cursors": cursors}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues exactly after the last rows that were delivered before ``state`` was taken.
 
+        Args:
+            state: of ``state()``, or of ``merge_states`` where several processes took it.
+
         Raises:
-            ValueError: the state is another stream's (what differs is named), or none at all.
+            ValueError: the state is another stream's (what differs is named), lacks some that this
+                process reads, or is none at all.
         """
         try:
             different = _differences(dict(state["fingerprint"]), self._fingerprint)
-            cursors = [] if different else [Cursor(**cursor) for cursor in state["cursors"]]
+            saved = [] if different else [dict(cursors) for cursors in state["cursors"]]
+            cursors = [
+                {stream: Cursor(**theirs[str(stream)]) for stream in rows.cursors}
+                for rows, theirs in zip(self._rows, saved, strict=not different)
+            ]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"loader state is {state!r}; expected what Loader.state() returned"
+                f"loader state is {state!r}; expected what Loader.state() returned, of every "
+                f"stream that is read here ({error!r})"
             ) from error
         if different:
             raise ValueError(
@@ -155,13 +190,13 @@ class Loader:
                 "(checkpoint.load_parameters_path)"
             )
         self.close()
-        for stream, cursor in zip(self._streams, cursors, strict=True):
-            stream.cursor = cursor
+        for rows, at in zip(self._rows, cursors, strict=True):
+            rows.cursors = at
 
     def close(self) -> None:
-        """Ends the threads; ``next_rows`` starts one again where its stream stands."""
-        for stream in self._streams:
-            stream.close()
+        """Ends the threads; ``next_rows`` starts one again where its streams stand."""
+        for rows in self._rows:
+            rows.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -170,43 +205,98 @@ class Loader:
         self.close()
 
 
-class _Stream:
-    """The rows of one bucket, and the cursor after the last one delivered."""
+def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One state of those that the processes of a run took after the same step.
+
+    Raises:
+        ValueError: they are of different streams, or disagree on a cursor.
+    """
+    merged = {"fingerprint": states[0]["fingerprint"], "cursors": []}
+    for bucket in range(len(states[0]["cursors"])):
+        cursors: dict[str, Any] = {}
+        for number, state in enumerate(states):
+            for stream, cursor in state["cursors"][bucket].items():
+                if state["fingerprint"] != merged["fingerprint"] or (
+                    cursors.setdefault(stream, cursor) != cursor
+                ):
+                    raise ValueError(
+                        f"process {number} has other data than the processes before it (stream "
+                        f"{stream}: {cursor}, {cursors[stream]} there): do all read the same files?"
+                    )
+        merged["cursors"].append(dict(sorted(cursors.items(), key=lambda item: int(item[0]))))
+    return merged
+
+
+def _streams_of(own_rows: Sequence[int], num_rows: int, num_streams: int) -> list[int]:
+    """Streams of these rows: a batch is cut into equal parts by stream, and by row."""
+    return sorted(
+        {
+            stream
+            for row in own_rows
+            for stream in range(
+                row * num_streams // num_rows, -(-(row + 1) * num_streams // num_rows)
+            )
+        }
+    )
+
+
+class _BucketRows:
+    """The rows of one bucket's streams, and the cursors after the last ones delivered."""
 
     def __init__(
-        self, documents: grain.MapDataset, data_config: DataConfig, max_target_length: int
+        self,
+        documents: Mapping[int, grain.MapDataset],
+        data_config: DataConfig,
+        max_target_length: int,
     ) -> None:
-        self.cursor = Cursor()
-        self.documents = documents
+        self.cursors = {stream: Cursor() for stream in documents}
+        self._documents = documents
         self._data_config = data_config
         self._max_target_length = max_target_length
         self._rows: Prefetched | None = None
 
-    def next_rows(self, num_rows: int) -> Row:
+    def next_rows(self, from_each: int) -> dict[int, list[Row]]:
+        """As many rows from each stream."""
         if self._rows is None:
-            # The thread holds the dataset, not the stream, which it would else keep alive.
-            rows = pack(
-                _tokens_from(self.documents, self.cursor.document, self._data_config),
-                packing=self._data_config.packing,
-                max_target_length=self._max_target_length,
-                cursor=self.cursor,
+            # The thread holds the datasets, not the bucket, which it would else keep alive.
+            rows = _in_turns(
+                [
+                    pack(
+                        _tokens_from(self._documents[stream], cursor.document, self._data_config),
+                        packing=self._data_config.packing,
+                        max_target_length=self._max_target_length,
+                        cursor=cursor,
+                    )
+                    for stream, cursor in self.cursors.items()
+                ]
             )
             self._rows = Prefetched(rows, self._data_config.prefetch_rows, name="loader")
             self._finalizer = weakref.finalize(self, self._rows.close)
+        delivered: dict[int, list[Row]] = {stream: [] for stream in self.cursors}
+        cursors = dict(self.cursors)
         try:
-            delivered = [self._rows.get() for _ in range(num_rows)]
+            for _ in range(from_each):
+                for stream in delivered:
+                    row, cursors[stream] = self._rows.get()
+                    delivered[stream].append(row)
         except BaseException:
             self.close()
             raise
-        if delivered:
-            self.cursor = delivered[-1][1]
-        return stack_rows(row for row, _ in delivered)
+        self.cursors = cursors
+        return delivered
 
     def close(self) -> None:
         if self._rows is not None:
             self._finalizer.detach()
             self._rows.close()
             self._rows = None
+
+
+def _in_turns(streams: Sequence[Iterator[Any]]) -> Iterator[Any]:
+    """An item of each in turn, for ever."""
+    while True:
+        for stream in streams:
+            yield next(stream)
 
 
 def heldout_rows(
@@ -254,10 +344,9 @@ def _mixture(
     bucket: Bucket,
     data_config: DataConfig,
     seed: int,
-    index: int,
-    count: int,
+    stream: int,
 ) -> grain.MapDataset:
-    """A bucket's endless sequence of documents for this host, in constant time at any index."""
+    """A bucket's endless sequence of documents of a stream, in constant time at any index."""
     datasets = []
     for part in bucket.parts:
         s = shards[part.source]
@@ -266,7 +355,7 @@ def _mixture(
             # grain adds the epoch to the seed: hashed, so that no run repeats another's epochs.
             digest = hashlib.sha256(f"{seed}/{s.manifest.source.name}".encode()).digest()
             dataset = dataset.shuffle(seed=int.from_bytes(digest[:4], "big"))
-        datasets.append(dataset.repeat()[index::count])
+        datasets.append(dataset.repeat()[stream :: data_config.num_streams])
     if not datasets:
         return grain.MapDataset.source([])  # of a bucket that no step draws
     weights = [part.documents_per_token for part in bucket.parts]

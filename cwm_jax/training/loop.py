@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from cwm_jax.config import RunConfig, schema
 from cwm_jax.data.loader import Loader, heldout_rows
@@ -24,7 +25,7 @@ from cwm_jax.data.mixture import (
 from cwm_jax.data.prepare import prepare
 from cwm_jax.data.shards import Shards
 from cwm_jax.data.vocabulary import load_or_train_tokenizer
-from cwm_jax.sharding import make_mesh
+from cwm_jax.sharding import make_mesh, process_rows
 from cwm_jax.storage import write_whole
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
 from cwm_jax.training import checkpoint as ckpt
@@ -35,7 +36,7 @@ from cwm_jax.training.metrics import (
     print_line,
     read_metrics,
 )
-from cwm_jax.training.plan import make_plan
+from cwm_jax.training.plan import Plan, make_plan
 from cwm_jax.training.signals import StopRequest
 from cwm_jax.training.state import (
     TrainState,
@@ -98,7 +99,7 @@ def run(config: RunConfig) -> RunResult:
         shares = source_shares(
             config.data.sources, shards, train_tokens=config.optimizer.train_tokens
         )
-        loader = stack.enter_context(_loader(config, shards, shares))
+        loader = stack.enter_context(_loader(plan, mesh, shards, shares))
         lines = [
             *_describe_data(shards, tokenizer),
             *describe_shares(shares),
@@ -140,15 +141,18 @@ def run(config: RunConfig) -> RunResult:
     return RunResult(folder, state, tokenizer, metrics, finished)
 
 
-def _loader(config: RunConfig, shards: list[Shards], shares: tuple[SourceShare, ...]) -> Loader:
+def _loader(
+    plan: Plan, mesh: Mesh, shards: list[Shards], shares: tuple[SourceShare, ...]
+) -> Loader:
+    config, num_rows = plan.config, plan.micro_batch_rows
     return Loader(
         shards,
         config.data,
         shares=shares,
         max_target_length=config.batch.max_target_length,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        own_rows=process_rows(mesh, num_rows),
+        micro_batch_rows=num_rows,
     )
 
 

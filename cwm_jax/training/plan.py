@@ -120,6 +120,7 @@ def _stages(
     config: RunConfig, micro_batch_tokens: int, compute: float
 ) -> tuple[tuple[BatchStage, ...], int]:
     stages: list[BatchStage] = []
+    T = config.batch.max_target_length
     begin = config.optimizer.start_tokens
     end = begin + config.optimizer.train_tokens
     phases = _phases(config, micro_batch_tokens, compute)
@@ -135,6 +136,11 @@ def _stages(
                 f"a batch of {phase.batch_tokens} tokens is not a multiple of a micro-batch's "
                 f"{micro_batch_tokens} (per_device_batch_size x devices x max_target_length); "
                 f"nearest: {legal}"
+            )
+        if phase.batch_tokens // T % config.data.num_streams:
+            raise ValueError(
+                f"a batch of {phase.batch_tokens // T} rows is not a multiple of data.num_streams "
+                f"{config.data.num_streams}: each stream has as many of a batch's rows"
             )
         stages.append(
             BatchStage(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from cwm_jax.config import RunConfig
 from cwm_jax.data.loader import Loader
-from cwm_jax.sharding import put_batch
+from cwm_jax.sharding import process_rows, put_batch
 from cwm_jax.training import checkpoint as ckpt
 from cwm_jax.training.metrics import MetricsLog, format_line, peak_flops, print_line
 from cwm_jax.training.plan import Plan
@@ -55,6 +55,7 @@ class Trainer:
         self._programs: dict[tuple[int, int | None], Callable[..., Any]] = {}
         self._caps = [b.attention_cap for b in config.data.length_buckets] or [None]
         self._eval_step = jax.jit(make_eval_step(config), compiler_options=compiler_options())
+        self._own_rows = process_rows(mesh, plan.micro_batch_rows)
         self._heldout = [put_batch(b, mesh) for b in _micro_batches(heldout, plan)]
         self._bar: Any = None
         self._profiling = False
@@ -174,10 +175,13 @@ class Trainer:
         return compiled
 
     def _next_batch(self, accumulation_steps: int, bucket: int) -> dict[str, jax.Array]:
-        rows = self._plan.micro_batch_rows // jax.process_count()
-        batch = self._loader.next_rows(accumulation_steps * rows, bucket)
-        batch = {k: v.reshape(accumulation_steps, rows, -1) for k, v in batch.items()}
-        return put_batch(batch, self._mesh)
+        R = self._plan.micro_batch_rows
+        batch = self._loader.next_rows(accumulation_steps * R, bucket)
+        batch = {
+            k: v.reshape(len(self._own_rows), accumulation_steps, -1).swapaxes(0, 1)
+            for k, v in batch.items()
+        }
+        return put_batch(batch, self._mesh, rows=self._own_rows, num_rows=R)
 
     def _is_eval(self, step: int) -> bool:
         return step % self._config.logging.eval_period == 0 or step == self._plan.total_steps
@@ -238,10 +242,4 @@ def _micro_batches(rows: dict[str, np.ndarray], plan: Plan) -> list[dict[str, np
     missing = -len(rows["tokens"]) % size
     padded = {k: np.pad(v, ((0, missing), (0, 0))) for k, v in rows.items()}
     count = len(padded["tokens"]) // size
-    mine = slice(
-        size * jax.process_index() // jax.process_count(),
-        size * (jax.process_index() + 1) // jax.process_count(),
-    )
-    return [
-        {k: v[i * size : (i + 1) * size][mine] for k, v in padded.items()} for i in range(count)
-    ]
+    return [{k: v[i * size : (i + 1) * size] for k, v in padded.items()} for i in range(count)]

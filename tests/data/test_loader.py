@@ -12,7 +12,7 @@ import pytest
 
 from cwm_jax.config import DataConfig, LengthBucket, SourceConfig
 from cwm_jax.data import packing as packing_module
-from cwm_jax.data.loader import Loader, _tokens_from, heldout_rows
+from cwm_jax.data.loader import Loader, _tokens_from, heldout_rows, merge_states
 from cwm_jax.data.mixture import source_shares
 from cwm_jax.data.prepare import prepare
 from cwm_jax.data.sources import DataError
@@ -38,6 +38,7 @@ def make_loader(make_config, tokenizer):
         corpora=None, *, weights=None, max_target_length=T, host=0, hosts=1, seed=0, **settings
     ):
         corpora = {"a": texts("a", 40), "b": texts("b", 15)} if corpora is None else corpora
+        settings.setdefault("num_streams", hosts)
         config = make_config(corpora, weights=weights, **settings)
         shards = [prepare(source, config, tokenizer) for source in config.sources]
         loader = Loader(
@@ -46,8 +47,8 @@ def make_loader(make_config, tokenizer):
             shares=source_shares(config.sources, shards, train_tokens=10**4),
             max_target_length=max_target_length,
             seed=seed,
-            process_index=host,
-            process_count=hosts,
+            own_rows=(host,) if isinstance(host, int) else host,
+            micro_batch_rows=hosts,
         )
         with_threads.append(loader)
         return loader
@@ -78,16 +79,16 @@ def test_resume_is_exact_at_any_row(make_loader, packing, hosts, monkeypatch):
     loader = make_loader(**settings, prefetch_rows=7)
     states, rows = [loader.state()], []
     for _ in range(200):
-        rows += rows_as_bytes(loader.next_rows(1))
+        rows += rows_as_bytes(loader.next_rows(hosts))
         states.append(json.loads(json.dumps(loader.state())))
     share = 1 / 1.4 * hosts / len(train_names(texts("a", 40)))
-    assert states[-1]["cursors"][0]["document"] * share > 1.2  # beyond an epoch
+    assert states[-1]["cursors"][0][str(hosts - 1)]["document"] * share > 1.2  # beyond an epoch
     other = make_loader(**settings, prefetch_rows=3)
     for at in random.Random(0).sample(range(190), 25):
         other.restore(states[at])
         assert other.state() == states[at]
         num_rows = min(10, 200 - at)
-        assert rows_as_bytes(other.next_rows(num_rows)) == rows[at : at + num_rows]
+        assert rows_as_bytes(other.next_rows(num_rows * hosts)) == rows[at : at + num_rows]
         assert other.state() == states[at + num_rows]
 
 
@@ -105,7 +106,7 @@ def test_state_is_that_of_the_last_row_delivered_not_prefetched(make_loader):
 def test_restore_reads_nothing_of_the_past(make_loader, monkeypatch):
     loader = make_loader(prefetch_rows=1)
     state = loader.state()
-    state["cursors"] = [{"document": 10**12, "offset": 0, "row": 0}]
+    state["cursors"] = [{"0": {"document": 10**12, "offset": 0, "row": 0}}]
     loader.restore(state)
     assert loader.next_rows(2)["tokens"].shape == (2, T)
 
@@ -142,8 +143,9 @@ def train_names(documents):
 
 
 def cursor_documents(loader, count):
-    """The documents of the loader's stream in the order in which they are read."""
-    stream = itertools.islice(_tokens_from(loader._streams[0].documents, 0, DOCUMENTS), count)
+    """The documents of the loader's one stream in the order in which they are read."""
+    (documents,) = loader._rows[0]._documents.values()
+    stream = itertools.islice(_tokens_from(documents, 0, DOCUMENTS), count)
     return [bytes(tokens[1:6].tolist()).decode() for tokens in stream]
 
 
@@ -205,7 +207,7 @@ def test_seed_and_shuffle_decide_the_order(make_loader):
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"packing": "best_fit"}, "packing was 'concat_then_split' and is 'best_fit'"),
         ({"max_target_length": 25}, "max_target_length was 24 and is 25"),
-        ({"hosts": 2}, "process_count was 1 and is 2"),
+        ({"num_streams": 2, "hosts": 2}, "num_streams was 1 and is 2"),
         ({"shuffle": False}, "shuffle was True and is False"),
         ({"weights": {"a": 3.0}}, "sources was .*'share': 0.5.* and is .*'share': 0.75"),
         ({"trace_context_loss": True}, "trace_context_loss was False and is True"),
@@ -225,17 +227,95 @@ def test_the_state_of_another_stream_is_refused(make_loader, change, text):
         other.restore(state)
 
 
-def test_the_state_of_another_host_and_no_state_are_refused(make_loader):
+def test_the_state_of_other_streams_alone_and_no_state_are_refused(make_loader):
     state = make_loader(host=0, hosts=2).state()
-    with pytest.raises(ValueError, match="process_index was 0 and is 1"):
+    with pytest.raises(ValueError, match=r"expected what .* of every stream that is read"):
         make_loader(host=1, hosts=2).restore(state)
     for broken in (
         {},
         {"fingerprint": 1, "cursors": []},
-        {"fingerprint": make_loader().state()["fingerprint"], "cursors": [{"line": 1}]},
+        {"fingerprint": make_loader().state()["fingerprint"], "cursors": [{"0": {"line": 1}}]},
+        {"fingerprint": make_loader().state()["fingerprint"], "cursors": []},
     ):
         with pytest.raises(ValueError, match="expected what"):
             make_loader().restore(broken)
+
+
+# Batches on any number of processes
+
+
+def global_batch(loaders, micro_batch_rows, accumulation):
+    """Rows of all micro-batches ``[A, R]`` from the loaders of a run's processes."""
+    batch = {}
+    for loader in loaders:
+        rows = iter(rows_as_bytes(loader.next_rows(micro_batch_rows * accumulation)))
+        for b in loader._own_rows:
+            for a in range(accumulation):
+                row = next(rows)
+                assert batch.setdefault((a, b), row) == row
+    return [[batch[a, b] for b in range(micro_batch_rows)] for a in range(accumulation)]
+
+
+@pytest.mark.parametrize("packing", ["concat_then_split", "best_fit"])
+def test_a_batch_is_the_same_on_any_processes_and_resumes_on_others(make_loader, packing):
+    """Eight rows of four streams a step, on 1, 2, 4 and 8 processes, in other micro-batches."""
+    layouts = {
+        1: [(8, range(8))],
+        2: [(4, (0, 1)), (4, (2, 3))],  # with two micro-batches
+        4: [(8, (0, 5)), (8, (1, 4)), (8, (2, 7)), (8, (3, 6))],  # rows of two streams each
+        8: [(2, (0,)), (2, (1,)), (2, (0,)), (2, (1,))],  # rows that two processes share
+    }
+
+    def make(number):
+        return [
+            make_loader(host=tuple(own), hosts=rows, num_streams=4, packing=packing)
+            for rows, own in layouts[number]
+        ]
+
+    def step(loaders):
+        R = loaders[0]._micro_batch_rows
+        return sorted(itertools.chain(*global_batch(loaders, R, 8 // R)))
+
+    uninterrupted = make(1)
+    expected = [step(uninterrupted) for _ in range(12)]
+    assert len(set(itertools.chain(*expected))) > 40  # of 96: an epoch has fewer
+    state = None
+    for at, number in enumerate((2, 1, 8, 4, 2, 4)):
+        loaders = make(number)
+        if state is not None:
+            for loader in loaders:
+                loader.restore(state)
+        assert [step(loaders) for _ in range(2)] == expected[2 * at : 2 * at + 2]
+        state = json.loads(json.dumps(merge_states([loader.state() for loader in loaders])))
+    assert state == merge_states([uninterrupted[0].state()])
+
+
+def test_processes_that_disagree_are_found(make_loader):
+    one, other = make_loader().state(), make_loader().state()
+    other["cursors"][0]["0"]["document"] = 7
+    with pytest.raises(ValueError, match=r"process 1 has other data .*stream 0: .*'document': 7"):
+        merge_states([one, other])
+    with pytest.raises(ValueError, match="process 1 has other data"):
+        merge_states([one, make_loader(seed=1).state()])
+
+
+def test_a_process_reads_the_streams_of_its_rows_alone(make_loader):
+    for rows, own, num_streams, streams in (
+        (8, (0, 1), 4, {0}),
+        (8, (1, 2), 4, {0, 1}),
+        (2, (1,), 8, {4, 5, 6, 7}),
+        (3, (1,), 2, {0, 1}),
+        (8, (7,), 1, {0}),
+    ):
+        loader = make_loader(host=own, hosts=rows, num_streams=num_streams)
+        assert set(loader._rows[0].cursors) == streams
+
+
+def test_rows_that_do_not_divide_are_refused(make_loader):
+    with pytest.raises(ValueError, match=r"3 rows are no multiple of data\.num_streams 2"):
+        make_loader(num_streams=2).next_rows(3)
+    with pytest.raises(ValueError, match="3 rows are no multiple of micro_batch_rows 2"):
+        make_loader(host=(0, 1), hosts=2, num_streams=1).next_rows(3)
 
 
 def test_reweighting_keeps_the_shards_but_not_the_stream(make_loader):
@@ -244,7 +324,7 @@ def test_reweighting_keeps_the_shards_but_not_the_stream(make_loader):
 
 
 def test_hosts_and_sources_must_match(make_loader, make_config, tokenizer):
-    with pytest.raises(ValueError, match=r"process_index is 2; expected 0 to 1"):
+    with pytest.raises(ValueError, match=r"own_rows is \(2,\); expected some of 0 to 1"):
         make_loader(host=2, hosts=2)
     config = make_config({"a": texts("a", 20), "b": texts("b", 20)})
     shards = [prepare(source, config, tokenizer) for source in config.sources]
@@ -304,7 +384,7 @@ def test_a_damaged_record_is_an_error_and_leaves_the_state(make_loader, tokenize
 
 
 def loader_shard(loader):
-    dataset = loader._streams[0].documents
+    (dataset,) = loader._rows[0]._documents.values()
     while dataset.parents:
         (dataset,) = dataset.parents
     return dataset._source._paths[0]

@@ -143,7 +143,8 @@ def make_loader(make_config, tokenizer):
             )
         }
         config = make_config(
-            corpora, **{"weights": {"a": 2.0}, "length_buckets": BUCKETS, **settings}
+            corpora,
+            **{"weights": {"a": 2.0}, "length_buckets": BUCKETS, "num_streams": hosts, **settings},
         )
         shards = [prepare(s, config, tokenizer) for s in config.sources]
         loader = Loader(
@@ -152,8 +153,8 @@ def make_loader(make_config, tokenizer):
             shares=source_shares(config.sources, shards, train_tokens=10**5),
             max_target_length=T,
             seed=seed,
-            process_index=host,
-            process_count=hosts,
+            own_rows=(host,),
+            micro_batch_rows=hosts,
         )
         with_threads.append(loader)
         return loader
@@ -164,7 +165,7 @@ def make_loader(make_config, tokenizer):
 
 
 def documents_of(loader, bucket, count):
-    stream = loader._streams[bucket].documents
+    (stream,) = loader._rows[bucket]._documents.values()
     return [np.frombuffer(stream[i], np.uint32) for i in range(count)]
 
 
@@ -251,7 +252,7 @@ def test_epochs_count_what_was_drawn(make_loader):
     loader = make_loader(hosts=2)
     assert loader.epochs() == {"a": 0.0, "b": 0.0}
     for step in range(200):
-        loader.next_rows(4, loader.bucket(step))
+        loader.next_rows(2 * 4, loader.bucket(step))
     drawn = 2 * 200 * 4 * T  # tokens of both hosts, but for the first of each document
     for share, seen in zip(loader._shares, loader.epochs().values(), strict=True):
         assert seen == pytest.approx(share.share * drawn / share.unique_tokens, rel=0.06)

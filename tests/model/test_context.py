@@ -70,9 +70,7 @@ def test_what_a_local_layer_exchanges_does_not_grow_with_the_row(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    ("window", "attention_cap"), [(2, 24), (8, None), (21, None), (60, None)]
-)
+@pytest.mark.parametrize(("window", "attention_cap"), [(2, 24), (8, None), (21, None), (60, None)])
 def test_every_exchange_equals_one_device(layout, window, attention_cap):
     """With pieces of 8 or 4 positions: windows within one, of several, and of the whole row."""
     model = tiny_model(num_hidden_layers=2, sliding_window=window)
@@ -92,9 +90,7 @@ def test_every_exchange_equals_one_device(layout, window, attention_cap):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_hold_every_piece_once(layout):
     rows = RowLayout(layout, 4)
-    places = [
-        rows.piece(i, slot) for i in range(rows.num_shards) for slot in range(rows.slots)
-    ]
+    places = [rows.piece(i, slot) for i in range(rows.num_shards) for slot in range(rows.slots)]
     assert sorted(places) == list(range(rows.num_pieces))
     for piece in places:
         assert rows.piece(*rows.owner(piece)) == piece
