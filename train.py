@@ -3,35 +3,69 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import json
 import logging
+import os
 import sys
+import traceback
 import types
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cwm_jax.config import RunConfig, schema
 from cwm_jax.sandbox import SandboxError
+
+if TYPE_CHECKING:  # JAX is not imported before it is needed
+    from cwm_jax.distributed import Hosts
 
 
 def main(argv: list[str] | None = None) -> int:
     """0: finished, or stopped and saved; 1: training diverged; 2: bad input; 130: interrupted."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each array of each save
     args = _parser().parse_args(argv)
+    if args.distributed or args.coordinator is not None:
+        return _main_on_hosts(args)
+    return _main(args)
+
+
+def _main(args: argparse.Namespace, hosts: Hosts | None = None) -> int:
+    who = "train.py" if hosts is None else f"train.py: {hosts.name()}"
     try:
         config = schema.override(load_config(args.config), *args.set)
         if args.dry_run:
             print(dry_run(config))
             return 0
-        return run(config)
+        return run(config, hosts)
     except (ValueError, OSError, SandboxError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"{who}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         note = "interrupted; the same command goes on from the newest checkpoint, if there is one"
-        print(f"train.py: {note}", file=sys.stderr)
+        print(f"{who}: {note}", file=sys.stderr)
         return 130
+
+
+def _main_on_hosts(args: argparse.Namespace) -> int:
+    """As one process of several, which a failure leaves at once: they would wait for each other."""
+    from cwm_jax.distributed import ClusterOptions, HostError, start
+
+    names = (field.name for field in dataclasses.fields(ClusterOptions))
+    try:
+        status = _main(args, start(ClusterOptions(**{n: getattr(args, n) for n in names})))
+    except HostError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        status = 2
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    if status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def load_config(path: str) -> RunConfig:
@@ -69,20 +103,25 @@ def dry_run(config: RunConfig) -> str:
     return f"resolved config\n{values}\nderived\n{plan.describe()}"
 
 
-def run(config: RunConfig) -> int:
+def run(config: RunConfig, hosts: Hosts | None = None) -> int:
     """Makes what corpora lack, trains, exports, evaluates, as the config says; 1 if it diverged."""
+    from cwm_jax.distributed import Hosts
     from cwm_jax.training import loop
     from cwm_jax.training.trainer import NonFiniteError
 
+    hosts = hosts or Hosts()
+    _check_after_training(config, hosts.count)
     for source in config.data.sources:
         if source.generate is not None:
-            generate_traces(source)
+            hosts.first("traces", functools.partial(generate_traces, source))
     _check_evaluation(config)
     try:
-        result = loop.run(config)
+        result = loop.run(config, hosts)
     except NonFiniteError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
+    if not hosts.is_first:
+        return 0
     before, after = result.heldout_losses()
     loaded = config.checkpoint.load_parameters_path or config.checkpoint.load_full_state_path
     start = "untrained" if loaded is None else "at the start"
@@ -130,6 +169,24 @@ def generate_traces(source) -> None:
         programs(wanted.programs), source.path, settings=settings, engine=LocalEngine()
     )
     print(f"source {source.name}: {report.total.kept:,} traces in {source.path}")
+
+
+def _check_after_training(config: RunConfig, num_processes: int) -> None:
+    """Raises ValueError where several processes are to do what takes the weights in one."""
+    wanted = [
+        key
+        for key, value in (
+            ("logging.export", config.logging.export),
+            ("logging.sample_prompt", config.logging.sample_prompt),
+            ("trace_evaluation", config.trace_evaluation),
+        )
+        if value is not None
+    ]
+    if num_processes > 1 and wanted:
+        raise ValueError(
+            f"{', '.join(wanted)}: runs in one process, and this run has {num_processes}; set it "
+            "to null, and use `python -m convert to-hf` and what reads an export afterwards"
+        )
 
 
 def _check_evaluation(config: RunConfig) -> None:
@@ -278,6 +335,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved config and the derived numbers"
     )
+    hosts = parser.add_argument_group("several hosts", "one process on each, see docs/clusters.md")
+    hosts.add_argument(
+        "--distributed",
+        action="store_true",
+        help="ask SLURM, the TPU's metadata, GKE or MPI who the processes are",
+    )
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    hosts.add_argument("--num-processes", type=int, metavar="N")
+    hosts.add_argument("--process-id", type=int, metavar="I", help="of this process, from 0")
+    for name, seconds, text in (
+        ("initialization", 300, "until all processes have started"),
+        ("heartbeat", 100, "of silence, after which a process counts as dead"),
+        ("meeting", 600, "until all have come where they wait for each other"),
+    ):
+        hosts.add_argument(f"--{name}-timeout-s", type=int, default=seconds, metavar="S", help=text)
     return parser
 
 

@@ -234,7 +234,7 @@ def process_rows(mesh: Mesh, num_rows: int) -> list[int]:
     """Which rows of a batch of ``num_rows`` this process's devices hold a part of, rising."""
     sharding = NamedSharding(mesh, PartitionSpec(mesh_axes("batch")))
     spans = sharding.addressable_devices_indices_map((num_rows,)).values()
-    return sorted({row for (span,) in spans for row in range(*span.indices(num_rows))})
+    return sorted({row for span in spans if span for row in range(*span[0].indices(num_rows))})
 
 
 def put_batch(

@@ -18,12 +18,13 @@ MAX_LINES = 700
 _BASE = {"config", "storage"}
 _MODEL = _BASE | {"sharding", "kernels", "model"}
 _TRACE = _BASE | {"tokenizer", "sandbox"}
-_TRAINING = _MODEL | {"data", "tokenizer", "training"}
+_TRAINING = _MODEL | {"data", "tokenizer", "training", "distributed"}
 _INFERENCE = _MODEL | {"tokenizer", "inference"}
 ALLOWED = {
     "config": set(),
     "storage": {"config"},
     "sharding": _BASE,
+    "distributed": set(),
     "tokenizer": _BASE,
     "kernels": _BASE | {"sharding"},
     "model": _MODEL,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -66,7 +66,7 @@ def collectives(hlo_text: str, mesh_sizes: Mapping[str, int]) -> list[Collective
             not known.
     """
     bodies, entry = _computations(hlo_text)
-    executions: Counter[str] = Counter()
+    executions: defaultdict[str, float] = defaultdict(float)
     _count_executions(bodies, entry, 1, executions)
     found = []
     for name, times in executions.items():
@@ -94,7 +94,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _count_executions(bodies, name: str, times: float, executions: Counter[str]) -> None:
+def _count_executions(bodies, name: str, times: float, executions: defaultdict[str, float]) -> None:
     executions[name] += times
     for line in bodies[name]:
         turns = _turns(line, bodies) if " while(" in line else 1.0

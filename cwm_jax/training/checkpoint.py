@@ -11,12 +11,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cwm_jax.config import CheckpointConfig, ModelConfig, RunConfig, schema
+from cwm_jax.distributed import HostError, Hosts
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
 from cwm_jax.training.checksums import STATE_FOLDER, damage, write_checksums
 from cwm_jax.training.plan import Plan
@@ -80,16 +82,24 @@ class RunRecord:
 class Checkpointer:
     """Saves a run's checkpoints in the background and keeps as many as configured."""
 
-    def __init__(self, folder: Path, config: CheckpointConfig, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        tokenizer: Tokenizer,
+        hosts: Hosts | None = None,
+    ):
         self._folder = folder
         self._config = config
         self._tokenizer = tokenizer
+        self._hosts = hosts or Hosts()
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"{_TEMPORARY}*"):  # of a process that was killed while saving
-            shutil.rmtree(left)
+        if self._hosts.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(f"{_TEMPORARY}*"):  # of a process that was killed while saving
+                shutil.rmtree(left)
 
     def save(self, state: Any, record: RunRecord) -> None:
         """Starts writing; returns when the arrays are copied to the host (at once if asynchronous).
@@ -101,7 +111,7 @@ class Checkpointer:
         self.wait()
         beside = self._folder / f"{_TEMPORARY}{record.step:08d}"
         try:
-            beside.mkdir()
+            self._hosts.meet("start of a save", problem=self._make_folder(beside))
             save_args = jax.tree_util.tree_map_with_path(_save_args, state)
             self._orbax.save(
                 (beside / STATE_FOLDER).absolute(),
@@ -131,8 +141,9 @@ class Checkpointer:
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
-            for left in self._folder.glob(f"{_TEMPORARY}*"):
-                shutil.rmtree(left, ignore_errors=True)
+            if self._hosts.is_first:
+                for left in self._folder.glob(f"{_TEMPORARY}*"):
+                    shutil.rmtree(left, ignore_errors=True)
             good = next(iter(_steps(self._folder)), None)
             kept = f"the newest complete checkpoint is {good.name}" if good else "there is none yet"
             raise CheckpointError(
@@ -144,26 +155,51 @@ class Checkpointer:
         self.wait()
         self._orbax.close()
 
+    def _make_folder(self, folder: Path) -> str:
+        """What is in its way; the first process makes it for all."""
+        if self._hosts.is_first:
+            try:
+                folder.mkdir()
+            except OSError as error:
+                return str(error)
+        return ""
+
     def _finish(self, beside: Path, record: RunRecord) -> None:
+        """Waits for the arrays; the first process adds the rest and makes the whole visible."""
         try:
-            self._orbax.wait_until_finished()
-            config = record.config
-            (beside / "config.json").write_text(json.dumps(config.model.to_hf(), indent=1))
-            run = {
-                "step": record.step,
-                "config": schema.to_json(config),
-                "batches": record.batches,
-                "loader_state": record.loader_state,
-                "versions": {"jax": jax.__version__, "orbax": ocp.__version__},
-            }
-            (beside / _RUN_FILE).write_text(json.dumps(run, indent=1))
-            self._tokenizer.save(beside / "tokenizer")
-            write_checksums(beside)
-            os.replace(beside, self._folder / f"{record.step:08d}")
-            _sync_folder(self._folder)
-            self._prune()
+            self._end_together("arrays of a save", self._orbax.wait_until_finished)
+            self._end_together("end of a save", lambda: self._commit(beside, record))
         except BaseException as error:  # handed to the main thread by wait()
             self._error = error
+
+    def _end_together(self, what: str, act: Callable[[], None]) -> None:
+        """Fails on all processes if it fails on one; here with the error itself."""
+        try:
+            act()
+        except BaseException as error:
+            with contextlib.suppress(HostError):
+                self._hosts.meet(what, problem=f"{type(error).__name__}: {error}")
+            raise
+        self._hosts.meet(what)
+
+    def _commit(self, beside: Path, record: RunRecord) -> None:
+        if not self._hosts.is_first:
+            return
+        config = record.config
+        (beside / "config.json").write_text(json.dumps(config.model.to_hf(), indent=1))
+        run = {
+            "step": record.step,
+            "config": schema.to_json(config),
+            "batches": record.batches,
+            "loader_state": record.loader_state,
+            "versions": {"jax": jax.__version__, "orbax": ocp.__version__},
+        }
+        (beside / _RUN_FILE).write_text(json.dumps(run, indent=1))
+        self._tokenizer.save(beside / "tokenizer")
+        write_checksums(beside)
+        os.replace(beside, self._folder / f"{record.step:08d}")
+        _sync_folder(self._folder)
+        self._prune()
 
     def _prune(self) -> None:
         keep = self._config.keep_period

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import math
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from cwm_jax.data.mixture import (
 from cwm_jax.data.prepare import prepare
 from cwm_jax.data.shards import Shards
 from cwm_jax.data.vocabulary import load_or_train_tokenizer
+from cwm_jax.distributed import LONG_TIMEOUT_S, HostError, Hosts
 from cwm_jax.sharding import make_mesh, process_rows
 from cwm_jax.storage import write_whole
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
@@ -67,22 +70,29 @@ class RunResult:
         return before, after
 
 
-def run(config: RunConfig) -> RunResult:
+def run(config: RunConfig, hosts: Hosts | None = None) -> RunResult:
     """Trains, from the newest checkpoint of ``run_name`` if there is one.
+
+    Args:
+        config: the run.
+        hosts: its processes; None: this one alone, or those of an earlier ``distributed.start``.
 
     Raises:
         ValueError: the configuration, the corpus or a checkpoint is not usable.
         NonFiniteError: see ``optimizer.max_nonfinite_steps``.
+        HostError: a process is absent, has failed, or was started with something else.
     """
-    # 1. Devices and derived numbers: nothing is touched before they fit.
+    # 1. Processes that agree, devices and derived numbers: nothing is touched before they fit.
+    hosts = hosts or Hosts()
+    hosts.check_same("start", _start_values(config))
     mesh = make_mesh(config.mesh)
     plan = make_plan(config)
-    # 2. The run's folder, for this process alone.
+    # 2. The run's folder, for these processes alone.
     folder = Path(config.base_output_directory) / config.run_name
-    with _locked(folder), contextlib.ExitStack() as stack:
+    with _locked(folder, hosts), contextlib.ExitStack() as stack:
         print_line(f"run {config.run_name} in {folder}\n{plan.describe()}")
         # 3. The newest whole checkpoint decides what the run continues.
-        newest = ckpt.newest_checkpoint(folder / "checkpoints", print_line)
+        newest = _newest_checkpoint(folder / "checkpoints", hosts)
         record = None
         if newest is not None:
             record = ckpt.read_record(newest)
@@ -91,11 +101,10 @@ def run(config: RunConfig) -> RunResult:
         if newest is not None:
             tokenizer = load_tokenizer(newest / "tokenizer")
         else:
-            tokenizer = load_or_train_tokenizer(config.tokenizer, config.data)
-        shards = [
-            prepare(s, config.data, tokenizer, model_vocab_size=config.model.vocab_size)
-            for s in config.data.sources
-        ]
+            tokenizer = hosts.first(
+                "tokenizer", lambda: load_or_train_tokenizer(config.tokenizer, config.data)
+            )
+        shards = hosts.first("corpus", lambda: _shards(config, tokenizer))
         shares = source_shares(
             config.data.sources, shards, train_tokens=config.optimizer.train_tokens
         )
@@ -116,13 +125,14 @@ def run(config: RunConfig) -> RunResult:
             state = _first_state(config, mesh, tokenizer)
         # 6. Logs, cut back to that state.
         metrics_path = folder / METRICS_FILE
-        keep_metrics_through(metrics_path, record.step if record else -1)
-        resolved = json.dumps(schema.to_json(config), indent=1)
-        write_whole(folder / "config.json", resolved.encode())
+        if hosts.is_first:
+            keep_metrics_through(metrics_path, record.step if record else -1)
+            resolved = json.dumps(schema.to_json(config), indent=1)
+            write_whole(folder / "config.json", resolved.encode())
         log = stack.enter_context(
             contextlib.closing(MetricsLog(metrics_path, tensorboard=config.logging.tensorboard))
         )
-        saver = ckpt.Checkpointer(folder / "checkpoints", config.checkpoint, tokenizer)
+        saver = ckpt.Checkpointer(folder / "checkpoints", config.checkpoint, tokenizer, hosts)
         stack.callback(saver.close)
         # 7. Steps; from here on a signal ends the run with a save.
         heldout = heldout_rows(
@@ -132,13 +142,47 @@ def run(config: RunConfig) -> RunResult:
             max_target_length=config.batch.max_target_length,
             num_rows=config.logging.eval_rows,
         )
-        trainer = Trainer(config, plan, mesh, loader, heldout, log, saver)
+        trainer = Trainer(config, plan, mesh, loader, heldout, log, saver, hosts)
         with jax.set_mesh(mesh), StopRequest() as stop:
             state, finished = trainer.train(state, stop)
         saver.wait()
     metrics = read_metrics(metrics_path)
-    plot_loss(metrics, folder / "loss.png")
+    if hosts.is_first:
+        plot_loss(metrics, folder / "loss.png")
     return RunResult(folder, state, tokenizer, metrics, finished)
+
+
+def _start_values(config: RunConfig) -> dict[str, Any]:
+    """What all processes of a run must have been started with."""
+    if jax.process_count() == 1:
+        return {}
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(file.read_bytes())
+    code = {"code_sha256": digest.hexdigest(), "jax": jax.__version__}
+    return code | {key: schema.to_json(v) for key, v in schema.flatten(config).items()}
+
+
+def _newest_checkpoint(folder: Path, hosts: Hosts) -> Path | None:
+    """Chosen by the first process, which reads all of it to compare its checksums."""
+    if not hosts.is_first:
+        name = hosts.meet("newest checkpoint", timeout_s=LONG_TIMEOUT_S)[0]
+        return folder / name if name else None
+    try:
+        newest = ckpt.newest_checkpoint(folder, print_line)
+    except ValueError as error:
+        with contextlib.suppress(HostError):  # the others'; here the error itself says more
+            hosts.meet("newest checkpoint", problem=str(error))
+        raise
+    hosts.meet("newest checkpoint", value=newest.name if newest else "", timeout_s=LONG_TIMEOUT_S)
+    return newest
+
+
+def _shards(config: RunConfig, tokenizer: Tokenizer) -> list[Shards]:
+    return [
+        prepare(s, config.data, tokenizer, model_vocab_size=config.model.vocab_size)
+        for s in config.data.sources
+    ]
 
 
 def _loader(
@@ -194,15 +238,39 @@ def _describe_data(shards: list[Shards], tokenizer: Tokenizer) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Refuses a second process in the same run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        if jax.process_index() == 0:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ValueError(
-                    f"another process is training {folder}; wait for it, or use another run_name"
-                ) from error
+def _locked(folder: Path, hosts: Hosts) -> Iterator[None]:
+    """Refuses a second run in the same folder, and processes that do not share it."""
+    with contextlib.ExitStack() as stack:
+        lock = folder / ".lock"
+        if hosts.is_first:
+            problem = _lock(lock, stack)
+            if problem:
+                with contextlib.suppress(HostError):
+                    hosts.meet("run folder", problem=problem)
+                raise ValueError(problem)
+            hosts.meet("run folder", value=lock.read_text())
+        else:
+            written = hosts.meet("run folder")[0]
+        absent = not hosts.is_first and not (lock.exists() and lock.read_text() == written)
+        hosts.meet(
+            "run folder is shared",
+            problem=f"{folder.absolute()} is not the folder of process 0: base_output_directory "
+            "must be on storage that all hosts share"
+            if absent
+            else "",
+        )
         yield
+
+
+def _lock(path: Path, stack: contextlib.ExitStack) -> str:
+    """Takes the lock until the stack is left; returns what is in the way."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = stack.enter_context(open(path, "a"))  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return f"another process is training {path.parent}; wait for it, or use another run_name"
+    file.truncate(0)
+    file.write(uuid.uuid4().hex)
+    file.flush()
+    return ""

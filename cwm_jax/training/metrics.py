@@ -32,12 +32,17 @@ _PEAK_FLOPS = {
 
 
 class MetricsLog:
-    """Appends one JSON object per step to ``metrics.jsonl``; also to TensorBoard if asked."""
+    """Appends one JSON object per step to ``metrics.jsonl``; also to TensorBoard if asked.
+
+    Of several processes the first writes.
+    """
 
     def __init__(self, path: Path, *, tensorboard: bool = False):
         self.path = path
-        self._board = _tensorboard_writer(path.parent / "tensorboard") if tensorboard else None
-        self._file = open(path, "a")  # noqa: SIM115 (kept open for the run)
+        writes = jax.process_index() == 0
+        board = tensorboard and writes
+        self._board = _tensorboard_writer(path.parent / "tensorboard") if board else None
+        self._file = open(path if writes else os.devnull, "a")  # noqa: SIM115 (kept for the run)
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends a line and hands it to the operating system, so that it survives a kill."""
@@ -56,7 +61,8 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Flushes to disk; a checkpoint may only exist after the lines before it do."""
-        os.fsync(self._file.fileno())
+        if jax.process_index() == 0:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -151,7 +157,9 @@ def plot_loss(metrics: list[dict[str, Any]], path: Path) -> None:
 
 
 def print_line(text: str, bar: Any = None, stream: TextIO | None = None) -> None:
-    """Prints a line above the progress bar, if there is one."""
+    """Prints a line above the progress bar, if there is one; of several processes on the first."""
+    if jax.process_index():
+        return
     if bar is None:
         print(text, file=stream, flush=True)
     else:

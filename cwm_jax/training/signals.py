@@ -7,17 +7,25 @@ import signal
 import threading
 from types import FrameType
 
+import jax
+from jax.experimental import multihost_utils
+
 
 class StopRequest:
-    """While entered, a first SIGTERM or SIGINT sets ``name``; a second SIGINT interrupts."""
+    """While entered, a first SIGTERM or SIGINT asks for a stop; a second SIGINT interrupts.
+
+    With several processes JAX's own notifier has SIGTERM: a signal to any of them lets all agree on
+    a step to stop after.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
         self._previous: dict[int, object] = {}
+        self._shared = jax.process_count() > 1
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # handlers live there alone
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGINT,) if self._shared else (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -25,9 +33,18 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    def reached(self, step: int) -> bool:
+        """Whether to stop after that step; with several processes, all of them ask at each step."""
+        if self._shared and multihost_utils.reached_preemption_sync_point(step):
+            self.name = "SIGTERM, here or on another host"
+            return True
+        return not self._shared and self.name is not None
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.name is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
         text = f"{self.name}: saving after this step; a second Ctrl-C interrupts without a save\n"
         os.write(2, text.encode())  # print is not safe inside a handler
+        if self._shared:
+            os.kill(os.getpid(), signal.SIGTERM)

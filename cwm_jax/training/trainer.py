@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import sys
 import time
@@ -15,7 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from cwm_jax.config import RunConfig
-from cwm_jax.data.loader import Loader
+from cwm_jax.data.loader import Loader, merge_states
+from cwm_jax.distributed import Hosts
 from cwm_jax.sharding import process_rows, put_batch
 from cwm_jax.training import checkpoint as ckpt
 from cwm_jax.training.metrics import MetricsLog, format_line, peak_flops, print_line
@@ -42,13 +44,14 @@ class _Pending:
 class Trainer:
     """The loop itself; logs a step while the next one runs."""
 
-    def __init__(self, config, plan, mesh, loader, heldout, log, saver):
+    def __init__(self, config, plan, mesh, loader, heldout, log, saver, hosts):
         self._config: RunConfig = config
         self._plan: Plan = plan
         self._mesh = mesh
         self._loader: Loader = loader
         self._log: MetricsLog = log
         self._saver: ckpt.Checkpointer = saver
+        self._hosts: Hosts = hosts
         self._peak_flops, peak_source = peak_flops()
         print_line(f"MFU is a share of {self._peak_flops / 1e12:.3g} TFLOP/s ({peak_source})")
         # Compiled steps by accumulation steps and attention cap.
@@ -88,7 +91,7 @@ class Trainer:
                 pending = _Pending(
                     step=step, batch_tokens=stage.batch_tokens, bucket=bucket, metrics=metrics
                 )
-                stopping = stop.name is not None  # read once: it may be set at any moment
+                stopping = stop.reached(step)  # asked once: it may be set at any moment
                 if stopping or self._is_boundary(step):
                     self._finish_step(pending, state if self._is_eval(step) else None, started)
                     pending = None
@@ -157,8 +160,9 @@ class Trainer:
 
     def _save(self, step: int, state: TrainState) -> None:
         self._log.sync()
-        batches = ckpt.batches(self._plan)
-        record = ckpt.RunRecord(step, self._config, batches, self._loader.state())
+        told = self._hosts.meet("data positions", value=json.dumps(self._loader.state()))
+        positions = merge_states([json.loads(text) for text in told])
+        record = ckpt.RunRecord(step, self._config, ckpt.batches(self._plan), positions)
         self._saver.save(state, record)
 
     def _compile(self, state: TrainState, batch, attention_cap: int | None) -> Callable[..., Any]:
