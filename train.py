@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 import types
 from pathlib import Path
@@ -53,6 +54,7 @@ def _main_on_hosts(args: argparse.Namespace) -> int:
     from cwm_jax.distributed import ClusterOptions, HostError, start
 
     names = (field.name for field in dataclasses.fields(ClusterOptions))
+    status = 1
     try:
         status = _main(args, start(ClusterOptions(**{n: getattr(args, n) for n in names})))
     except HostError as error:
@@ -60,11 +62,11 @@ def _main_on_hosts(args: argparse.Namespace) -> int:
         status = 2
     except BaseException:
         traceback.print_exc()
-        status = 1
-    if status:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    finally:  # whatever could not even be printed
+        if status:
+            if not args.process_id:
+                time.sleep(5)  # for the others to hear of it: they talk through process 0
+            os._exit(status)
     return status
 
 

@@ -120,6 +120,8 @@ class Hosts:
     ) -> list[str]:
         """Waits for all processes at ``what``; fails on all of them if it fails on one.
 
+        One with a problem tells it and does not wait.
+
         Args:
             what: name of the meeting; all processes come to the same ones in the same order.
             value: what this process tells.
@@ -142,6 +144,8 @@ class Hosts:
         if self.is_first:
             return self._collect(key, what, value, problem, timeout_s)
         self._set(f"{key}/{self.index}", json.dumps([value, problem]))
+        if problem:
+            raise HostError(f"{what}: {self.name()}: {problem}")
         try:
             text = self._get(f"{key}/all", timeout_s + _MARGIN_S)
         except jax.errors.JaxRuntimeError as error:
@@ -150,6 +154,11 @@ class Hosts:
         if failure:
             raise HostError(failure)
         return [first_value]
+
+    def tell(self, what: str, error: BaseException) -> None:
+        """Lets a meeting fail on all other processes, for what is raised here anyway."""
+        with contextlib.suppress(HostError):
+            self.meet(what, problem=f"{type(error).__name__}: {error}")
 
     def first(self, what: str, make: Callable[[], T], *, timeout_s: float = LONG_TIMEOUT_S) -> T:
         """Calls ``make`` on the first process, and then on the others, who find its files there.
@@ -164,10 +173,7 @@ class Hosts:
             result = make()
         except Exception as error:
             if self.count > 1:
-                try:
-                    self.meet(what, problem=f"{type(error).__name__}: {error}")
-                except HostError as failure:
-                    raise error from failure
+                self.tell(what, error)
             raise
         self.meet(what, timeout_s=timeout_s)
         return result
@@ -200,7 +206,7 @@ class Hosts:
         values, absent = [value], []
         problems = [f"{self.name()}: {problem}"] if problem else []
         deadline = time.monotonic() + timeout_s
-        for index in range(1, self.count):
+        for index in range(1, 1 if problem else self.count):
             try:
                 text = self._get(f"{key}/{index}", max(0.001, deadline - time.monotonic()))
             except jax.errors.JaxRuntimeError:

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -26,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cwm_jax.config import CheckpointConfig, ModelConfig, RunConfig, schema
-from cwm_jax.distributed import HostError, Hosts
+from cwm_jax.distributed import Hosts
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
 from cwm_jax.training.checksums import STATE_FOLDER, damage, write_checksums
 from cwm_jax.training.plan import Plan
@@ -96,10 +95,7 @@ class Checkpointer:
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        if self._hosts.is_first:
-            folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob(f"{_TEMPORARY}*"):  # of a process that was killed while saving
-                shutil.rmtree(left)
+        self._end_together("checkpoint folder", self._prepare_folder)
 
     def save(self, state: Any, record: RunRecord) -> None:
         """Starts writing; returns when the arrays are copied to the host (at once if asynchronous).
@@ -111,7 +107,7 @@ class Checkpointer:
         self.wait()
         beside = self._folder / f"{_TEMPORARY}{record.step:08d}"
         try:
-            self._hosts.meet("start of a save", problem=self._make_folder(beside))
+            self._end_together("start of a save", lambda: self._make_folder(beside))
             save_args = jax.tree_util.tree_map_with_path(_save_args, state)
             self._orbax.save(
                 (beside / STATE_FOLDER).absolute(),
@@ -155,14 +151,15 @@ class Checkpointer:
         self.wait()
         self._orbax.close()
 
-    def _make_folder(self, folder: Path) -> str:
-        """What is in its way; the first process makes it for all."""
+    def _make_folder(self, folder: Path) -> None:
         if self._hosts.is_first:
-            try:
-                folder.mkdir()
-            except OSError as error:
-                return str(error)
-        return ""
+            folder.mkdir()
+
+    def _prepare_folder(self) -> None:
+        if self._hosts.is_first:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for left in self._folder.glob(f"{_TEMPORARY}*"):  # a process was killed while saving
+                shutil.rmtree(left)
 
     def _finish(self, beside: Path, record: RunRecord) -> None:
         """Waits for the arrays; the first process adds the rest and makes the whole visible."""
@@ -177,8 +174,7 @@ class Checkpointer:
         try:
             act()
         except BaseException as error:
-            with contextlib.suppress(HostError):
-                self._hosts.meet(what, problem=f"{type(error).__name__}: {error}")
+            self._hosts.tell(what, error)
             raise
         self._hosts.meet(what)
 

@@ -27,7 +27,7 @@ from cwm_jax.data.mixture import (
 from cwm_jax.data.prepare import prepare
 from cwm_jax.data.shards import Shards
 from cwm_jax.data.vocabulary import load_or_train_tokenizer
-from cwm_jax.distributed import LONG_TIMEOUT_S, HostError, Hosts
+from cwm_jax.distributed import LONG_TIMEOUT_S, Hosts
 from cwm_jax.sharding import make_mesh, process_rows
 from cwm_jax.storage import write_whole
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
@@ -170,9 +170,8 @@ def _newest_checkpoint(folder: Path, hosts: Hosts) -> Path | None:
         return folder / name if name else None
     try:
         newest = ckpt.newest_checkpoint(folder, print_line)
-    except ValueError as error:
-        with contextlib.suppress(HostError):  # the others'; here the error itself says more
-            hosts.meet("newest checkpoint", problem=str(error))
+    except (ValueError, OSError) as error:
+        hosts.tell("newest checkpoint", error)
         raise
     hosts.meet("newest checkpoint", value=newest.name if newest else "", timeout_s=LONG_TIMEOUT_S)
     return newest
@@ -243,12 +242,12 @@ def _locked(folder: Path, hosts: Hosts) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         lock = folder / ".lock"
         if hosts.is_first:
-            problem = _lock(lock, stack)
-            if problem:
-                with contextlib.suppress(HostError):
-                    hosts.meet("run folder", problem=problem)
-                raise ValueError(problem)
-            hosts.meet("run folder", value=lock.read_text())
+            try:
+                written = _lock(lock, stack)
+            except (ValueError, OSError) as error:
+                hosts.tell("run folder", error)
+                raise
+            hosts.meet("run folder", value=written)
         else:
             written = hosts.meet("run folder")[0]
         absent = not hosts.is_first and not (lock.exists() and lock.read_text() == written)
@@ -263,14 +262,16 @@ def _locked(folder: Path, hosts: Hosts) -> Iterator[None]:
 
 
 def _lock(path: Path, stack: contextlib.ExitStack) -> str:
-    """Takes the lock until the stack is left; returns what is in the way."""
+    """Takes the lock until the stack is left; returns what is written in it, new each time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = stack.enter_context(open(path, "a"))  # noqa: SIM115
+    file = stack.enter_context(path.open("a"))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return f"another process is training {path.parent}; wait for it, or use another run_name"
+    except OSError as error:
+        raise ValueError(
+            f"another process is training {path.parent}; wait for it, or use another run_name"
+        ) from error
     file.truncate(0)
-    file.write(uuid.uuid4().hex)
+    file.write(text := uuid.uuid4().hex)
     file.flush()
-    return ""
+    return text
