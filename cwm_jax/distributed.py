@@ -99,7 +99,8 @@ class Hosts:
             from jax._src import distributed  # the store has no public name (jax 0.10 and 0.11)
 
             self._client = distributed.global_state.client
-            self._set(f"cwm_jax/host/{self.index}", socket.gethostname())
+            host = socket.gethostname()
+            self._client.key_value_set(f"cwm_jax/host/{self.index}", host, allow_overwrite=True)
 
     @property
     def is_first(self) -> bool:
