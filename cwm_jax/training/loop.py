@@ -40,6 +40,7 @@ from cwm_jax.training.signals import StopRequest
 from cwm_jax.training.state import (
     TrainState,
     abstract_state,
+    check_host_memory,
     init_sharded_state,
     state_shardings,
 )
@@ -75,6 +76,7 @@ def run(config: RunConfig) -> RunResult:
     """
     # 1. Devices and derived numbers: nothing is touched before they fit.
     mesh = make_mesh(config.mesh)
+    check_host_memory(config, mesh.local_devices)
     plan = make_plan(config)
     # 2. The run's folder, for this process alone.
     folder = Path(config.base_output_directory) / config.run_name
