@@ -74,6 +74,7 @@ def dry_run(config: RunConfig) -> str:
 def run(config: RunConfig) -> int:
     """Makes what corpora lack, trains, exports, evaluates, as the config says; 1 if it diverged."""
     from cwm_jax.training import loop
+    from cwm_jax.training.goodput import process_start
     from cwm_jax.training.trainer import NonFiniteError
 
     for source in config.data.sources:
@@ -81,7 +82,7 @@ def run(config: RunConfig) -> int:
             generate_traces(source)
     _check_evaluation(config)
     try:
-        result = loop.run(config)
+        result = loop.run(config, started=process_start())
     except NonFiniteError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1

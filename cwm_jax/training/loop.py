@@ -28,6 +28,7 @@ from cwm_jax.sharding import make_mesh
 from cwm_jax.storage import write_whole
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
 from cwm_jax.training import checkpoint as ckpt
+from cwm_jax.training.goodput import Goodput
 from cwm_jax.training.metrics import (
     MetricsLog,
     keep_metrics_through,
@@ -47,6 +48,7 @@ from cwm_jax.training.state import (
 from cwm_jax.training.trainer import Trainer
 
 METRICS_FILE = "metrics.jsonl"
+GOODPUT_FILE = "goodput.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +69,12 @@ class RunResult:
         return before, after
 
 
-def run(config: RunConfig) -> RunResult:
+def run(config: RunConfig, *, started: float | None = None) -> RunResult:
     """Trains, from the newest checkpoint of ``run_name`` if there is one.
+
+    Args:
+        config: the run.
+        started: when the process began, in seconds since the epoch, for its goodput; None is now.
 
     Raises:
         ValueError: the configuration, the corpus or a checkpoint is not usable.
@@ -80,6 +86,8 @@ def run(config: RunConfig) -> RunResult:
     plan = make_plan(config)
     # 2. The run's folder, for this process alone.
     folder = Path(config.base_output_directory) / config.run_name
+    is_first = jax.process_index() == 0
+    goodput = Goodput(folder / GOODPUT_FILE if is_first else None, started=started)
     with _locked(folder), contextlib.ExitStack() as stack:
         print_line(f"run {config.run_name} in {folder}\n{plan.describe()}")
         # 3. The newest whole checkpoint decides what the run continues.
@@ -117,6 +125,7 @@ def run(config: RunConfig) -> RunResult:
             state = _first_state(config, mesh, tokenizer)
         # 6. Logs, cut back to that state.
         metrics_path = folder / METRICS_FILE
+        goodput.resume(record.step if record else 0, read_metrics(metrics_path))
         keep_metrics_through(metrics_path, record.step if record else -1)
         resolved = json.dumps(schema.to_json(config), indent=1)
         write_whole(folder / "config.json", resolved.encode())
@@ -133,10 +142,11 @@ def run(config: RunConfig) -> RunResult:
             max_target_length=config.batch.max_target_length,
             num_rows=config.logging.eval_rows,
         )
-        trainer = Trainer(config, plan, mesh, loader, heldout, log, saver)
+        trainer = Trainer(config, plan, mesh, loader, heldout, log, saver, goodput)
         with jax.set_mesh(mesh), StopRequest() as stop:
             state, finished = trainer.train(state, stop)
         saver.wait()
+    print_line(goodput.describe())
     metrics = read_metrics(metrics_path)
     plot_loss(metrics, folder / "loss.png")
     return RunResult(folder, state, tokenizer, metrics, finished)
