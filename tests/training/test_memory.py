@@ -184,6 +184,15 @@ def test_moments_on_the_host_stay_there_and_change_no_bit(stepped):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(device), jax.device_get(host))
 
 
+def test_the_plan_counts_what_is_on_the_host_apart(stepped):
+    device, host = (make_plan(stepped[memory][0]) for memory in ("device", "pinned_host"))
+    moments = host.host_state_bytes_per_device
+    assert host.state_bytes_per_device + moments == device.state_bytes_per_device
+    assert moments / device.state_bytes_per_device == pytest.approx(2 / 3, abs=0.01)
+    assert f"; {moments:,} more in the host's memory)" in host.describe()
+    assert "host" not in device.describe()
+
+
 @pytest.mark.parametrize(
     ("saved", "restored"), [("pinned_host", "device"), ("device", "pinned_host")]
 )
