@@ -109,6 +109,7 @@ def run(config: RunConfig, hosts: Hosts | None = None) -> int:
     """Makes what corpora lack, trains, exports, evaluates, as the config says; 1 if it diverged."""
     from cwm_jax.distributed import Hosts
     from cwm_jax.training import loop
+    from cwm_jax.training.goodput import process_start
     from cwm_jax.training.trainer import NonFiniteError
 
     hosts = hosts or Hosts()
@@ -118,7 +119,7 @@ def run(config: RunConfig, hosts: Hosts | None = None) -> int:
             hosts.first("traces", functools.partial(generate_traces, source))
     _check_evaluation(config)
     try:
-        result = loop.run(config, hosts)
+        result = loop.run(config, hosts, started=process_start())
     except NonFiniteError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1

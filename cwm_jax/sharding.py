@@ -196,15 +196,18 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def map_over_shards(
-    fun: Callable[..., Any], *, in_axes: Sequence[Axes], out_axes: Axes
+    fun: Callable[..., Any], *, in_axes: Sequence[Axes], out_axes: Any
 ) -> Callable[..., Any]:
-    """Makes ``fun`` see each device's own block: for what XLA cannot partition (kernels, loops)."""
+    """Makes ``fun`` see each device's own block: for what XLA cannot partition (kernels, loops).
+
+    ``out_axes``: of all results, or a tuple with those of each.
+    """
     if _automatic_mesh() is None:
         return fun
     return jax.shard_map(
         fun,
         in_specs=tuple(partition_spec(axes) for axes in in_axes),
-        out_specs=partition_spec(out_axes),
+        out_specs=jax.tree.map(partition_spec, out_axes, is_leaf=_is_axes),
         check_vma=False,
     )
 
@@ -270,6 +273,10 @@ def _put(value: np.ndarray, mesh: Mesh, rows, num_rows: int | None) -> jax.Array
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _is_axes(x: Any) -> bool:
+    return isinstance(x, tuple) and all(axis is None or isinstance(axis, str) for axis in x)
 
 
 def _dotted(path: Any) -> str:

@@ -14,12 +14,19 @@ from cwm_jax.config.data import (
     SourceConfig,
     TokenizerConfig,
 )
-from cwm_jax.config.execution import ExecutionConfig, MeshConfig
+from cwm_jax.config.execution import (
+    REMAT_POLICIES,
+    REMAT_TENSORS,
+    ExecutionConfig,
+    MeshConfig,
+)
 from cwm_jax.config.reports import LoggingConfig, TraceEvaluationConfig
 from cwm_jax.config.run import RunConfig
 from cwm_jax.config.training import BatchConfig, BatchPhase, CheckpointConfig, OptimizerConfig
 
 __all__ = [
+    "REMAT_POLICIES",
+    "REMAT_TENSORS",
     "BatchConfig",
     "BatchPhase",
     "CheckpointConfig",

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cwm_jax.kernels.flash import pad_to_multiple, row_products
+from cwm_jax.kernels.flash import attention_residuals, pad_to_multiple, row_products
 from cwm_jax.kernels.mask import IntervalMask, block_bounds
 
 _MASKED = -1e30  # finite: a row whose first tile is all masked must not become NaN
@@ -92,7 +92,7 @@ def _forward(q, k, v, interval, tiles, block, scale):
 
     out = jnp.zeros_like(q_rows), jnp.zeros((*q_rows.shape[:3], 1), jnp.float32)
     out, lse = jax.lax.fori_loop(0, T // block, query_block, out)
-    out = _unfold(out, T)
+    out, lse = attention_residuals(_unfold(out, T), lse)
     return out, (q, k, v, interval, tiles, out, lse)
 
 

@@ -6,6 +6,7 @@ import math
 
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Shaped
 
 HEAD_DIMS = (64, 128)  # of the Pallas kernels; below 64 and above 128 nothing was compiled
@@ -49,3 +50,8 @@ def dot(x, y, x_dim: int, y_dim: int):
         precision=precision,
         preferred_element_type=jnp.float32,
     )
+
+
+def attention_residuals(out: Array, lse: Array) -> tuple[Array, Array]:
+    """Marks what the backward pass reads of a forward pass as the tensor ``attention`` of remat."""
+    return checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")

@@ -34,6 +34,7 @@ from cwm_jax.kernels.flash import (
     LOG2_E,
     LOWEST_PEAK,
     MASKED,
+    attention_residuals,
     dot,
     pad_to_multiple,
     row_products,
@@ -121,6 +122,7 @@ def _forward(q, k, v, ranges, blocks, scale, interpret):
         grid=(B, T // _TILE, N),
         interpret=interpret,
     )(q, k, v, *keys, _bounds(keys, block))
+    out, lse = attention_residuals(out, lse)
     return out, (q, k, v, ranges, out, lse)
 
 

@@ -37,6 +37,7 @@ from cwm_jax.kernels.flash import (
     LOG2_E,
     LOWEST_PEAK,
     MASKED,
+    attention_residuals,
     dot,
     pad_to_multiple,
     require_head_dim,
@@ -124,6 +125,7 @@ def _forward(q, k, v, ranges, blocks, reach, scale, interpret):
         ],
         interpret=interpret,
     )
+    out, lse = attention_residuals(out, lse)
     return out, (q, k, v, ranges, out, lse)
 
 

@@ -27,7 +27,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-from cwm_jax.kernels.flash import LOG2_E, dot, pad_to_multiple, require_head_dim, row_products
+from cwm_jax.kernels.flash import (
+    LOG2_E,
+    attention_residuals,
+    dot,
+    pad_to_multiple,
+    require_head_dim,
+    row_products,
+)
 from cwm_jax.kernels.mask import IntervalMask, block_bounds
 
 _LEAST = -1e30  # below every score, and finite: a row may see nothing of its first tile
@@ -114,6 +121,7 @@ def _forward(q, k, v, key_range, query_range, blocks, scale, interpret):
         scale=scale,
         interpret=interpret,
     )(q, k, v, *key_range, _bounds(key_range, tile))
+    out, lse = attention_residuals(out, lse)
     return out, (q, k, v, key_range, query_range, out, lse)
 
 

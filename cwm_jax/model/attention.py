@@ -6,6 +6,7 @@ B batch, T query position, D embed, N heads, K kv heads, H head width.
 from __future__ import annotations
 
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from cwm_jax.config import ModelConfig
@@ -47,6 +48,11 @@ class Attention(nnx.Module):
         q = apply_rope(shard(self.q_proj(x), *_HEADS), inputs.cos, inputs.sin)
         k = apply_rope(shard(self.k_proj(x), *_KV_HEADS), inputs.cos, inputs.sin)
         v = shard(self.v_proj(x), *_KV_HEADS)
+        q, k, v = (
+            checkpoint_name(q, "query"),
+            checkpoint_name(k, "key"),
+            checkpoint_name(v, "value"),
+        )
         if cache is not None:
             cache = cache.write(repeat, k, v, inputs.access)
         if cache is None or inputs.views is not None:

@@ -13,6 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from cwm_jax.config import ModelConfig
@@ -57,7 +58,7 @@ def _dot(x, kernel, num_in):
 
 
 def _product_forward(x, kernel, num_in):
-    return _dot(x, kernel, num_in), (x, kernel)  # a plain product: remat policies look for those
+    return _dot(x, kernel, num_in), (x, kernel)
 
 
 def _product_backward(num_in, residuals, dy):
@@ -108,7 +109,8 @@ class Mlp(nnx.Module):
         self.down_proj = Linear(wide[::-1], ("mlp", "embed"), gain=gain, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        wide = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
+        gate = checkpoint_name(self.gate_proj(x), "gate")
+        wide = jax.nn.silu(gate) * checkpoint_name(self.up_proj(x), "up")
         return self.down_proj(shard(wide, "batch", "seq", "act_mlp"))
 
 

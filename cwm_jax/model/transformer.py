@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float, Int
 
-from cwm_jax.config import ExecutionConfig, ModelConfig
+from cwm_jax.config import REMAT_POLICIES, ExecutionConfig, ModelConfig
 from cwm_jax.kernels.mask import document_starts
 from cwm_jax.model.attention import Attention
 from cwm_jax.model.cache import CacheAccess, Caches, LayerCache
@@ -37,11 +38,6 @@ from cwm_jax.sharding import BATCH_AXES, map_over_shards, shard, shards_of
 
 Params = dict[str, Any]
 DEFAULT_EXECUTION = ExecutionConfig()
-
-_REMAT_POLICIES = {
-    "minimal": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 @jax.tree_util.register_dataclass
@@ -73,9 +69,10 @@ class DecoderLayer(nnx.Module):
         cache: LayerCache | None = None,
         repeat: int | Int[Array, ""] = 0,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        x = checkpoint_name(x, "layer_input")
         normed = shard(self.input_layernorm(x), "batch", "seq", "act_embed")
         attended, cache = self.self_attn(normed, inputs, cache, repeat)
-        x = shard_residual(x + attended)
+        x = checkpoint_name(shard_residual(x + attended), "mlp_input")
         normed = shard(self.post_attention_layernorm(x), "batch", "seq", "act_embed")
         return shard_residual(x + self.mlp(normed)), cache
 
@@ -189,11 +186,23 @@ def _layer_function(graphdef, execution: ExecutionConfig, repeat, *, scanned: bo
     def run(state, x, inputs, cache):
         return nnx.merge(graphdef, state)(x, inputs, cache, repeat)
 
-    policy = execution.remat_policy
-    if policy != "none":
+    if execution.remat_policy != "none":
         # outside a scan XLA would find the recomputation equal to the first and undo it
-        run = jax.checkpoint(run, prevent_cse=not scanned, policy=_REMAT_POLICIES[policy])
+        run = jax.checkpoint(run, prevent_cse=not scanned, policy=_remat_policy(execution))
     return run
+
+
+def _remat_policy(execution: ExecutionConfig):
+    """By names alone: what no ``checkpoint_name`` marks is computed again."""
+    kept = {*REMAT_POLICIES[execution.remat_policy], *execution.remat_save}
+    if not execution.remat_offload:
+        return jax.checkpoint_policies.save_only_these_names(*sorted(kept))
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=sorted(kept - {*execution.remat_offload}),
+        names_which_can_be_offloaded=execution.remat_offload,
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
 
 
 # ---------------------------------------------------------------- pure functions

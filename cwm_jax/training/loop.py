@@ -32,6 +32,7 @@ from cwm_jax.sharding import make_mesh, process_rows
 from cwm_jax.storage import write_whole
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
 from cwm_jax.training import checkpoint as ckpt
+from cwm_jax.training.goodput import Goodput
 from cwm_jax.training.metrics import (
     MetricsLog,
     keep_metrics_through,
@@ -44,12 +45,14 @@ from cwm_jax.training.signals import StopRequest
 from cwm_jax.training.state import (
     TrainState,
     abstract_state,
+    check_host_memory,
     init_sharded_state,
     state_shardings,
 )
 from cwm_jax.training.trainer import Trainer
 
 METRICS_FILE = "metrics.jsonl"
+GOODPUT_FILE = "goodput.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +73,15 @@ class RunResult:
         return before, after
 
 
-def run(config: RunConfig, hosts: Hosts | None = None) -> RunResult:
+def run(
+    config: RunConfig, hosts: Hosts | None = None, *, started: float | None = None
+) -> RunResult:
     """Trains, from the newest checkpoint of ``run_name`` if there is one.
 
     Args:
         config: the run.
         hosts: its processes; None: this one alone, or those of an earlier ``distributed.start``.
+        started: when the process began, in seconds since the epoch, for its goodput; None is now.
 
     Raises:
         ValueError: the configuration, the corpus or a checkpoint is not usable.
@@ -86,9 +92,11 @@ def run(config: RunConfig, hosts: Hosts | None = None) -> RunResult:
     hosts = hosts or Hosts()
     hosts.check_same("start", _start_values(config))
     mesh = make_mesh(config.mesh)
+    check_host_memory(config, mesh.local_devices)
     plan = make_plan(config)
     # 2. The run's folder, for these processes alone.
     folder = Path(config.base_output_directory) / config.run_name
+    goodput = Goodput(folder / GOODPUT_FILE if hosts.is_first else None, started=started)
     with _locked(folder, hosts), contextlib.ExitStack() as stack:
         print_line(f"run {config.run_name} in {folder}\n{plan.describe()}")
         # 3. The newest whole checkpoint decides what the run continues.
@@ -126,6 +134,7 @@ def run(config: RunConfig, hosts: Hosts | None = None) -> RunResult:
         # 6. Logs, cut back to that state.
         metrics_path = folder / METRICS_FILE
         if hosts.is_first:
+            goodput.resume(record.step if record else 0, read_metrics(metrics_path))
             keep_metrics_through(metrics_path, record.step if record else -1)
             resolved = json.dumps(schema.to_json(config), indent=1)
             write_whole(folder / "config.json", resolved.encode())
@@ -142,10 +151,11 @@ def run(config: RunConfig, hosts: Hosts | None = None) -> RunResult:
             max_target_length=config.batch.max_target_length,
             num_rows=config.logging.eval_rows,
         )
-        trainer = Trainer(config, plan, mesh, loader, heldout, log, saver, hosts)
+        trainer = Trainer(config, plan, mesh, loader, heldout, log, saver, goodput, hosts)
         with jax.set_mesh(mesh), StopRequest() as stop:
             state, finished = trainer.train(state, stop)
         saver.wait()
+    print_line(goodput.describe())
     metrics = read_metrics(metrics_path)
     if hosts.is_first:
         plot_loss(metrics, folder / "loss.png")

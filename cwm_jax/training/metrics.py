@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from cwm_jax.storage import write_whole
+from cwm_jax.training import goodput
 
 # Fields of a metrics line that depend on the clock; all others repeat bit for bit in a resumed run.
-TIMING_FIELDS = frozenset({"time_s", "step_time_s", "tokens_per_s", "tflops_per_s", "mfu"})
+TIMING_FIELDS = goodput.FIELDS | {"time_s", "step_time_s", "tokens_per_s", "tflops_per_s", "mfu"}
 
 # Dense bf16 peak of one device in FLOP/s, by a word of its kind. (vendors' data sheets: secondary)
 _PEAK_FLOPS = {
@@ -127,6 +128,7 @@ def format_line(line: dict[str, Any], total_steps: int) -> str:
         "tokens_per_s": "{:,.0f} tok/s",
         "tflops_per_s": "{:.3g} TFLOP/s",
         "mfu": "MFU {:.1%}",
+        "length_bucket": "bucket {}",
         "heldout_loss": "held-out {:.4f}",
     }
     parts += [
@@ -138,22 +140,30 @@ def format_line(line: dict[str, Any], total_steps: int) -> str:
 
 
 def plot_loss(metrics: list[dict[str, Any]], path: Path) -> None:
-    """Writes the loss curve, training and held-out against tokens, as a PNG."""
+    """Writes the loss curve, training (each length bucket's) and held-out, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    train = [(m["tokens"], m["loss"]) for m in metrics if m.get("loss") is not None]
-    heldout = [
-        (m["tokens"], m["heldout_loss"]) for m in metrics if m.get("heldout_loss") is not None
-    ]
-    axes.plot(*zip(*train, strict=True), linewidth=0.8, label="training") if train else None
-    axes.plot(*zip(*heldout, strict=True), marker="o", label="held-out") if heldout else None
+    for name, points in _curves(metrics).items():
+        style: dict[str, Any] = {"marker": "o"} if name == "held-out" else {"linewidth": 0.8}
+        axes.plot(*zip(*points, strict=True), label=name, **style)
     axes.set(xlabel="tokens", ylabel="cross-entropy (nats per token)", title=path.parent.name)
     axes.grid(alpha=0.3)
     axes.legend()
     FigureCanvasAgg(figure).print_png(str(path))
+
+
+def _curves(metrics: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """(tokens, loss) of each curve that has points; where steps have buckets, one for each."""
+    buckets = sorted({m["length_bucket"] for m in metrics if "length_bucket" in m})
+    names = {f"loss_bucket_{n}": f"training, bucket {n}" for n in buckets} or {"loss": "training"}
+    curves = {
+        label: [(m["tokens"], m[field]) for m in metrics if m.get(field) is not None]
+        for field, label in (names | {"heldout_loss": "held-out"}).items()
+    }
+    return {label: points for label, points in curves.items() if points}
 
 
 def print_line(text: str, bar: Any = None, stream: TextIO | None = None) -> None:

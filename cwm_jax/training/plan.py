@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
 
-from cwm_jax.config import BatchPhase, RunConfig
+from cwm_jax.config import BatchPhase, LengthBucket, RunConfig
 from cwm_jax.data.mixture import length_bucket_text
 from cwm_jax.model.transformer import num_parameters
 from cwm_jax.sharding import MESH_AXES, abstract_mesh, mesh_shape, num_shards
@@ -43,7 +44,11 @@ class Plan:
     law_compute_flops: float
     num_parameters: int
     flops_per_token: float
+    bucket_flops_per_token: tuple[float, ...]
+    """Of each length bucket, its cap and its longest document counted; without buckets of all."""
     state_bytes_per_device: int
+    host_state_bytes_per_device: int
+    """Of the state, what lies in the host's memory for each device."""
 
     def stage(self, step: int) -> BatchStage:
         """The stage of the step that starts with ``step`` steps done."""
@@ -88,6 +93,7 @@ def make_plan(config: RunConfig, *, num_devices: int | None = None) -> Plan:
     horizon = optimizer.horizon_tokens or optimizer.start_tokens + optimizer.train_tokens
     compute = scaling.report_flops_per_token(config.model, T) * horizon
     stages, total_steps = _stages(config, rows * T, compute)
+    state_bytes = _state_bytes_per_device(config, sizes)
     peak = optimizer.learning_rate
     return Plan(
         config=config,
@@ -100,7 +106,21 @@ def make_plan(config: RunConfig, *, num_devices: int | None = None) -> Plan:
         law_compute_flops=compute,
         num_parameters=num_parameters(config.model),
         flops_per_token=scaling.flops_per_token(config.model, T),
-        state_bytes_per_device=_state_bytes_per_device(config, sizes),
+        bucket_flops_per_token=_bucket_flops_per_token(config),
+        state_bytes_per_device=state_bytes.get("device", 0),
+        host_state_bytes_per_device=state_bytes.get("pinned_host", 0),
+    )
+
+
+def _bucket_flops_per_token(config: RunConfig) -> tuple[float, ...]:
+    T = config.batch.max_target_length
+    return tuple(
+        scaling.flops_per_token(
+            config.model,
+            min(T, bucket.max_document_tokens or T),
+            attention_cap=bucket.attention_cap,
+        )
+        for bucket in config.data.length_buckets or (LengthBucket(),)
     )
 
 
@@ -167,15 +187,16 @@ def _phases(config: RunConfig, micro_batch_tokens: int, compute: float) -> tuple
     return (BatchPhase(from_tokens=0, batch_tokens=batch),)
 
 
-def _state_bytes_per_device(config: RunConfig, sizes: tuple[int, ...]) -> int:
-    """Master weights and optimizer state; gradients and activations come on top."""
+def _state_bytes_per_device(config: RunConfig, sizes: tuple[int, ...]) -> Counter[str]:
+    """Master weights and optimizer state by memory; gradients and activations come on top."""
     mesh = abstract_mesh(sizes)
     leaves = jax.tree.leaves(abstract_state(config))
     shardings = jax.tree.leaves(state_shardings(config, mesh))
-    return sum(
-        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, sharding in zip(leaves, shardings, strict=True)
-    )
+    found: Counter[str] = Counter()
+    for leaf, sharding in zip(leaves, shardings, strict=True):
+        size = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        found[sharding.memory_kind or "device"] += size
+    return found
 
 
 def _rows(plan: Plan) -> list[tuple[str, str]]:
@@ -183,17 +204,22 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
     end_tokens = optimizer.start_tokens + optimizer.train_tokens
     total_flops = plan.flops_per_token * optimizer.train_tokens
     non_embedding = scaling.num_non_embedding_parameters(config.model)
-    uncounted = ", attention caps not" if config.data.length_buckets else ""
+    at_most = " (without length buckets)" if config.data.length_buckets else ""
+    host = plan.host_state_bytes_per_device
+    host = f"; {host:,} more in the host's memory" if host else ""
     mesh = ", ".join(f"{a} {n}" for a, n in zip(MESH_AXES, plan.mesh_sizes, strict=True))
     rows = [
         ("parameters", f"{plan.num_parameters:,} ({non_embedding:,} without embeddings)"),
         (
             "FLOPs per token",
-            f"{plan.flops_per_token:.4g} (windows counted{uncounted}, T {batch.max_target_length})",
+            f"{plan.flops_per_token:.4g} (windows counted, T {batch.max_target_length})",
         ),
-        ("FLOPs of the run", f"{total_flops:.4g}"),
+        ("FLOPs of the run", f"{total_flops:.4g}{at_most}"),
         ("devices", f"{math.prod(plan.mesh_sizes)} ({mesh})"),
-        ("bytes per device", f"{plan.state_bytes_per_device:,} (weights and optimizer state)"),
+        (
+            "bytes per device",
+            f"{plan.state_bytes_per_device:,} (weights and optimizer state{host})",
+        ),
         ("steps", f"{plan.total_steps:,}"),
         (
             "tokens",
@@ -209,7 +235,8 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
             )
         )
     for number, bucket in enumerate(config.data.length_buckets):
-        rows.append((f"length bucket {number}", length_bucket_text(bucket)))
+        flops = f"{plan.bucket_flops_per_token[number]:.4g} FLOP per token"
+        rows.append((f"length bucket {number}", f"{length_bucket_text(bucket)}, {flops}"))
     if "law" in (optimizer.learning_rate, batch.global_batch_tokens):
         rows += _law_rows(plan)
     steps = sorted({0, *_milestones(plan), plan.total_steps - 1})

@@ -37,17 +37,21 @@ def report_flops_per_token(model: ModelConfig, context_tokens: int) -> float:
     return 6 * num_non_embedding_parameters(model) + attention
 
 
-def flops_per_token(model: ModelConfig, context_tokens: int) -> float:
+def flops_per_token(
+    model: ModelConfig, context_tokens: int, *, attention_cap: int | None = None
+) -> float:
     """Forward and backward of a row of one document; windows count, recomputation does not.
 
     Matrix products with weights cost 6 FLOP per weight (norms and the embedding's look-up none, the
-    head included); attention costs 12 N H per visible key.
+    head included); attention costs 12 N H per visible key. With ``attention_cap`` a query of a
+    global layer sees that many keys at most.
     """
     norms = model.hidden_size * (2 * model.num_hidden_layers + 1)
     head = model.vocab_size * model.hidden_size
     weights = num_non_embedding_parameters(model) - norms + head
     heads_width = model.num_attention_heads * model.head_dim
-    keys = sum(mean_visible_keys(context_tokens, model.window(kind)) for kind in model.layer_types)
+    windows = [model.window(kind) or attention_cap for kind in model.layer_types]
+    keys = sum(mean_visible_keys(context_tokens, window) for window in windows)
     return 6.0 * weights + 12.0 * heads_width * keys
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -66,19 +67,55 @@ def abstract_state(run_config: RunConfig) -> TrainState:
 
 
 def state_shardings(run_config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainState:
-    """Where every array of the state lies: moments beside their parameters, counters everywhere."""
+    """Where every array of the state lies: moments as their parameters, counters everywhere.
+
+    With ``execution.optimizer_memory="pinned_host"`` the moments are in the memory of the host that
+    their device belongs to.
+
+    Raises:
+        ValueError: the devices have no such memory (GPUs that are not there do not list theirs).
+    """
     shapes = abstract_state(run_config)
     everywhere = NamedSharding(mesh, PartitionSpec())
     params = tree_shardings(mesh, logical_axes(run_config.model), shapes.params)
+    memory = run_config.execution.optimizer_memory
     opt_state = optax.tree.map_params(
         make_optimizer(run_config.optimizer),
-        lambda _, sharding: sharding,
+        lambda _, sharding: _in_memory(sharding, memory),
         shapes.opt_state,
         params,
         transform_non_params=lambda _: everywhere,
     )
     rest = jax.tree.map(lambda _: everywhere, dataclasses.replace(shapes, params={}, opt_state=()))
     return dataclasses.replace(rest, params=params, opt_state=opt_state)
+
+
+def _in_memory(sharding: NamedSharding, kind: str) -> NamedSharding:
+    if kind == "device":
+        return sharding
+    moved = sharding.with_memory_kind(kind)
+    if moved.memory_kind != kind:  # JAX drops what a device does not list
+        raise ValueError(
+            f"execution.optimizer_memory is {kind!r}; the mesh's devices list no such memory: set "
+            "optimizer_memory='device'"
+        )
+    return moved
+
+
+def check_host_memory(run_config: RunConfig, devices: Sequence[Any]) -> None:
+    """Raises ValueError where the run keeps arrays in the host's memory and a device cannot."""
+    execution = run_config.execution
+    wanted = [f"remat_offload={execution.remat_offload}"] if execution.remat_offload else []
+    if execution.optimizer_memory == "pinned_host":
+        wanted.append("optimizer_memory='pinned_host'")
+    for device in devices if wanted else ():
+        kinds = sorted(memory.kind for memory in device.addressable_memories())
+        if "pinned_host" not in kinds:
+            raise ValueError(
+                f"execution.{' and '.join(wanted)}: {device.device_kind} has no memory "
+                f"'pinned_host', only {', '.join(kinds)}; expected a backend that has it (CPU, "
+                "GPU, TPU): set optimizer_memory='device' and remat_offload=()"
+            )
 
 
 def init_sharded_state(run_config: RunConfig, mesh: Mesh) -> TrainState:

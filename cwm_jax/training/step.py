@@ -28,6 +28,9 @@ def make_train_step(
 ) -> Step:
     """Returns ``step(state, batch) -> (state, metrics)``; jit it with ``donate_argnums=0``.
 
+    With ``execution.optimizer_memory="pinned_host"`` also with ``out_shardings`` of
+    ``state_shardings``, which bring the moments back to the host.
+
     The batch's arrays are ``[B, T]``, or ``[A, B, T]`` for A micro-batches whose gradients are
     added before the update. Losses are sums over all counted tokens divided by their number, so A
     changes nothing but memory. A step whose loss or gradient is not finite leaves parameters and
@@ -54,7 +57,10 @@ def make_train_step(
             factor = jnp.minimum(1.0, clip / jnp.maximum(grad_norm, 1e-12))
             grads = jax.tree.map(lambda g: g * factor, grads)
         learning_rate = plan.learning_rate(state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        old_opt_state = state.opt_state
+        if run_config.execution.optimizer_memory != "device":
+            old_opt_state = jax.device_put(old_opt_state, jax.memory.Space.Device)
+        updates, opt_state = optimizer.update(grads, old_opt_state, state.params)
         params = jax.tree.map(
             lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates
         )
@@ -62,7 +68,7 @@ def make_train_step(
         new_state = dataclasses.replace(
             state,
             params=_where(finite, params, state.params),
-            opt_state=_where(finite, opt_state, state.opt_state),
+            opt_state=_where(finite, opt_state, old_opt_state),
             step=state.step + 1,
             skipped_steps=state.skipped_steps + skipped,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1).astype(jnp.int32),

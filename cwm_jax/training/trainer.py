@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -20,6 +21,7 @@ from cwm_jax.data.loader import Loader, merge_states
 from cwm_jax.distributed import Hosts
 from cwm_jax.sharding import process_rows, put_batch
 from cwm_jax.training import checkpoint as ckpt
+from cwm_jax.training.goodput import Goodput
 from cwm_jax.training.metrics import MetricsLog, format_line, peak_flops, print_line
 from cwm_jax.training.plan import Plan
 from cwm_jax.training.signals import StopRequest
@@ -38,13 +40,14 @@ class _Pending:
     step: int
     batch_tokens: int
     bucket: int
+    data_wait_s: float
     metrics: dict[str, jax.Array]
 
 
 class Trainer:
     """The loop itself; logs a step while the next one runs."""
 
-    def __init__(self, config, plan, mesh, loader, heldout, log, saver, hosts):
+    def __init__(self, config, plan, mesh, loader, heldout, log, saver, goodput, hosts):
         self._config: RunConfig = config
         self._plan: Plan = plan
         self._mesh = mesh
@@ -52,6 +55,7 @@ class Trainer:
         self._log: MetricsLog = log
         self._saver: ckpt.Checkpointer = saver
         self._hosts: Hosts = hosts
+        self._goodput: Goodput = goodput
         self._peak_flops, peak_source = peak_flops()
         print_line(f"MFU is a share of {self._peak_flops / 1e12:.3g} TFLOP/s ({peak_source})")
         # Compiled steps by accumulation steps and attention cap.
@@ -67,20 +71,26 @@ class Trainer:
         """Runs to the end of the plan or a signal; returns the state and whether it is the end."""
         plan, total = self._plan, self._plan.total_steps
         step = int(state.step)
+        self._goodput.begin("step")
         if step == 0:
             self._write({"step": 0, "tokens": plan.tokens_before(0)}, state)
         with self._progress_bar(step, total), self._profile_closed():
             pending, started = None, 0.0
             while step < total:
                 stage, bucket = plan.stage(step), self._loader.bucket(step)
-                batch = self._next_batch(stage.accumulation_steps, bucket)
+                batch, data_wait_s = self._goodput.wait(
+                    functools.partial(self._next_batch, stage.accumulation_steps, bucket),
+                    functools.partial(_is_running, pending),
+                )
                 self._saver.check()
                 program = stage.accumulation_steps, self._caps[bucket]
                 if program not in self._programs:
                     if pending is not None:
                         self._finish_step(pending, None, started)
                         pending = None
-                    self._programs[program] = self._compile(state, batch, self._caps[bucket])
+                    with self._goodput.during("compile"):
+                        compiled = self._compile(state, batch, self._caps[bucket])
+                    self._programs[program] = compiled
                     started = time.perf_counter()
                 self._profile(step + 1, state)
                 with jax.transfer_guard("disallow"):
@@ -89,7 +99,11 @@ class Trainer:
                 if pending is not None:
                     started = self._finish_step(pending, None, started)
                 pending = _Pending(
-                    step=step, batch_tokens=stage.batch_tokens, bucket=bucket, metrics=metrics
+                    step=step,
+                    batch_tokens=stage.batch_tokens,
+                    bucket=bucket,
+                    data_wait_s=data_wait_s,
+                    metrics=metrics,
                 )
                 stopping = stop.reached(step)  # asked once: it may be set at any moment
                 if stopping or self._is_boundary(step):
@@ -100,8 +114,10 @@ class Trainer:
                     started = time.perf_counter()
                 if stopping:
                     break
-        if step < total:
+        with self._goodput.during("checkpoint"):
             self._saver.wait()
+        self._goodput.write(step, finished=step >= total)
+        if step < total:
             print_line(
                 f"{stop.name}: saved step {step} and stopped; start the same command again to "
                 "resume"
@@ -118,19 +134,23 @@ class Trainer:
         values = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
         now = time.perf_counter()
         tokens_per_s = pending.batch_tokens / (now - started)
-        flops_per_s = tokens_per_s * self._plan.flops_per_token
+        flops_per_s = tokens_per_s * self._plan.bucket_flops_per_token[pending.bucket]
         line: dict[str, Any] = {"step": step, "tokens": self._plan.tokens_before(step)}
         line |= {k: v if math.isfinite(v) else None for k, v in values.items()}
         for name in ("num_targets", "skipped_steps", "skipped_in_a_row"):
             line[name] = int(values[name])
         if self._config.data.length_buckets:
             line["length_bucket"] = pending.bucket
+            line[f"loss_bucket_{pending.bucket}"] = line["loss"]
         line |= {
             "step_time_s": now - started,
             "tokens_per_s": tokens_per_s,
             "tflops_per_s": flops_per_s / 1e12,
             "mfu": flops_per_s / self._peak_flops,
+            "data_wait_s": pending.data_wait_s,
         }
+        if self._is_save(step):
+            line |= self._goodput.fields()
         self._write(line, evaluated)
         in_a_row = line["skipped_in_a_row"]
         if in_a_row >= self._config.optimizer.max_nonfinite_steps:
@@ -139,7 +159,8 @@ class Trainer:
 
     def _write(self, line: dict[str, Any], evaluated: TrainState | None) -> None:
         if evaluated is not None:
-            loss = self._heldout_loss(evaluated)
+            with self._goodput.during("evaluation"):
+                loss = self._heldout_loss(evaluated)
             line["heldout_loss"] = loss if math.isfinite(loss) else None
             epochs = self._loader.epochs()  # of all steps so far: none is under way
             line |= {f"epochs_{name}": seen for name, seen in epochs.items()}
@@ -163,7 +184,9 @@ class Trainer:
         told = self._hosts.meet("data positions", value=json.dumps(self._loader.state()))
         positions = merge_states([json.loads(text) for text in told])
         record = ckpt.RunRecord(step, self._config, ckpt.batches(self._plan), positions)
-        self._saver.save(state, record)
+        with self._goodput.during("checkpoint"):
+            self._saver.save(state, record)
+        self._goodput.write(step)
 
     def _compile(self, state: TrainState, batch, attention_cap: int | None) -> Callable[..., Any]:
         start = time.perf_counter()
@@ -238,6 +261,13 @@ class Trainer:
         if self._profiling:
             jax.profiler.stop_trace()
             self._profiling = False
+
+
+def _is_running(pending: _Pending | None) -> bool:
+    if pending is None:
+        return False
+    loss: Any = pending.metrics["loss"]  # jax.Array's type does not have is_ready
+    return not loss.is_ready()
 
 
 def _micro_batches(rows: dict[str, np.ndarray], plan: Plan) -> list[dict[str, np.ndarray]]:

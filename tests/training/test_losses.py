@@ -7,8 +7,10 @@ import pytest
 from tiny import random_batch, tiny_model
 from tolerances import ACCUMULATION_RTOL, LOSS_RTOL
 
-from cwm_jax.config import ExecutionConfig
+from cwm_jax.config import ExecutionConfig, MeshConfig
 from cwm_jax.model.transformer import init
+from cwm_jax.planning.collectives import collectives
+from cwm_jax.sharding import make_mesh, named_sharding
 from cwm_jax.training import losses
 from cwm_jax.training.losses import chunked_cross_entropy
 
@@ -94,3 +96,28 @@ def test_all_logits_never_exist():
     ours = peak(lambda x, k, t: chunked_cross_entropy(x, k, t, ones, 0.0, 64)[0])
     assert peak(lambda x, k, t: naive(x, k, t, ones, 0.0)[0]) > 4 * B * T * V  # the guard can fail
     assert ours < 4 * B * T * V / 4
+
+
+def test_the_head_is_gathered_and_its_gradient_summed_once_for_all_chunks():
+    """Over the axes that cut tokens; along tensor each chunk's sums are completed."""
+    rows, D, V = 8, 16, 64
+    mesh = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2))
+
+    def placed(axes, *shape, dtype=jnp.float32):
+        sharding = named_sharding(mesh, axes, shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    arguments = (
+        placed(("batch", "seq", None), rows, 32, D),
+        placed(("embed", "vocab"), D, V),
+        placed(("batch", "seq"), rows, 32, dtype=jnp.int32),
+        placed(("batch", "seq"), rows, 32),
+    )
+    gradient = jax.grad(lambda *x: chunked_cross_entropy(*x, 0.0, 4 * 4)[0], (0, 1))
+    with jax.set_mesh(mesh):
+        text = jax.jit(gradient).lower(*arguments).compile().as_text()
+    sent = collectives(text, mesh.shape)
+    in_the_loop = [item for item in sent if item.executions == 32 // 2 // 4]
+    assert in_the_loop and {item.axes for item in in_the_loop} == {("tensor",)}
+    once = {item.kind for item in sent if item.executions == 1 and "fsdp" in item.axes}
+    assert {"all-gather", "reduce-scatter"} <= once

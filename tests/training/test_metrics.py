@@ -56,6 +56,21 @@ def test_line_and_curve(tmp_path):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_each_length_bucket_has_a_curve(tmp_path):
+    losses = {0: [4.0, 3.0], 2: [5.0, None]}
+    lines = [
+        {"step": i, "tokens": i, "loss": x, "length_bucket": n, f"loss_bucket_{n}": x}
+        for n, values in losses.items()
+        for i, x in enumerate(values)
+    ]
+    assert metrics._curves(lines) == {
+        "training, bucket 0": [(0, 4.0), (1, 3.0)],
+        "training, bucket 2": [(0, 5.0)],
+    }
+    plot_loss(lines, tmp_path / "loss.png")
+    assert "bucket 2" in format_line(lines[-1], 9)
+
+
 @pytest.mark.parametrize(
     ("kind", "platform", "peak"),
     [

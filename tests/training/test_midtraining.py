@@ -36,6 +36,7 @@ from cwm_jax.training import loop
 from cwm_jax.training.checkpoint import resolve_checkpoint
 from cwm_jax.training.metrics import TIMING_FIELDS, read_metrics
 from cwm_jax.training.plan import make_plan
+from cwm_jax.training.scaling import flops_per_token
 
 ROOT = Path(__file__).parents[2]
 T, STEP_TOKENS = 64, 8 * 64  # one row for each of this process's devices
@@ -189,6 +190,20 @@ def test_steps_of_both_buckets_are_taken_each_with_its_program(midtrained):
     assert abs(sum(buckets) - long_share / 100 * MIDTRAIN_STEPS) < 1.5
 
 
+def test_each_line_has_the_loss_of_its_bucket_and_the_flops_of_its_cap(home, midtrained):
+    result, printed = midtrained
+    plan = make_plan(midtraining(home))
+    model, (long, capped) = plan.config.model, plan.bucket_flops_per_token
+    assert long == flops_per_token(model, T) > capped == flops_per_token(model, T, attention_cap=16)
+    for line in result.metrics[1:]:
+        bucket = line["length_bucket"]
+        assert line[f"loss_bucket_{bucket}"] == line["loss"]
+        assert f"loss_bucket_{1 - bucket}" not in line
+        flops_per_s = line["tokens_per_s"] * plan.bucket_flops_per_token[bucket]
+        assert line["tflops_per_s"] == pytest.approx(flops_per_s / 1e12)
+    assert f"{capped:.4g} FLOP per token" in printed and "  bucket 1" in printed
+
+
 def test_the_cap_changes_the_first_step_of_its_bucket_and_none_before(home, midtrained):
     capped = midtrained[0].metrics[1:]
     first = [line["length_bucket"] for line in capped].index(1) + 1
@@ -278,6 +293,8 @@ def test_a_kill_between_buckets_changes_nothing(home, midtrained):
 
     assert without_times(resumed.metrics) == without_times(whole.metrics)
     jax.tree.map(np.testing.assert_array_equal, resumed.state, whole.state)
+    seconds = json.loads((resumed.folder / "goodput.json").read_text())["seconds"]
+    assert seconds["repeated"] > 0 and seconds["step"] > 0
 
 
 def test_a_resumed_run_with_other_buckets_is_refused(home, midtrained):

@@ -278,11 +278,11 @@ def test_describe_of_pretraining():
 
 def test_describe_of_midtraining_has_its_buckets():
     text = MIDTRAIN.describe()
-    assert "(windows counted, attention caps not, T 131072)" in text
+    assert "(windows counted, T 131072)" in text
     assert re.findall(r"length bucket \d +(.*)", text) == [
-        "documents to 16,385 tokens, global attention not capped",
-        "documents to 65,537 tokens, global attention capped at 32,768",
-        "all longer documents, global attention not capped",
+        "documents to 16,385 tokens, global attention not capped, 2.222e+11 FLOP per token",
+        "documents to 65,537 tokens, global attention capped at 32,768, 2.469e+11 FLOP per token",
+        "all longer documents, global attention not capped, 2.961e+11 FLOP per token",
     ]
 
 

@@ -8,6 +8,7 @@ from configs import midtrain_32b, pretrain_32b
 from cwm_jax.config.architecture import FULL_ATTENTION, SLIDING_ATTENTION
 from cwm_jax.model.transformer import abstract_params, num_parameters
 from cwm_jax.training import scaling
+from cwm_jax.training.plan import make_plan
 
 MODELS = {
     "tiny": tiny_model(),
@@ -81,6 +82,28 @@ def test_windows_save_most_of_the_attention_at_131072_tokens():
         for k in midtrain_32b.MODEL.layer_types
     ]
     assert sum(keys) / (64 * (T + 1) / 2) == pytest.approx(0.34, abs=0.005)
+
+
+@pytest.mark.parametrize(("T", "gflops"), [(8192, 210), (32_768, 235), (131_072, 296)])
+def test_gflop_per_token_of_the_32b(T, gflops):
+    assert scaling.flops_per_token(midtrain_32b.MODEL, T) / 1e9 == pytest.approx(gflops, rel=0.01)
+
+
+@pytest.mark.parametrize("cap", [1, 5, 40])
+def test_a_capped_global_layer_costs_what_a_local_one_of_that_window_does(cap):
+    layers = dict(num_hidden_layers=3, sliding_window=cap)
+    local = tiny_model(layer_types=(SLIDING_ATTENTION,) * 3, **layers)
+    both = tiny_model(layer_types=(SLIDING_ATTENTION, FULL_ATTENTION, FULL_ATTENTION), **layers)
+    capped = scaling.flops_per_token(both, 32, attention_cap=cap)
+    assert capped == scaling.flops_per_token(local, 32)
+    assert (capped < scaling.flops_per_token(both, 32)) == (cap < 32)
+
+
+def test_each_bucket_of_mid_training_is_counted_with_its_cap_and_its_longest_document():
+    plan = make_plan(midtrain_32b.get_config(), num_devices=2048)
+    shortest, capped, whole = (flops / 1e9 for flops in plan.bucket_flops_per_token)
+    assert shortest == pytest.approx(222, rel=0.01)
+    assert 235 < capped < 296 and whole == plan.flops_per_token / 1e9
 
 
 @pytest.mark.parametrize(
