@@ -190,7 +190,7 @@ def test_check_reports_what_differs(tmp_path, capsys):
     assert float(capsys.readouterr().out.split()[-1]) > 1e-3
     assert main(["check", str(tmp_path / "b"), str(tmp_path / "c")]) == 1
     shown = capsys.readouterr().out
-    assert "config.json: sliding_window" in shown
+    assert "config: sliding_window" in shown
     assert "float32 | bfloat16" in shown
 
 
