@@ -47,6 +47,7 @@ _MODEL = {
     "qkv_biases": False,
     "qk_norm": False,
 }
+_COUNTS = ("dim", "n_layers", "n_heads", "vocab_size", "max_seq_len", "ffn_exp", "multiple_of")
 # Fields that would change the computation, with the only value this architecture has.
 _FIXED = {
     "attn_impl": "xformers",
@@ -109,6 +110,9 @@ def model_from_params(params: Mapping[str, Any], tokenizer: Tokenizer | None) ->
     for name, only in _FIXED.items():
         if model[name] != only and model[name] is not None:
             raise ValueError(f"model.{name} is {model[name]!r}; this architecture has {only!r}")
+    for name in _COUNTS:
+        if type(model[name]) is not int or model[name] < 1:
+            raise ValueError(f"model.{name} is {model[name]!r}; expected a number from 1 on")
     layer_types, sliding_window = _layers(model)
     return ModelConfig(
         vocab_size=model["vocab_size"],

@@ -111,13 +111,15 @@ def _write_metadata(path: Path, groups: list[list[Tensor]], items: dict[str, lis
         for group in groups
         for tensor in group
     }
+    # A pickle stores equal strings once only if they are one object; those of a journal are not.
+    own_name = {name: name for name in entries}
     places = {}
     for file_name, of_file in items.items():
         for name, first_row, num_rows, start, num_bytes in of_file:
             entry = entries[name]
             offsets = torch.Size((first_row, *[0] * (len(entry.size) - 1)))
             sizes = torch.Size((num_rows, *entry.size[1:]))
-            index = dcp.MetadataIndex(name, offsets, len(entry.chunks))
+            index = dcp.MetadataIndex(own_name[name], offsets, len(entry.chunks))
             places[index] = _StorageInfo(file_name, start, num_bytes)
             entry.chunks.append(dcp.ChunkStorageMetadata(offsets, sizes))
     root = {name: ("model", name.removeprefix("model.")) for name in entries}

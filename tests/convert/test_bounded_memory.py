@@ -8,7 +8,6 @@ chance of scheduling. What a conversion itself holds is measured with two arenas
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,15 +17,19 @@ import pytest
 
 from convert.folders import write_json
 from convert.names import weights
-from convert.safetensors_files import write_shards
+from convert.safetensors_files import Shard, Tensor, write_shard
 from cwm_jax.config import ModelConfig, layer_types_3_to_1
 
 REPOSITORY = Path(__file__).parents[2]
 CONSTANT_BYTES = 32 << 20  # measured 16 MB: a few blocks and the libraries' own
 _WORKER = """
-import sys
+import importlib, sys
 from convert.__main__ import main
-status = main(sys.argv[1:]) if len(sys.argv) > 1 else 0
+status = 0
+if sys.argv[1:2] == ["--import"]:
+    importlib.import_module(sys.argv[2])
+elif len(sys.argv) > 1:
+    status = main(sys.argv[1:])
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(int(peak.split()[1]) * 1024)
 sys.exit(status)
@@ -55,12 +58,11 @@ def write_model(folder: Path, config: ModelConfig) -> int:
     folder.mkdir()
     shapes = {weight.hf_name: weight.hf_shape for weight in weights(config)}
     rng = np.random.default_rng(0)
-    tensors = [(name, "float32", shape) for name, shape in shapes.items()]
-    write_shards(
+    tensors = [Tensor(name, "float32", shape) for name, shape in shapes.items()]
+    write_shard(
         folder,
-        tensors,
+        Shard("model.safetensors", tensors),
         lambda name: [rng.standard_normal(shapes[name], np.float32)],
-        max_shard_bytes=50_000_000,
     )
     write_json(folder / "config.json", config.to_hf())
     return max(4 * int(np.prod(shape)) for shape in shapes.values())
@@ -78,25 +80,25 @@ def peak_bytes(*arguments: object) -> int:
     return int(result.stdout.split()[-1])
 
 
-def conversion_peak_bytes(command: str, source: Path, destination: Path) -> int:
-    """The lower peak of two runs."""
-    first = peak_bytes(command, source, destination)
-    shutil.rmtree(destination)
-    return min(first, peak_bytes(command, source, destination))
-
-
 def test_peak_does_not_grow_with_depth(tmp_path):
-    baseline = peak_bytes()
+    workers = 3
+    baseline, with_torch = peak_bytes(), peak_bytes("--import", "convert.to_meta")
     peaks = {}
-    for num_layers in (8, 24):
-        hf, checkpoint = tmp_path / f"hf{num_layers}", tmp_path / f"checkpoint{num_layers}"
+    for num_layers in (6, 18):
+        hf, checkpoint, again, meta, back = (
+            tmp_path / f"{name}{num_layers}" for name in ("hf", "c", "again", "meta", "back")
+        )
         largest = write_model(hf, wide_config(num_layers))
-        peaks["from", num_layers] = conversion_peak_bytes("from-hf", hf, checkpoint)
-        again = tmp_path / f"again{num_layers}"
-        peaks["to", num_layers] = conversion_peak_bytes("to-hf", checkpoint, again)
-    for direction in ("from", "to"):
-        assert peaks[direction, 24] <= 1.1 * peaks[direction, 8]
-        assert peaks[direction, 24] - baseline <= largest + CONSTANT_BYTES
+        options = ("--workers", workers)
+        to = (*options, "--max-shard-bytes", 20_000_000)  # several files at once
+        peaks["from-hf", num_layers] = peak_bytes("from-hf", hf, checkpoint, *options)
+        peaks["to-hf", num_layers] = peak_bytes("to-hf", checkpoint, again, *to)
+        peaks["to-meta", num_layers] = peak_bytes("to-meta", checkpoint, meta, *to)
+        peaks["from-meta", num_layers] = peak_bytes("from-meta", meta, back, *options)
+    for command in ("from-hf", "to-hf", "to-meta", "from-meta"):
+        start = with_torch if command == "to-meta" else baseline
+        assert peaks[command, 18] <= 1.1 * peaks[command, 6], peaks
+        assert peaks[command, 18] - start <= workers * (largest + CONSTANT_BYTES), peaks
 
 
 @pytest.mark.slow
