@@ -29,9 +29,11 @@ from convert.safetensors_files import name_shards, write_index, write_shard
 from cwm_jax.config import ModelConfig, layer_types_3_to_1
 
 _WORKER = """
-import sys
-from convert.__main__ import main
-status = main(sys.argv[1:])
+import runpy, sys
+try:
+    runpy.run_module("convert", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    status = end.code
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(int(peak.split()[1]) * 1024)
 sys.exit(status)

@@ -1,13 +1,10 @@
-"""A conversion's memory depends on its largest tensor, not on the number of layers.
+"""A conversion's memory depends on its workers and their blocks, not on the number of layers.
 
-The peak is VmHWM of a fresh process: ru_maxrss starts at that of the parent process. glibc gives
-every thread an arena of its own, which keeps what was freed in it: 75 MB become 110 to 128 MB, by
-chance of scheduling. What a conversion itself holds is measured with two arenas: 71 to 76 MB.
+The peak is VmHWM of a fresh process: ru_maxrss starts at that of the parent process.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,14 +19,18 @@ from cwm_jax.config import ModelConfig, layer_types_3_to_1
 
 REPOSITORY = Path(__file__).parents[2]
 CONSTANT_BYTES = 32 << 20  # measured 16 MB: a few blocks and the libraries' own
+CONVERTERS = ("convert.from_hf", "convert.to_hf", "convert.from_meta")
 _WORKER = """
-import importlib, sys
-from convert.__main__ import main
+import importlib, runpy, sys
 status = 0
-if sys.argv[1:2] == ["--import"]:
-    importlib.import_module(sys.argv[2])
-elif len(sys.argv) > 1:
-    status = main(sys.argv[1:])
+try:
+    if sys.argv[1:2] == ["--import"]:
+        for name in sys.argv[2:]:
+            importlib.import_module(name)
+    else:
+        runpy.run_module("convert", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    status = end.code
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(int(peak.split()[1]) * 1024)
 sys.exit(status)
@@ -74,7 +75,6 @@ def peak_bytes(*arguments: object) -> int:
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
-        env=os.environ | {"MALLOC_ARENA_MAX": "2"},
         check=True,
     )
     return int(result.stdout.split()[-1])
@@ -82,7 +82,8 @@ def peak_bytes(*arguments: object) -> int:
 
 def test_peak_does_not_grow_with_depth(tmp_path):
     workers = 3
-    baseline, with_torch = peak_bytes(), peak_bytes("--import", "convert.to_meta")
+    baseline = peak_bytes("--import", *CONVERTERS)
+    with_torch = peak_bytes("--import", "convert.to_meta")
     peaks = {}
     for num_layers in (6, 18):
         hf, checkpoint, again, meta, back = (
@@ -104,7 +105,7 @@ def test_peak_does_not_grow_with_depth(tmp_path):
 @pytest.mark.slow
 def test_peak_of_a_tensor_of_many_blocks_is_below_its_size(tmp_path):
     """Vocabulary tensors of 400 MB: the blocks in hand, not the tensor, are what counts."""
-    baseline = peak_bytes()
+    baseline = peak_bytes("--import", *CONVERTERS)
     largest = write_model(tmp_path / "hf", wide_config(1, vocab_size=200_000))
     peaks = (
         peak_bytes("from-hf", tmp_path / "hf", tmp_path / "checkpoint"),
