@@ -241,7 +241,10 @@ def _records(journal: Path) -> list[dict[str, Any]]:
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
         os.truncate(journal, len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise ConversionError(f"{journal} is damaged ({error}); --restart begins anew") from error
 
 
 def _append(journal: Path, record: dict[str, Any]) -> None:

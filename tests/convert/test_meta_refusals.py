@@ -213,7 +213,9 @@ def _nowhere(metadata):
 
 
 def _elsewhere(metadata):
-    next(v for k, v in metadata.storage_data.items() if k.fqn == WQ).relative_path = "../hf/x"
+    next(
+        v for k, v in metadata.storage_data.items() if k.fqn == WQ
+    ).relative_path = "../meta/__0_0.distcp"
 
 
 def _compressed(metadata):
@@ -238,7 +240,7 @@ def _another_dtype(metadata):
         (_overlap, [WQ, "do not make up"]),
         (_outside, [WQ, "do not make up"]),
         (_nowhere, [WQ, "stored nowhere"]),
-        (_elsewhere, ["'../hf/x'", "not in"]),
+        (_elsewhere, ["'../meta/__0_0.distcp'", "not in"]),
         (_compressed, ["transformed"]),
         (_another_place, ["expected (", "contiguous"]),
         (_another_dtype, [WQ, "bfloat16"]),

@@ -9,15 +9,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from small_models import random_params, small_config
 
 import convert.sources
+import convert.work
 from convert import save_hf
 from convert.__main__ import main
-from convert.work import Work
+from convert.safetensors_files import HfSource
+from convert.sources import largest_block_bytes
+from convert.work import Unit, Work, choose_workers, resumable_folder
 
 REPOSITORY = Path(__file__).parents[2]
 BLOCK_BYTES = 1000
@@ -118,12 +122,12 @@ def recorded_files(beside: Path) -> list[Path]:
 def interrupted(whole, tmp_path, small_blocks):
     """Leaves a conversion to DST after some blocks; returns what starts it again."""
 
-    def interrupt(command: str) -> tuple[list[str], Path]:
+    def interrupt(command: str, blocks: int = 100) -> tuple[list[str], Path]:
         out = tmp_path / command
         source = {"from-hf": "hf", "from-meta": "meta"}.get(command, "checkpoint")
         copy = tmp_path / "source" / source
-        shutil.copytree(whole / source, copy)
-        blocks = 100
+        if not copy.exists():
+            shutil.copytree(whole / source, copy)
 
         def check_stop(self):
             nonlocal blocks
@@ -220,6 +224,24 @@ def test_what_is_left_is_not_trusted(interrupted, whole, command, harm):
     assert contents(Path(again[2])) == contents(whole / command)
 
 
+def test_the_journal_is_cut_twice(interrupted, whole, capsys):
+    """What is written after a torn line is not torn with it."""
+    for blocks in (60, 50):
+        again, beside = interrupted("to-meta", blocks)
+        _cut_the_journal(beside)
+    assert main(again) == 0
+    assert contents(Path(again[2])) == contents(whole / "to-meta")
+
+
+def test_a_damaged_journal_is_refused(interrupted, capsys):
+    again, beside = interrupted("to-hf")
+    journal = beside / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes().replace(b'"details"', b'"deta', 1))
+    assert main(again) == 2
+    assert "--restart begins anew" in capsys.readouterr().err
+    assert main([*again, "--restart"]) == 0
+
+
 def test_two_processes_do_not_write_one_folder(interrupted, capsys):
     again, beside = interrupted("to-hf")
     with open(beside / "lock") as file:
@@ -227,6 +249,33 @@ def test_two_processes_do_not_write_one_folder(interrupted, capsys):
         assert main(again) == 2
     assert "another process is writing" in capsys.readouterr().err
     assert main(again) == 0
+
+
+def test_a_failure_stops_the_other_workers(tmp_path):
+    def fail():
+        raise OSError("no space")
+
+    def go_on():
+        while True:
+            work.check_stop()
+            time.sleep(0.001)
+
+    with (
+        pytest.raises(OSError, match="no space"),
+        resumable_folder(tmp_path / "out", {"a": 1}) as work,
+    ):
+        work.run([Unit("a", 1, go_on), Unit("b", 1, fail), Unit("c", 1, fail)], 2)
+
+
+def test_workers_are_the_cores_as_far_as_memory_allows(whole, monkeypatch):
+    source = HfSource(whole / "hf")
+    cores = len(os.sched_getaffinity(0))
+    assert choose_workers(None, source) == cores
+    assert choose_workers(cores + 5, source) == cores + 5
+    block = 96 * 24 * 4  # the embedding's
+    assert largest_block_bytes(source) == block
+    monkeypatch.setattr(convert.work, "MAX_BLOCKS_BYTES", 2 * 5 * block - 1)
+    assert choose_workers(None, source) == 1
 
 
 def test_workers_must_be_positive(whole, tmp_path, capsys):
