@@ -1,7 +1,7 @@
-"""Converters between Hugging Face's layout of Code World Model and ours.
+"""Converters between Hugging Face's and Meta's layouts of Code World Model and ours.
 
-``load_hf`` and ``save_hf`` work in memory; ``python -m convert from-hf | to-hf | check`` works from
-folder to folder in memory that does not grow with the model.
+``load_hf`` and ``save_hf`` work in memory; ``python -m convert`` works from folder to folder in
+memory that does not grow with the model.
 """
 
 from convert.from_hf import load_hf

@@ -1,4 +1,4 @@
-"""Compares two models tensor by tensor, each a Hugging Face folder, a checkpoint or a run."""
+"""Compares two models tensor by tensor, each in any layout, or a run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from convert.checkpoint_files import open_checkpoint
+from convert.meta_files import MetaSource, is_meta_folder
 from convert.names import Weight, weights
 from convert.safetensors_files import HfSource, is_hf_folder
 from convert.sources import DTYPES, Source, params_from, row_blocks
@@ -83,14 +84,14 @@ def logits_difference(a: Source, b: Source) -> float:
 
 
 def _open(path: Path) -> Source:
-    return HfSource(path) if is_hf_folder(path) else open_checkpoint(path)
+    if is_hf_folder(path):
+        return HfSource(path)
+    return MetaSource(path) if is_meta_folder(path) else open_checkpoint(path)
 
 
 def _config_differences(a: ModelConfig, b: ModelConfig) -> list[Difference]:
     return [
-        Difference(
-            f"config.json: {field.name}", f"{getattr(a, field.name)} | {getattr(b, field.name)}"
-        )
+        Difference(f"config: {field.name}", f"{getattr(a, field.name)} | {getattr(b, field.name)}")
         for field in dataclasses.fields(ModelConfig)
         if getattr(a, field.name) != getattr(b, field.name)
     ]

@@ -7,8 +7,8 @@ FOLDER/config.json  FOLDER/tokenizer/  FOLDER/checksums.json
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,18 @@ import tensorstore as ts
 
 from convert.folders import read_json, read_model_config, write_json
 from convert.names import ConversionError, Weight, array_shapes, check_names, weights
-from convert.sources import DTYPES, Source, array_dtypes, row_blocks
-from cwm_jax.training.checksums import STATE_FOLDER, damage
+from convert.sources import DTYPES, FileSource, array_dtypes, row_blocks
+from convert.tokenizers import read_tokenizer
+from convert.work import Unit, Work, choose_workers, job_of, resumable_folder
+from cwm_jax.training.checksums import CHECKSUMS_FILE, STATE_FOLDER, damage, write_checksums
 
 _PREFIX = "params."
 # No cache, and few chunks in flight: a conversion's memory is that of the blocks in its hands.
 _CONTEXT = {
     "cache_pool": {"total_bytes_limit": 0},
-    "data_copy_concurrency": {"limit": 2},
-    "file_io_concurrency": {"limit": 4},
-    "file_io_sync": False,  # write_checksums flushes every file
+    "data_copy_concurrency": {"limit": max(2, len(os.sched_getaffinity(0)))},
+    "file_io_concurrency": {"limit": max(4, len(os.sched_getaffinity(0)))},
+    "file_io_sync": False,  # Work flushes the files of a unit together
 }
 
 
@@ -68,6 +70,9 @@ class CheckpointSource:
         assert length is not None, "zarr's chunks have a size"
         return length * weight.unit_rows
 
+    def identity_files(self) -> list[Path]:
+        return [self.folder / "config.json", self.folder / CHECKSUMS_FILE]
+
 
 def is_checkpoint_folder(folder: Path) -> bool:
     """True if it holds a checkpoint's state."""
@@ -92,31 +97,67 @@ def open_checkpoint(path: Path) -> CheckpointSource:
     return CheckpointSource(path)
 
 
-def write_state(
-    folder: Path,
-    source: Source,
+def write_checkpoint(
+    source: FileSource,
+    destination: Path,
+    command: str,
+    *,
     dtype: str | None,
-    progress: Callable[[list[Weight]], Iterable[Weight]],
-) -> None:
-    """Writes ``state/`` with every parameter, a block at a time, and Orbax's description of it."""
-    state = folder / STATE_FOLDER
-    state.mkdir()
-    model_config = source.model_config
-    dtypes, shapes = array_dtypes(source, dtype), array_shapes(model_config)
-    arrays: dict[str, Any] = {}
-    for weight in progress(weights(model_config)):
-        target = DTYPES[dtypes[weight.path]]
-        if weight.path not in arrays:
-            shape = shapes[weight.path]
-            arrays[weight.path] = _create_array(
-                state, weight, shape, dtypes[weight.path], _chunks(weight, shape, target.itemsize)
+    workers: int | None,
+    restart: bool,
+) -> str:
+    """Writes a checkpoint folder, a weight at a time on every worker; returns one line about it.
+
+    Raises:
+        ConversionError: mixed dtypes, a tokenizer that is not the model's, or see
+            ``resumable_folder``.
+    """
+    dtypes = array_dtypes(source, dtype)
+    workers = choose_workers(workers, source)
+    tokenizer = read_tokenizer(source.folder, source.model_config)
+    with resumable_folder(destination, job_of(command, source, dtype=dtype), restart=restart) as w:
+        _write_state(w, source, dtypes, workers)
+        write_json(w.folder / "config.json", source.model_config.to_hf())
+        if tokenizer is not None:
+            tokenizer.save(
+                w.folder / "tokenizer",
+                model_max_length=source.model_config.max_position_embeddings,
             )
-        for start, stop in row_blocks(weight, target.itemsize, source.unit_rows(weight)):
-            rows = source.read(weight, start, stop).astype(target, copy=False)
-            part = arrays[weight.path][weight.region(start, stop)]
-            part.write(
-                weight.ours_from_hf(rows), can_reference_source_data_indefinitely=True
-            ).result()
+        write_checksums(w.folder)
+    kept = "with" if tokenizer else "without"
+    return f"{destination}: checkpoint of {len(source.dtypes)} tensors, {kept} tokenizer"
+
+
+def _write_state(work: Work, source: FileSource, dtypes: dict[str, str], workers: int) -> None:
+    """Writes ``state/`` with every parameter, and Orbax's description of it."""
+    state = work.folder / STATE_FOLDER
+    state.mkdir(exist_ok=True)
+    shapes = array_shapes(source.model_config)
+    arrays: dict[str, ts.TensorStore] = {}
+    for weight in weights(source.model_config):
+        if weight.path not in arrays:
+            shape, dtype = shapes[weight.path], dtypes[weight.path]
+            chunks = _chunks(weight, shape, DTYPES[dtype].itemsize)
+            arrays[weight.path] = _create_array(state, weight, shape, dtype, chunks)
+
+    def unit(weight: Weight) -> Unit:
+        array, target = arrays[weight.path], DTYPES[dtypes[weight.path]]
+
+        def write() -> tuple[list[Path], None]:
+            for start, stop in row_blocks(weight, target.itemsize, source.unit_rows(weight)):
+                work.check_stop()
+                rows = source.read(weight, start, stop).astype(target, copy=False)
+                part = array[weight.region(start, stop)]
+                part.write(
+                    weight.ours_from_hf(rows), can_reference_source_data_indefinitely=True
+                ).result()
+            folder = state / (_PREFIX + weight.path)
+            pattern = "[0-9]*" if weight.repeat is None else f"{weight.repeat}.*"
+            return [folder / ".zarray", *sorted(folder.glob(pattern))], None
+
+        return Unit(weight.hf_name, 1, write)
+
+    work.run([unit(weight) for weight in weights(source.model_config)], workers)
     write_json(state / "_METADATA", _tree_metadata(shapes))
     now_ns = time.time_ns()
     write_json(
@@ -168,7 +209,8 @@ def _create_array(
         },
         "store_data_equal_to_fill_value": True,  # else a chunk of zeros would have no file
     }
-    return ts.open(spec, context=ts.Context(_CONTEXT), create=True, open=False).result()
+    # Open: a conversion that goes on has some already.
+    return ts.open(spec, context=ts.Context(_CONTEXT), create=True, open=True).result()
 
 
 def _chunks(weight: Weight, shape: tuple[int, ...], itemsize: int) -> list[int]:

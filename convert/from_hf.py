@@ -6,16 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from convert.checkpoint_files import is_checkpoint_folder, write_state
-from convert.folders import check_vacant, new_folder, write_json
+from convert.checkpoint_files import is_checkpoint_folder, write_checkpoint
+from convert.meta_files import is_meta_folder
 from convert.names import ConversionError
 from convert.safetensors_files import HfSource
-from convert.sources import array_dtypes, params_from
-from convert.tokenizers import read_tokenizer
+from convert.sources import params_from
 from cwm_jax.config import ModelConfig
-from cwm_jax.training.checksums import write_checksums
 
 
 def load_hf(
@@ -39,29 +35,29 @@ def from_hf(
     destination: str | os.PathLike[str],
     *,
     dtype: str | None = None,
+    workers: int | None = None,
+    restart: bool = False,
 ) -> str:
     """Writes a checkpoint folder from a Hugging Face folder; returns one line about it.
 
-    Memory is bounded by a few blocks (``convert.sources.BLOCK_BYTES``), whatever the model. Nothing
-    is written before every header has been checked.
+    Memory is bounded by a few blocks (``convert.sources.BLOCK_BYTES``) for each worker, whatever
+    the model. Nothing is written before every header has been checked. A call that was killed is
+    continued by the same call.
+
+    Args:
+        source_folder: in Hugging Face's layout.
+        destination: absent or an empty folder; it appears whole or not at all.
+        dtype: float32, bfloat16 or float16 for every tensor; None keeps the stored ones.
+        workers: threads; None takes the cores, as far as memory allows.
+        restart: discard what a killed call has left.
 
     Raises:
         ConversionError: as ``load_hf``; ``destination`` exists; the tokenizer is not the model's.
     """
     source, destination = _open(Path(source_folder)), Path(destination)
-    array_dtypes(source, dtype)
-    check_vacant(destination)
-    tokenizer = read_tokenizer(source.folder, source.model_config)
-    with new_folder(destination) as folder:
-        write_state(folder, source, dtype, lambda items: tqdm(items, unit="tensor", disable=None))
-        write_json(folder / "config.json", source.model_config.to_hf())
-        if tokenizer is not None:
-            tokenizer.save(
-                folder / "tokenizer", model_max_length=source.model_config.max_position_embeddings
-            )
-        write_checksums(folder)
-    kept = "with" if tokenizer else "without"
-    return f"{destination}: checkpoint of {len(source.dtypes)} tensors, {kept} tokenizer"
+    return write_checkpoint(
+        source, destination, "from-hf", dtype=dtype, workers=workers, restart=restart
+    )
 
 
 def _open(path: Path) -> HfSource:
@@ -69,4 +65,6 @@ def _open(path: Path) -> HfSource:
         raise ConversionError(f"{path} is not a folder; expected a model in Hugging Face's layout")
     if is_checkpoint_folder(path):
         raise ConversionError(f"{path} is a checkpoint of cwm_jax; use `python -m convert to-hf`")
+    if is_meta_folder(path):
+        raise ConversionError(f"{path} is in Meta's layout; use `python -m convert from-meta`")
     return HfSource(path)

@@ -1,59 +1,110 @@
-"""Our parameters and Hugging Face's tensors: one table; names, shapes, both directions follow.
+"""Our parameters, Hugging Face's tensors and Meta's: one table; names, shapes, directions follow.
 
 Axis letters: D embed, N heads, K kv heads, H head width, F mlp width, V vocab. ``"NH D"`` has N
-groups of H rows. Both rotate RoPE's pairs (i, i + H/2): q and k are not permuted.
+groups of H rows. Ours and Hugging Face's rotate RoPE's pairs (i, i + H/2): q and k are not permuted
+between the two. Meta's rotate (2i, 2i + 1): the rows of its q and k are in another order.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from cwm_jax.config import ModelConfig
 
-# ours | Hugging Face's | our axes | Hugging Face's axes
-# {layer} is layers.j (with a leading axis of repeats) or tail.j; {i} counts the model's layers.
+
+class _Row(NamedTuple):
+    """{layer} is layers.j (with a leading axis of repeats) or tail.j; {i} counts the layers."""
+
+    path: str
+    hf_name: str
+    meta_name: str
+    axes: str
+    hf_axes: str  # Meta's too
+    rotated: bool = False
+
+
+_LAYER = "model.layers.{i}"
 _TABLE = (
-    ("embed_tokens.embedding", "model.embed_tokens.weight", "V D", "V D"),
-    ("{layer}.input_layernorm.scale", "model.layers.{i}.input_layernorm.weight", "D", "D"),
-    (
+    _Row(
+        "embed_tokens.embedding",
+        "model.embed_tokens.weight",
+        "model.tok_embeddings.weight",
+        "V D",
+        "V D",
+    ),
+    _Row(
+        "{layer}.input_layernorm.scale",
+        f"{_LAYER}.input_layernorm.weight",
+        f"{_LAYER}.attention_norm.weight",
+        "D",
+        "D",
+    ),
+    _Row(
         "{layer}.self_attn.q_proj.kernel",
-        "model.layers.{i}.self_attn.q_proj.weight",
+        f"{_LAYER}.self_attn.q_proj.weight",
+        f"{_LAYER}.attention.wq.weight",
         "D N H",
         "NH D",
+        rotated=True,
     ),
-    (
+    _Row(
         "{layer}.self_attn.k_proj.kernel",
-        "model.layers.{i}.self_attn.k_proj.weight",
+        f"{_LAYER}.self_attn.k_proj.weight",
+        f"{_LAYER}.attention.wk.weight",
         "D K H",
         "KH D",
+        rotated=True,
     ),
-    (
+    _Row(
         "{layer}.self_attn.v_proj.kernel",
-        "model.layers.{i}.self_attn.v_proj.weight",
+        f"{_LAYER}.self_attn.v_proj.weight",
+        f"{_LAYER}.attention.wv.weight",
         "D K H",
         "KH D",
     ),
-    (
+    _Row(
         "{layer}.self_attn.o_proj.kernel",
-        "model.layers.{i}.self_attn.o_proj.weight",
+        f"{_LAYER}.self_attn.o_proj.weight",
+        f"{_LAYER}.attention.wo.weight",
         "N H D",
         "D NH",
     ),
-    (
+    _Row(
         "{layer}.post_attention_layernorm.scale",
-        "model.layers.{i}.post_attention_layernorm.weight",
+        f"{_LAYER}.post_attention_layernorm.weight",
+        f"{_LAYER}.ffn_norm.weight",
         "D",
         "D",
     ),
-    ("{layer}.mlp.gate_proj.kernel", "model.layers.{i}.mlp.gate_proj.weight", "D F", "F D"),
-    ("{layer}.mlp.up_proj.kernel", "model.layers.{i}.mlp.up_proj.weight", "D F", "F D"),
-    ("{layer}.mlp.down_proj.kernel", "model.layers.{i}.mlp.down_proj.weight", "F D", "D F"),
-    ("norm.scale", "model.norm.weight", "D", "D"),
-    ("lm_head.kernel", "lm_head.weight", "D V", "V D"),
+    _Row(
+        "{layer}.mlp.gate_proj.kernel",
+        f"{_LAYER}.mlp.gate_proj.weight",
+        f"{_LAYER}.feed_forward.w1.weight",
+        "D F",
+        "F D",
+    ),
+    _Row(
+        "{layer}.mlp.up_proj.kernel",
+        f"{_LAYER}.mlp.up_proj.weight",
+        f"{_LAYER}.feed_forward.w3.weight",
+        "D F",
+        "F D",
+    ),
+    _Row(
+        "{layer}.mlp.down_proj.kernel",
+        f"{_LAYER}.mlp.down_proj.weight",
+        f"{_LAYER}.feed_forward.w2.weight",
+        "F D",
+        "D F",
+    ),
+    _Row("norm.scale", "model.norm.weight", "model.norm.weight", "D", "D"),
+    _Row("lm_head.kernel", "lm_head.weight", "model.output.weight", "D V", "V D"),
 )
 
 
@@ -67,18 +118,22 @@ class Weight:
 
     Attributes:
         hf_name: its name in the safetensors files.
+        meta_name: its key in Meta's checkpoints.
         path: dotted path of our array.
         repeat: index on our array's leading axis; None for an array that is not stacked.
         axes: our axes, without the leading one.
         hf_axes: Hugging Face's axes; one of several letters is these axes, flattened.
+        rotated: its rows are rotated by RoPE, so Meta's are in another order.
         sizes: length of each axis.
     """
 
     hf_name: str
+    meta_name: str
     path: str
     repeat: int | None
     axes: str
     hf_axes: str
+    rotated: bool
     sizes: dict[str, int]
 
     @property
@@ -115,6 +170,22 @@ class Weight:
         """Hugging Face's rows of a part of our array; inverse of ``ours_from_hf``."""
         return part.transpose(np.argsort(self._order)).reshape(-1, *self.hf_shape[1:])
 
+    def meta_from_hf(self, rows: np.ndarray) -> np.ndarray:
+        """Meta's rows of some of Hugging Face's (whole heads): row 2i + c is c * (H/2) + i there.
+
+        Source: formats, B4.
+        """
+        return self._exchange_pairs(rows, 2, self.sizes["H"] // 2)
+
+    def hf_from_meta(self, rows: np.ndarray) -> np.ndarray:
+        """Hugging Face's rows of some of Meta's; inverse of ``meta_from_hf``."""
+        return self._exchange_pairs(rows, self.sizes["H"] // 2, 2)
+
+    def _exchange_pairs(self, rows: np.ndarray, outer: int, inner: int) -> np.ndarray:
+        if not self.rotated:
+            return rows
+        return rows.reshape(-1, outer, inner, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
     @property
     def _hf_letters(self) -> str:
         return self.hf_axes.replace(" ", "")
@@ -129,18 +200,21 @@ class Weight:
 
 def weights(model_config: ModelConfig) -> list[Weight]:
     """Every tensor of the model, in the order of an export."""
+    sizes = _sizes(model_config)
     return [
         Weight(
-            hf_name=hf_name.format(i=i),
-            path=path.format(layer=layer),
-            repeat=repeat if "{layer}" in path else None,
-            axes=axes,
-            hf_axes=hf_axes,
-            sizes=_sizes(model_config),
+            hf_name=row.hf_name.format(i=i),
+            meta_name=row.meta_name.format(i=i),
+            path=row.path.format(layer=layer),
+            repeat=repeat if "{layer}" in row.path else None,
+            axes=row.axes,
+            hf_axes=row.hf_axes,
+            rotated=row.rotated,
+            sizes=sizes,
         )
         for rows in _runs_of_rows()
-        for i, layer, repeat in _layers(model_config, repeated="{layer}" in rows[0][0])
-        for path, hf_name, axes, hf_axes in rows
+        for i, layer, repeat in _layers(model_config, repeated="{layer}" in rows[0].path)
+        for row in rows
     ]
 
 
@@ -164,14 +238,9 @@ def check_names(found: set[str], expected: set[str], where: str) -> None:
             )
 
 
-def _runs_of_rows() -> list[list[tuple[str, str, str, str]]]:
+def _runs_of_rows() -> list[list[_Row]]:
     """The table, cut where it enters and leaves the layers."""
-    runs: list[list[tuple[str, str, str, str]]] = []
-    for row in _TABLE:
-        if not runs or ("{layer}" in row[0]) != ("{layer}" in runs[-1][0][0]):
-            runs.append([])
-        runs[-1].append(row)
-    return runs
+    return [list(rows) for _, rows in itertools.groupby(_TABLE, lambda row: "{layer}" in row.path)]
 
 
 def _layers(model_config: ModelConfig, *, repeated: bool) -> Iterator[tuple[int, str, int | None]]:

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,14 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 _TAGS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+class Tensor(NamedTuple):
+    """A tensor to be written."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +69,15 @@ class HfSource:
         rows = np.empty((stop - start, *record.shape[1:]), DTYPES[record.dtype])
         with open(record.file, "rb", buffering=0) as file:
             file.seek(record.start + start * (rows.nbytes // len(rows)))
-            _read_into(file, memoryview(rows.reshape(-1).view(np.uint8).data), record.file)
+            read_into(file, memoryview(rows.reshape(-1).view(np.uint8).data), record.file)
         return rows
 
     def unit_rows(self, weight: Weight) -> int:
         return 1
+
+    def identity_files(self) -> list[Path]:
+        files = {record.file for record in self._records.values()}
+        return [self.folder / "config.json", *files]
 
 
 def is_hf_folder(folder: Path) -> bool:
@@ -98,33 +110,44 @@ def read_header(file: Path) -> dict[str, Record]:
     return records
 
 
-def write_shards(
-    folder: Path,
-    tensors: list[tuple[str, str, tuple[int, ...]]],
-    blocks: Callable[[str], Iterable[np.ndarray]],
-    *,
-    max_shard_bytes: int,
-) -> int:
-    """Writes ``model*.safetensors``, with an index if there are several; returns their number.
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A file to be written, and the tensors that it holds."""
 
-    Args:
-        folder: exists.
-        tensors: name, dtype and shape of each.
-        blocks: a tensor's consecutive parts by name, together its data in C order.
-        max_shard_bytes: of tensor data in one file; a larger tensor gets a file of its own.
-    """
-    shards = _plan_shards(tensors, max_shard_bytes)
-    names = [SINGLE_FILE]
+    name: str
+    tensors: list[Tensor]
+
+
+def name_shards(groups: list[list[Tensor]]) -> list[Shard]:
+    """One file for each group of tensors, with the names that loaders expect."""
+    if len(groups) == 1:
+        return [Shard(SINGLE_FILE, groups[0])]
+    return [
+        Shard(f"model-{i:05}-of-{len(groups):05}.safetensors", group)
+        for i, group in enumerate(groups, 1)
+    ]
+
+
+def write_index(folder: Path, shards: list[Shard]) -> None:
+    """Writes ``model.safetensors.index.json`` if there are several files."""
     if len(shards) > 1:
-        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-        weight_map = {t[0]: file for file, shard in zip(names, shards, strict=True) for t in shard}
-        total = sum(_num_bytes(tensor) for tensor in tensors)
+        weight_map = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
+        total = sum(_num_bytes(tensor) for shard in shards for tensor in shard.tensors)
         write_json(
             folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map}
         )
-    for name, shard in zip(names, shards, strict=True):
-        _write_file(folder / name, shard, blocks)
-    return len(shards)
+
+
+def write_shard(folder: Path, shard: Shard, blocks: Callable[[str], Iterable[np.ndarray]]) -> Path:
+    """Writes one file of ``blocks``, a tensor's consecutive parts by name; returns its path."""
+    # Wider dtypes first: every tensor then starts at a multiple of its item's size.
+    ordered = sorted(shard.tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
+    with open(folder / shard.name, "wb") as file:
+        file.write(_header_bytes(ordered))
+        for tensor in ordered:
+            for block in blocks(tensor.name):
+                file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+    return folder / shard.name
 
 
 # ---------------------------------------------------------------- reading
@@ -214,7 +237,8 @@ def _check_coverage(file: Path, records: dict[str, Record], start: int, num_byte
         raise ConversionError(f"{file}: {num_bytes - end} bytes after the last tensor")
 
 
-def _read_into(file: Any, buffer: memoryview, path: Path) -> None:
+def read_into(file: Any, buffer: memoryview, path: Path) -> None:
+    """Fills a buffer from an unbuffered file; ConversionError if it ends before."""
     while buffer:
         count = file.readinto(buffer)
         if not count:
@@ -225,35 +249,11 @@ def _read_into(file: Any, buffer: memoryview, path: Path) -> None:
 # ---------------------------------------------------------------- writing
 
 
-def _num_bytes(tensor: tuple[str, str, tuple[int, ...]]) -> int:
-    return math.prod(tensor[2]) * DTYPES[tensor[1]].itemsize
+def _num_bytes(tensor: Tensor) -> int:
+    return math.prod(tensor.shape) * DTYPES[tensor.dtype].itemsize
 
 
-def _plan_shards(tensors: list, max_shard_bytes: int) -> list[list]:
-    if max_shard_bytes < 1:
-        raise ConversionError(f"max_shard_bytes is {max_shard_bytes}; expected 1 or more")
-    shards: list[list] = [[]]
-    used = 0
-    for tensor in tensors:
-        if shards[-1] and used + _num_bytes(tensor) > max_shard_bytes:
-            shards.append([])
-            used = 0
-        shards[-1].append(tensor)
-        used += _num_bytes(tensor)
-    return shards
-
-
-def _write_file(path: Path, tensors: list, blocks: Callable[[str], Iterable[np.ndarray]]) -> None:
-    # Wider dtypes first: every tensor then starts at a multiple of its item's size.
-    ordered = sorted(tensors, key=lambda tensor: -DTYPES[tensor[1]].itemsize)
-    with open(path, "wb") as file:
-        file.write(_header_bytes(ordered))
-        for name, _, _ in ordered:
-            for block in blocks(name):
-                file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-
-
-def _header_bytes(tensors: list) -> bytes:
+def _header_bytes(tensors: list[Tensor]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     header |= dict(_header_entries(tensors))
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -261,11 +261,17 @@ def _header_bytes(tensors: list) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _header_entries(tensors: list) -> Iterator[tuple[str, dict[str, Any]]]:
+def _header_entries(tensors: list[Tensor]) -> Iterator[tuple[str, dict[str, Any]]]:
     tags = {dtype: tag for tag, dtype in _TAGS.items()}
     offset = 0
     for tensor in tensors:
-        name, dtype, shape = tensor
         end = offset + _num_bytes(tensor)
-        yield name, {"dtype": tags[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        yield (
+            tensor.name,
+            {
+                "dtype": tags[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [offset, end],
+            },
+        )
         offset = end

@@ -1,13 +1,15 @@
 """Weights wherever they are, read in Hugging Face's layout, a block of rows at a time.
 
 Every conversion is a loop over ``row_blocks`` from a source to a sink, so that its memory does not
-depend on the model. Sources: safetensors files, checkpoints, and arrays in memory (below).
+depend on the model. Sources: safetensors files, Meta's files, checkpoints, and arrays in memory
+(below).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -16,9 +18,9 @@ import numpy as np
 from convert.names import ConversionError, Weight, array_shapes, check_names, weights
 from cwm_jax.config import ModelConfig
 
-BLOCK_BYTES = (
-    32 << 20
-)  # read, transposed and written at a time; also the size of a checkpoint's chunks
+BLOCK_BYTES = 32 << 20  # of a read and a write; also the size of a checkpoint's chunks
+# A source whose chunks reach across more rows (a vocabulary cut along D) is read several times.
+_MAX_UNIT_BLOCKS = 8
 DTYPES = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -46,14 +48,41 @@ class Source(Protocol):
         ...
 
 
+class FileSource(Source, Protocol):
+    """A source of files in a folder, which several threads may read at once."""
+
+    folder: Path
+
+    def identity_files(self) -> list[Path]:
+        """Files that are not all the same in two different sources, nor after a change of one."""
+        ...
+
+
 def row_blocks(weight: Weight, itemsize: int, unit_rows: int = 1) -> Iterator[tuple[int, int]]:
-    """Ranges of Hugging Face's rows, about BLOCK_BYTES each: whole units, whole entries of ours."""
+    """Ranges of Hugging Face's rows, about BLOCK_BYTES each: whole units, whole entries of ours.
+
+    A unit of more than ``_MAX_UNIT_BLOCKS`` blocks is divided.
+    """
     num_rows = weight.hf_shape[0]
     row_bytes = math.prod(weight.hf_shape[1:]) * itemsize
-    unit = math.lcm(weight.unit_rows, min(unit_rows, num_rows))
-    step = max(unit, BLOCK_BYTES // row_bytes // unit * unit)
+
+    def whole(rows: int, unit: int) -> int:
+        return max(unit, rows // unit * unit)
+
+    largest = whole(_MAX_UNIT_BLOCKS * BLOCK_BYTES // row_bytes, weight.unit_rows)
+    unit = min(math.lcm(weight.unit_rows, min(unit_rows, num_rows)), largest)
+    step = whole(BLOCK_BYTES // row_bytes, unit)
     for start in range(0, num_rows, step):
         yield start, min(start + step, num_rows)
+
+
+def largest_block_bytes(source: Source) -> int:
+    """Bytes of the largest block that is read from a source, in float32."""
+    return max(
+        4 * math.prod(weight.hf_shape[1:]) * (stop - start)
+        for weight in weights(source.model_config)
+        for start, stop in [next(row_blocks(weight, 4, source.unit_rows(weight)))]
+    )
 
 
 def array_dtypes(source: Source, dtype: str | None) -> dict[str, str]:
@@ -96,7 +125,7 @@ def params_from(source: Source, dtype: str | None = None) -> dict[str, Any]:
 
 
 class ParamsSource:
-    """A parameter tree in memory as a source."""
+    """A parameter tree in memory as a source, for one thread."""
 
     def __init__(self, model_config: ModelConfig, params: Mapping[str, Any]) -> None:
         """Raises ConversionError where the tree is not that of the architecture."""

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from convert.checkpoint_files import open_checkpoint
-from convert.folders import check_vacant, new_folder, write_json
-from convert.names import ConversionError, weights
-from convert.safetensors_files import is_hf_folder, write_shards
-from convert.sources import DTYPES, ParamsSource, Source, array_dtypes, row_blocks
+from convert.exports import MAX_SHARD_BYTES, Export, open_to_export
+from convert.folders import new_folder, write_json
+from convert.safetensors_files import Shard, name_shards, write_index, write_shard
+from convert.sources import ParamsSource
 from convert.tokenizers import check_vocabulary, read_tokenizer
+from convert.work import Unit, Work, choose_workers, job_of, resumable_folder
 from cwm_jax.config import ModelConfig
 from cwm_jax.tokenizer import Tokenizer
-
-MAX_SHARD_BYTES = 5_000_000_000
 
 
 def save_hf(
@@ -48,7 +44,12 @@ def save_hf(
     source = ParamsSource(model_config, params)
     if tokenizer is not None:
         check_vocabulary(tokenizer, model_config, "tokenizer")
-    _write_export(source, Path(path), tokenizer, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    export = Export(source, "hf", dtype)
+    shards = name_shards(export.groups(max_shard_bytes))
+    with new_folder(Path(path)) as folder:
+        for shard in shards:
+            write_shard(folder, shard, export.blocks)
+        _write_beside(folder, model_config, shards, tokenizer)
 
 
 def to_hf(
@@ -57,62 +58,56 @@ def to_hf(
     *,
     dtype: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    workers: int | None = None,
+    restart: bool = False,
 ) -> str:
     """Exports a checkpoint folder, or the newest checkpoint of a run; returns one line about it.
 
-    Memory is bounded by a few blocks or chunks of the checkpoint, whichever is larger.
+    Each worker writes a file at a time. Its memory is bounded by a few blocks, or chunks of the
+    checkpoint if they are larger. A call that was killed is continued by the same call.
 
     Raises:
         ConversionError: not a checkpoint, a damaged one (files named), or ``destination`` exists.
     """
-    check_vacant(Path(destination))
-    if is_hf_folder(Path(source_folder)):
-        raise ConversionError(
-            f"{source_folder} is a Hugging Face folder; use `python -m convert from-hf`"
-        )
-    source = open_checkpoint(Path(source_folder))
+    source = open_to_export(source_folder, destination)
     tokenizer = read_tokenizer(source.folder / "tokenizer", source.model_config)
-    num_files = _write_export(
-        source, Path(destination), tokenizer, dtype=dtype, max_shard_bytes=max_shard_bytes
-    )
+    export = Export(source, "hf", dtype)
+    shards = name_shards(export.groups(max_shard_bytes))
+    workers = choose_workers(workers, source)
+    job = job_of("to-hf", source, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    with resumable_folder(Path(destination), job, restart=restart) as work:
+        work.run([_unit(work, shard, export) for shard in shards], workers)
+        _write_beside(work.folder, source.model_config, shards, tokenizer)
     kept = "with" if tokenizer else "without"
     return (
-        f"{destination}: export of {len(source.dtypes)} tensors in {num_files} files, {kept} "
+        f"{destination}: export of {len(source.dtypes)} tensors in {len(shards)} files, {kept} "
         f"tokenizer, from {source.folder}"
     )
 
 
-def _write_export(
-    source: Source,
-    destination: Path,
+def _unit(work: Work, shard: Shard, export: Export) -> Unit:
+    def write() -> tuple[list[Path], None]:
+        blocks = functools.partial(export.blocks, check=work.check_stop)
+        return [write_shard(work.folder, shard, blocks)], None
+
+    return Unit(shard.name, len(shard.tensors), write)
+
+
+def _write_beside(
+    folder: Path,
+    model_config: ModelConfig,
+    shards: list[Shard],
     tokenizer: Tokenizer | None,
-    *,
-    dtype: str | None,
-    max_shard_bytes: int,
-) -> int:
-    model_config = source.model_config
-    if dtype is not None:
-        array_dtypes(source, dtype)
-    dtypes = {name: dtype or stored for name, stored in source.dtypes.items()}
-    by_name = {weight.hf_name: weight for weight in weights(model_config)}
-    tensors = [(name, dtypes[name], weight.hf_shape) for name, weight in by_name.items()]
-
-    def blocks(name: str) -> Iterator[np.ndarray]:
-        weight, target = by_name[name], DTYPES[dtypes[name]]
-        itemsize = max(target.itemsize, DTYPES[source.dtypes[name]].itemsize)
-        for start, stop in row_blocks(weight, itemsize, source.unit_rows(weight)):
-            yield source.read(weight, start, stop).astype(target, copy=False)
-        bar.update()
-
-    with new_folder(destination) as folder, tqdm(total=len(tensors), disable=None) as bar:
-        num_files = write_shards(folder, tensors, blocks, max_shard_bytes=max_shard_bytes)
-        main_dtype = Counter(dtypes.values()).most_common(1)[0][0]
-        config = model_config.to_hf() | {"dtype": main_dtype, "torch_dtype": main_dtype}
-        write_json(folder / "config.json", config)
-        write_json(folder / "generation_config.json", _generation_config(model_config))
-        if tokenizer is not None:
-            tokenizer.save(folder, model_max_length=model_config.max_position_embeddings)
-    return num_files
+) -> None:
+    write_index(folder, shards)
+    main_dtype = Counter(tensor.dtype for shard in shards for tensor in shard.tensors).most_common(
+        1
+    )[0][0]
+    config = model_config.to_hf() | {"dtype": main_dtype, "torch_dtype": main_dtype}
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", _generation_config(model_config))
+    if tokenizer is not None:
+        tokenizer.save(folder, model_max_length=model_config.max_position_embeddings)
 
 
 def _generation_config(model_config: ModelConfig) -> dict[str, Any]:

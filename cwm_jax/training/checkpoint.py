@@ -403,13 +403,17 @@ def _stored_arrays(state: Path) -> Iterator[tuple[str, _Array]]:
 
 
 def _save_args(path: Any, leaf: Any) -> ocp.SaveArgs:
-    """Chunks that converters can read one by one: a layer of a stack, and 32 MiB of anything."""
+    """Chunks that converters can read one by one: a layer of a stack, and 32 MiB of anything.
+
+    Orbax cuts ``shard_axes`` down to 1 whatever the target: for a vocabulary of 128256 that would
+    be as many files.
+    """
     if leaf.nbytes <= _MIN_CHUNK_BYTES:
         return ocp.SaveArgs()
     stacked = "layers" in (getattr(key, "key", None) for key in path)
     slice_bytes = leaf.nbytes // leaf.shape[0] if stacked else leaf.nbytes
     chunk_bytes = max(_MIN_CHUNK_BYTES, min(slice_bytes, _MAX_CHUNK_BYTES))
-    return ocp.SaveArgs(chunk_byte_size=chunk_bytes, shard_axes=(0,))
+    return ocp.SaveArgs(chunk_byte_size=chunk_bytes, shard_axes=(0,) if stacked else ())
 
 
 def _steps(folder: Path) -> list[Path]:

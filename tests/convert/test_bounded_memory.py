@@ -1,14 +1,10 @@
-"""A conversion's memory depends on its largest tensor, not on the number of layers.
+"""A conversion's memory depends on its workers and their blocks, not on the number of layers.
 
-The peak is VmHWM of a fresh process: ru_maxrss starts at that of the parent process. glibc gives
-every thread an arena of its own, which keeps what was freed in it: 75 MB become 110 to 128 MB, by
-chance of scheduling. What a conversion itself holds is measured with two arenas: 71 to 76 MB.
+The peak is VmHWM of a fresh process: ru_maxrss starts at that of the parent process.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,15 +14,23 @@ import pytest
 
 from convert.folders import write_json
 from convert.names import weights
-from convert.safetensors_files import write_shards
+from convert.safetensors_files import Shard, Tensor, write_shard
 from cwm_jax.config import ModelConfig, layer_types_3_to_1
 
 REPOSITORY = Path(__file__).parents[2]
 CONSTANT_BYTES = 32 << 20  # measured 16 MB: a few blocks and the libraries' own
+CONVERTERS = ("convert.from_hf", "convert.to_hf", "convert.from_meta")
 _WORKER = """
-import sys
-from convert.__main__ import main
-status = main(sys.argv[1:]) if len(sys.argv) > 1 else 0
+import importlib, runpy, sys
+status = 0
+try:
+    if sys.argv[1:2] == ["--import"]:
+        for name in sys.argv[2:]:
+            importlib.import_module(name)
+    else:
+        runpy.run_module("convert", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    status = end.code
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(int(peak.split()[1]) * 1024)
 sys.exit(status)
@@ -55,12 +59,11 @@ def write_model(folder: Path, config: ModelConfig) -> int:
     folder.mkdir()
     shapes = {weight.hf_name: weight.hf_shape for weight in weights(config)}
     rng = np.random.default_rng(0)
-    tensors = [(name, "float32", shape) for name, shape in shapes.items()]
-    write_shards(
+    tensors = [Tensor(name, "float32", shape) for name, shape in shapes.items()]
+    write_shard(
         folder,
-        tensors,
+        Shard("model.safetensors", tensors),
         lambda name: [rng.standard_normal(shapes[name], np.float32)],
-        max_shard_bytes=50_000_000,
     )
     write_json(folder / "config.json", config.to_hf())
     return max(4 * int(np.prod(shape)) for shape in shapes.values())
@@ -72,37 +75,37 @@ def peak_bytes(*arguments: object) -> int:
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
-        env=os.environ | {"MALLOC_ARENA_MAX": "2"},
         check=True,
     )
     return int(result.stdout.split()[-1])
 
 
-def conversion_peak_bytes(command: str, source: Path, destination: Path) -> int:
-    """The lower peak of two runs."""
-    first = peak_bytes(command, source, destination)
-    shutil.rmtree(destination)
-    return min(first, peak_bytes(command, source, destination))
-
-
 def test_peak_does_not_grow_with_depth(tmp_path):
-    baseline = peak_bytes()
+    workers = 3
+    baseline = peak_bytes("--import", *CONVERTERS)
+    with_torch = peak_bytes("--import", "convert.to_meta")
     peaks = {}
-    for num_layers in (8, 24):
-        hf, checkpoint = tmp_path / f"hf{num_layers}", tmp_path / f"checkpoint{num_layers}"
+    for num_layers in (6, 18):
+        hf, checkpoint, again, meta, back = (
+            tmp_path / f"{name}{num_layers}" for name in ("hf", "c", "again", "meta", "back")
+        )
         largest = write_model(hf, wide_config(num_layers))
-        peaks["from", num_layers] = conversion_peak_bytes("from-hf", hf, checkpoint)
-        again = tmp_path / f"again{num_layers}"
-        peaks["to", num_layers] = conversion_peak_bytes("to-hf", checkpoint, again)
-    for direction in ("from", "to"):
-        assert peaks[direction, 24] <= 1.1 * peaks[direction, 8]
-        assert peaks[direction, 24] - baseline <= largest + CONSTANT_BYTES
+        options = ("--workers", workers)
+        to = (*options, "--max-shard-bytes", 20_000_000)  # several files at once
+        peaks["from-hf", num_layers] = peak_bytes("from-hf", hf, checkpoint, *options)
+        peaks["to-hf", num_layers] = peak_bytes("to-hf", checkpoint, again, *to)
+        peaks["to-meta", num_layers] = peak_bytes("to-meta", checkpoint, meta, *to)
+        peaks["from-meta", num_layers] = peak_bytes("from-meta", meta, back, *options)
+    for command in ("from-hf", "to-hf", "to-meta", "from-meta"):
+        start = with_torch if command == "to-meta" else baseline
+        assert peaks[command, 18] <= 1.1 * peaks[command, 6], peaks
+        assert peaks[command, 18] - start <= workers * (largest + CONSTANT_BYTES), peaks
 
 
 @pytest.mark.slow
 def test_peak_of_a_tensor_of_many_blocks_is_below_its_size(tmp_path):
     """Vocabulary tensors of 400 MB: the blocks in hand, not the tensor, are what counts."""
-    baseline = peak_bytes()
+    baseline = peak_bytes("--import", *CONVERTERS)
     largest = write_model(tmp_path / "hf", wide_config(1, vocab_size=200_000))
     peaks = (
         peak_bytes("from-hf", tmp_path / "hf", tmp_path / "checkpoint"),

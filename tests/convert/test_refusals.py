@@ -370,25 +370,26 @@ def test_tokenizer_larger_than_the_vocabulary(single, capsys):
     refused(capsys, "from-hf", single, "tokenizer.json")
 
 
-def test_an_error_while_writing_leaves_nothing(good, tmp_path, capsys, monkeypatch):
-    def no_space(*arguments, **options):
-        raise OSError(28, "No space left on device")
+def no_space(*arguments, **options):
+    raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("convert.from_hf.write_checksums", no_space)
+
+def test_an_error_in_memory_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("convert.to_hf._generation_config", no_space)
-    for command, name in (("from-hf", "single"), ("to-hf", "checkpoint")):
-        assert main([command, str(good / name), str(tmp_path / "out")]) == 2
-        assert "No space left" in capsys.readouterr().err
-        assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="No space left"):
+        save_hf(tmp_path / "out", small_config(8), random_params(small_config(8)))
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupt_while_writing_leaves_nothing(good, tmp_path, monkeypatch):
-    def interrupt(*arguments, **options):
-        raise KeyboardInterrupt
+def test_what_cannot_be_converted_leaves_nothing(good, tmp_path, capsys, monkeypatch):
+    """A source that is cut while it is read: there is nothing to go on with."""
 
-    monkeypatch.setattr("convert.from_hf.write_checksums", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        main(["from-hf", str(good / "single"), str(tmp_path / "out")])
+    def cut(*arguments, **options):
+        raise ConversionError("truncated while it was read")
+
+    monkeypatch.setattr("convert.safetensors_files.read_into", cut)
+    assert main(["from-hf", str(good / "single"), str(tmp_path / "out")]) == 2
+    assert "truncated" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,6 +15,7 @@ import convert.sources
 from convert import load_hf, save_hf
 from convert.__main__ import main
 from convert.names import array_shapes, weights
+from convert.sources import row_blocks
 from cwm_jax.model.transformer import abstract_params
 from cwm_jax.tokenizer import load_tokenizer, train_tokenizer
 from cwm_jax.training.checksums import damage
@@ -52,6 +53,18 @@ def test_kernels_are_input_first():
     x = np.random.default_rng(1).normal(size=config.hidden_size)
     ours = np.einsum("d,dnh->nh", x, q.ours_from_hf(rows))
     np.testing.assert_allclose(ours.reshape(-1), rows @ x)
+
+
+def test_blocks_are_bounded_whatever_the_chunks(monkeypatch):
+    """A training checkpoint may cut a vocabulary along D alone: a chunk then has all rows."""
+    (weight,) = (w for w in weights(small_config()) if w.hf_name == "lm_head.weight")
+    row_bytes = 24 * 4
+    monkeypatch.setattr(convert.sources, "BLOCK_BYTES", row_bytes)
+    for unit_rows, expected in ((1, 1), (3, 3), (8, 8), (96, 8)):
+        blocks = list(row_blocks(weight, 4, unit_rows))
+        assert max(stop - start for start, stop in blocks) == expected
+        assert [start for start, _ in blocks] == [0, *(stop for _, stop in blocks[:-1])]
+        assert blocks[-1][1] == 96
 
 
 @LAYERS
@@ -190,7 +203,7 @@ def test_check_reports_what_differs(tmp_path, capsys):
     assert float(capsys.readouterr().out.split()[-1]) > 1e-3
     assert main(["check", str(tmp_path / "b"), str(tmp_path / "c")]) == 1
     shown = capsys.readouterr().out
-    assert "config.json: sliding_window" in shown
+    assert "config: sliding_window" in shown
     assert "float32 | bfloat16" in shown
 
 

@@ -1,0 +1,85 @@
+"""The tensors of an export: names, shapes, dtypes and blocks, as Hugging Face or Meta has them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from convert.checkpoint_files import CheckpointSource, open_checkpoint
+from convert.folders import check_vacant
+from convert.meta_files import is_meta_folder
+from convert.names import ConversionError, weights
+from convert.safetensors_files import Tensor, is_hf_folder
+from convert.sources import DTYPES, Source, array_dtypes, row_blocks
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+class Export:
+    """A source's tensors, cast, and named and ordered by rows as a layout wants them."""
+
+    def __init__(self, source: Source, layout: Literal["hf", "meta"], dtype: str | None) -> None:
+        """Raises ConversionError for an unsupported dtype; None keeps the stored ones."""
+        if dtype is not None:
+            array_dtypes(source, dtype)
+        self._source = source
+        self._permuted = layout == "meta"
+        self._weights = {
+            weight.meta_name if self._permuted else weight.hf_name: weight
+            for weight in weights(source.model_config)
+        }
+        self.dtypes = {
+            name: dtype or source.dtypes[weight.hf_name] for name, weight in self._weights.items()
+        }
+
+    def groups(self, max_bytes: int) -> list[list[Tensor]]:
+        """Consecutive tensors of at most so many bytes; a larger one is alone in its group.
+
+        Raises:
+            ConversionError: fewer than one byte.
+        """
+        if max_bytes < 1:
+            raise ConversionError(f"max_shard_bytes is {max_bytes}; expected 1 or more")
+        groups: list[list[Tensor]] = [[]]
+        used = 0
+        for name, weight in self._weights.items():
+            num_bytes = math.prod(weight.hf_shape) * DTYPES[self.dtypes[name]].itemsize
+            if groups[-1] and used + num_bytes > max_bytes:
+                groups.append([])
+                used = 0
+            groups[-1].append(Tensor(name, self.dtypes[name], weight.hf_shape))
+            used += num_bytes
+        return groups
+
+    def blocks(self, name: str, check: Callable[[], None] = lambda: None) -> Iterator[np.ndarray]:
+        """A tensor's consecutive rows; ``check`` is called before each read."""
+        weight = self._weights[name]
+        target, stored = DTYPES[self.dtypes[name]], DTYPES[self._source.dtypes[weight.hf_name]]
+        itemsize = max(target.itemsize, stored.itemsize)
+        for start, stop in row_blocks(weight, itemsize, self._source.unit_rows(weight)):
+            check()
+            rows = self._source.read(weight, start, stop).astype(target, copy=False)
+            yield weight.meta_from_hf(rows) if self._permuted else rows
+
+
+def open_to_export(
+    source_folder: str | os.PathLike[str], destination: str | os.PathLike[str]
+) -> CheckpointSource:
+    """The checkpoint, after the destination has been looked at: verifying takes a while.
+
+    Raises:
+        ConversionError: not a checkpoint, a damaged one (files named), or ``destination`` exists.
+    """
+    check_vacant(Path(destination))
+    for test, kind, command in (
+        (is_hf_folder, "a Hugging Face folder", "from-hf"),
+        (is_meta_folder, "a folder in Meta's layout", "from-meta"),
+    ):
+        if test(Path(source_folder)):
+            raise ConversionError(f"{source_folder} is {kind}; use `python -m convert {command}`")
+    return open_checkpoint(Path(source_folder))
