@@ -18,11 +18,15 @@ from cwm_jax.sandbox import SandboxError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0: finished, or stopped and saved; 1: training diverged; 2: bad input; 130: interrupted."""
+    """0: finished, or stopped and saved; 1: training diverged, or a plan does not fit; 2: bad
+    input; 130: interrupted.
+    """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each array of each save
     args = _parser().parse_args(argv)
     try:
         config = schema.override(load_config(args.config), *args.set)
+        if args.plan or args.shardings:
+            return plan_for_cluster(config, args)
         if args.dry_run:
             print(dry_run(config))
             return 0
@@ -69,6 +73,30 @@ def dry_run(config: RunConfig) -> str:
         f"  {key} = {_short(value)}" for key, value in schema.flatten(config).items()
     )
     return f"resolved config\n{values}\nderived\n{plan.describe()}"
+
+
+def plan_for_cluster(config: RunConfig, args: argparse.Namespace) -> int:
+    """Prints what the run would need on ``args.plan``; 1 if it does not fit there."""
+    from cwm_jax.planning.targets import parse_target, prepare_environment
+
+    prepare_environment()
+    from cwm_jax.planning import report
+
+    if args.plan is None:
+        print(report.shardings_text(config, _mesh_devices(config.mesh)))
+        return 0
+    from cwm_jax.planning.cluster import plan_cluster
+
+    target = parse_target(args.plan)
+    print(target.describe(), flush=True)
+    plan = plan_cluster(config, target, note=lambda text: print(text, file=sys.stderr, flush=True))
+    if args.shardings:
+        print(report.shardings_text(plan.attempt.work.config, target.num_devices))
+    print(report.to_text(plan))
+    if args.plan_json:
+        text = json.dumps(report.to_json(plan), indent=1)
+        Path(args.plan_json).write_text(text + "\n", encoding="utf-8")
+    return 0 if plan.fits else 1
 
 
 def run(config: RunConfig) -> int:
@@ -284,6 +312,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved config and the derived numbers"
+    )
+    parser.add_argument(
+        "--plan",
+        metavar="TARGET",
+        help="compile the step for a cluster that is not here (v5p:4x4x8, v6e-64, h200:64) and "
+        "print what it needs and costs; 1 if it does not fit",
+    )
+    parser.add_argument("--plan-json", metavar="FILE", help="write the plan there too")
+    parser.add_argument(
+        "--shardings",
+        action="store_true",
+        help="print how each parameter lies on the mesh (of --plan, if given)",
     )
     return parser
 

@@ -183,9 +183,7 @@ def _first_group(line: str, num_devices: int) -> Sequence[int]:
         return [int(device) for device in found[1].split(",")]
     if re.search(r"replica_groups=\{\}", line):
         return range(num_devices)
-    if found := re.search(
-        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line
-    ):
+    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
         groups, dims, order = (_ints(part) for part in found.groups())
         devices = np.arange(math.prod(dims)).reshape(dims)
         return devices.transpose(order or None).reshape(groups)[0].tolist()

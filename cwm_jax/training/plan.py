@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from cwm_jax.config import BatchPhase, RunConfig
 from cwm_jax.data.mixture import length_bucket_text
 from cwm_jax.model.transformer import num_parameters
-from cwm_jax.sharding import MESH_AXES, mesh_shape, num_shards
+from cwm_jax.sharding import MESH_AXES, abstract_mesh, mesh_shape, num_shards
 from cwm_jax.training import scaling
 from cwm_jax.training.schedule import learning_rate_at
 from cwm_jax.training.state import abstract_state, state_shardings
@@ -163,7 +163,7 @@ def _phases(config: RunConfig, micro_batch_tokens: int, compute: float) -> tuple
 
 def _state_bytes_per_device(config: RunConfig, sizes: tuple[int, ...]) -> int:
     """Master weights and optimizer state; gradients and activations come on top."""
-    mesh = jax.sharding.AbstractMesh(sizes, MESH_AXES)
+    mesh = abstract_mesh(sizes)
     leaves = jax.tree.leaves(abstract_state(config))
     shardings = jax.tree.leaves(state_shardings(config, mesh))
     return sum(
