@@ -22,6 +22,7 @@ from cwm_jax.planning.targets import Target, target_devices
 from cwm_jax.sharding import MESH_AXES, make_mesh, mesh_shape
 
 _MAX_ROWS = 16  # of a micro-batch on a data-parallel rank
+_MAX_DOUBLINGS = 10
 _EQUAL_TIMES = 0.02
 _POLICIES = ("none", "minimal", "full")  # each keeps less than the one before
 
@@ -108,7 +109,7 @@ def stronger_policies(policy: str) -> tuple[str, ...]:
 
 
 def smallest_fitting(config: RunConfig, target: Target, correction: float) -> int | None:
-    """The least number of such devices, by doubling, on which something fits by the estimate.
+    """Where nothing fits the target: the next double of its devices on which something does.
 
     Args:
         config: the run.
@@ -116,7 +117,7 @@ def smallest_fitting(config: RunConfig, target: Target, correction: float) -> in
         correction: compiled over estimated bytes where that is known.
     """
     policies = stronger_policies(config.execution.remat_policy)
-    for n in (2**k for k in range(14)):
+    for n in (target.num_devices * 2**k for k in range(1, _MAX_DOUBLINGS)):
         larger = dataclasses.replace(target, shape=_like(target, n))
         works = (
             work

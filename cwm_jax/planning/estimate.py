@@ -108,7 +108,7 @@ class Work:
 
     def along(self, *axes: str) -> int:
         """Devices along these mesh axes."""
-        sizes = dict(zip(MESH_AXES, self.sizes, strict=True))
+        sizes: dict[str, int] = dict(zip(MESH_AXES, self.sizes, strict=True))
         return int(np.prod([sizes[axis] for axis in axes]))
 
 

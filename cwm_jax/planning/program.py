@@ -151,7 +151,7 @@ def _nothing_cached():
     """Without its device a compiled program cannot be read back from jax's cache."""
     from jax.experimental.compilation_cache import compilation_cache
 
-    enabled = jax.config.read("jax_enable_compilation_cache")
+    enabled = getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009 (dynamic)
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     try:

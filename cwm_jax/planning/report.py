@@ -85,8 +85,12 @@ def to_text(plan: ClusterPlan) -> str:
     return "\n\n".join([*blocks, _basis_text(plan)])
 
 
-def shardings_text(config: RunConfig, num_devices: int) -> str:
-    """Every parameter's layout on a mesh of so many devices, and what the state takes on one.
+def shardings_text(config: RunConfig, num_devices: int | None) -> str:
+    """Every parameter's layout on a mesh, and what the state takes on a device.
+
+    Args:
+        config: the run.
+        num_devices: of the mesh; None: those present.
 
     Raises:
         ValueError: the mesh does not fit the devices, or a parameter does not divide.
