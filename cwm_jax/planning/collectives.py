@@ -192,11 +192,11 @@ def _first_group(line: str, num_devices: int) -> Sequence[int]:
         devices = np.arange(math.prod(dims)).reshape(dims)
         return devices.transpose(order or None).reshape(groups)[0].tolist()
     if found := _MESH_GROUPS.search(line):
-        return _mesh_group(*found.groups(), line)
+        return _mesh_group(line, *found.groups())
     raise HloError(f"replica_groups of an unknown form: {line[:300]}")
 
 
-def _mesh_group(mesh: str, dims: str | None, order: str | None, axes: str, line: str) -> list[int]:
+def _mesh_group(line: str, mesh: str, dims: str | None, order: str | None, axes: str) -> list[int]:
     """``mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}``: devices along all axes, grouped by
     some; without device_ids in their own order.
     """

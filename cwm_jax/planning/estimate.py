@@ -221,7 +221,7 @@ def _layer_traffic(work: Work) -> float:
 
 
 def memory_bytes(work: Work, chip: str) -> dict[str, float]:
-    """Bytes on a device, by what they are for. Activations within 15 % of five compiled programs.
+    """Bytes on a device, by what they are for; the sum within 15 % of nine compiled programs.
 
     Source: the terms follow the model's arrays; how many of them live at one time is fitted to
     compiled programs of the 32B (docs/LOG.md).
@@ -237,7 +237,7 @@ def memory_bytes(work: Work, chip: str) -> dict[str, float]:
         "weights in the compute dtype": e * shard if e != work.weight_bytes else 0.0,
         "kept for the backward pass": kept,
         "one layer or the loss": max(_layer_bytes(work), _loss_bytes(work))
-        * (1.25 if chip in TPUS else 1.0),
+        * (1.5 if chip in TPUS else 1.0),
     }
 
 

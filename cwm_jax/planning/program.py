@@ -25,6 +25,8 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # What XLA says in refusing a program: "Used 36.96G of 15.75G hbm."
 _REFUSAL = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 
+_CUSTOM_CALL = re.compile(r'custom_call_target="([^"]+)"')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceMemory:
@@ -52,6 +54,8 @@ class Program:
 
     memory: DeviceMemory
     collectives: tuple[Collective, ...]
+    custom_calls: tuple[str, ...]
+    """Targets of its custom calls, kernels among them, each once."""
     lower_s: float
     compile_s: float
 
@@ -92,10 +96,12 @@ def compile_step(config: RunConfig, plan: Plan, target: Target) -> Program:
                 raise DoesNotFitError(str(error)) from error
             raise
     compile_s = time.perf_counter() - started - lower_s
+    text = compiled.as_text() or ""
     sizes: dict[str, int] = dict(zip(MESH_AXES, mesh.devices.shape, strict=True))
     return Program(
         memory=_memory(compiled.memory_analysis(), state, batch),
-        collectives=tuple(collectives(compiled.as_text() or "", sizes)),
+        collectives=tuple(collectives(text, sizes)),
+        custom_calls=tuple(sorted(set(_CUSTOM_CALL.findall(text)))),
         lower_s=lower_s,
         compile_s=compile_s,
     )

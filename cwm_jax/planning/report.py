@@ -137,9 +137,13 @@ def _layout(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _compile(attempt: Attempt) -> dict[str, float] | None:
+def _compile(attempt: Attempt) -> dict[str, Any] | None:
     program = attempt.program
-    return program and {"lower_s": program.lower_s, "compile_s": program.compile_s}
+    return program and {
+        "lower_s": program.lower_s,
+        "compile_s": program.compile_s,
+        "custom_calls": list(program.custom_calls),
+    }
 
 
 def _memory(attempt: Attempt, target: Target) -> dict[str, Any]:

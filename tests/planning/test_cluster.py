@@ -74,6 +74,7 @@ def pretended(monkeypatch):
         return Program(
             memory=DeviceMemory(**parts),
             collectives=tuple(estimated_collectives(work, chip)),
+            custom_calls=(),
             lower_s=1.0,
             compile_s=2.0,
         )

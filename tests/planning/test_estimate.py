@@ -113,6 +113,7 @@ def test_memory_of_compiled_programs_is_met():
         ("v6e", PRETRAIN, (1, 16, 4, 1), 16, 1, 18.43),
         ("v6e", MIDTRAIN, (1, 32, 8, 1), 32, 1, 35.85),
         ("v5p", PRETRAIN, (1, 64, 1, 1), 64, 1, 27.25),
+        ("v5p", PRETRAIN, (1, 64, 1, 1), 256, 4, 78.08),
     ]
     for chip, config, sizes, rows, accumulation, gib in compiled:
         work = work_32b(config, sizes, rows=rows, accumulation=accumulation)
