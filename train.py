@@ -24,7 +24,9 @@ if TYPE_CHECKING:  # JAX is not imported before it is needed
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0: finished, or stopped and saved; 1: training diverged; 2: bad input; 130: interrupted."""
+    """0: finished, or stopped and saved; 1: training diverged, or a plan does not fit; 2: bad
+    input; 130: interrupted.
+    """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each array of each save
     args = _parser().parse_args(argv)
     if args.distributed or args.coordinator is not None:
@@ -36,6 +38,8 @@ def _main(args: argparse.Namespace, hosts: Hosts | None = None) -> int:
     who = "train.py" if hosts is None else f"train.py: {hosts.name()}"
     try:
         config = schema.override(load_config(args.config), *args.set)
+        if args.plan or args.shardings:
+            return plan_for_cluster(config, args)
         if args.dry_run:
             print(dry_run(config))
             return 0
@@ -103,6 +107,30 @@ def dry_run(config: RunConfig) -> str:
         f"  {key} = {_short(value)}" for key, value in schema.flatten(config).items()
     )
     return f"resolved config\n{values}\nderived\n{plan.describe()}"
+
+
+def plan_for_cluster(config: RunConfig, args: argparse.Namespace) -> int:
+    """Prints what the run would need on ``args.plan``; 1 if it does not fit there."""
+    from cwm_jax.planning.targets import parse_target, prepare_environment
+
+    prepare_environment()
+    from cwm_jax.planning import report
+
+    if args.plan is None:
+        print(report.shardings_text(config, config.mesh.num_devices))
+        return 0
+    from cwm_jax.planning.cluster import plan_cluster
+
+    target = parse_target(args.plan)
+    print(target.describe(), flush=True)
+    plan = plan_cluster(config, target, note=lambda text: print(text, file=sys.stderr, flush=True))
+    if args.shardings:
+        print(report.shardings_text(plan.attempt.work.config, target.num_devices))
+    print(report.to_text(plan))
+    if args.plan_json:
+        text = json.dumps(report.to_json(plan), indent=1)
+        Path(args.plan_json).write_text(text + "\n", encoding="utf-8")
+    return 0 if plan.fits else 1
 
 
 def run(config: RunConfig, hosts: Hosts | None = None) -> int:
@@ -338,23 +366,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved config and the derived numbers"
     )
-    hosts = parser.add_argument_group("several hosts", "one process on each, see docs/clusters.md")
-    hosts.add_argument(
-        "--distributed",
-        action="store_true",
-        help="ask SLURM, the TPU's metadata, GKE or MPI who the processes are",
-    )
-    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
-    hosts.add_argument("--num-processes", type=int, metavar="N")
-    hosts.add_argument("--process-id", type=int, metavar="I", help="of this process, from 0")
-    for name, seconds, text in (
-        ("initialization", 300, "until all processes have started"),
-        ("heartbeat", 100, "of silence, after which a process counts as dead"),
-        ("meeting", 600, "until all have come where they wait for each other"),
-    ):
-        hosts.add_argument(f"--{name}-timeout-s", type=int, default=seconds, metavar="S", help=text)
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -30,6 +30,10 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(_KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"%([\w.\-]+)")  # operands are no computations
+_MESH_GROUPS = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\]"
+    r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}"
+)
 _TRIP_COUNT = re.compile(r'known_trip_count"?[:=]\s*\{"?n"?[:=]"?(\d+)')
 
 
@@ -66,7 +70,7 @@ def collectives(hlo_text: str, mesh_sizes: Mapping[str, int]) -> list[Collective
             not known.
     """
     bodies, entry = _computations(hlo_text)
-    executions: defaultdict[str, float] = defaultdict(float)
+    executions: dict[str, float] = defaultdict(float)
     _count_executions(bodies, entry, 1, executions)
     found = []
     for name, times in executions.items():
@@ -94,7 +98,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _count_executions(bodies, name: str, times: float, executions: defaultdict[str, float]) -> None:
+def _count_executions(bodies, name: str, times: float, executions: dict[str, float]) -> None:
     executions[name] += times
     for line in bodies[name]:
         turns = _turns(line, bodies) if " while(" in line else 1.0
@@ -187,18 +191,23 @@ def _first_group(line: str, num_devices: int) -> Sequence[int]:
         groups, dims, order = (_ints(part) for part in found.groups())
         devices = np.arange(math.prod(dims)).reshape(dims)
         return devices.transpose(order or None).reshape(groups)[0].tolist()
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", line):
-        return _mesh_group(found[1], found[2], line)
+    if found := _MESH_GROUPS.search(line):
+        return _mesh_group(line, *found.groups())
     raise HloError(f"replica_groups of an unknown form: {line[:300]}")
 
 
-def _mesh_group(mesh: str, axes: str, line: str) -> list[int]:
-    """``mesh['a'=8,'b'=8] {'b'}``: devices in order along all axes, a group along some."""
+def _mesh_group(line: str, mesh: str, dims: str | None, order: str | None, axes: str) -> list[int]:
+    """``mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}``: devices along all axes, grouped by
+    some; without device_ids in their own order.
+    """
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     wanted = [axis.strip().strip("'") for axis in axes.split(",")]
-    if re.search(r"\bdevice_ids=\(", line) or any(axis not in sizes for axis in wanted):
+    if any(axis not in sizes for axis in wanted):
         raise HloError(f"replica_groups of an unknown form: {line[:300]}")
-    devices = np.arange(math.prod(sizes.values())).reshape(*sizes.values())
+    devices = np.arange(math.prod(sizes.values()))
+    if dims:
+        devices = devices.reshape(_ints(dims)).transpose(_ints(order) or None)
+    devices = devices.reshape(*sizes.values())
     index = tuple(slice(None) if name in wanted else 0 for name in sizes)
     return devices[index].ravel().tolist()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,24 +11,12 @@ from typing import Any, TextIO
 import jax
 import jax.numpy as jnp
 
+from cwm_jax.hardware import accelerator_of
 from cwm_jax.storage import write_whole
 from cwm_jax.training import goodput
 
 # Fields of a metrics line that depend on the clock; all others repeat bit for bit in a resumed run.
 TIMING_FIELDS = goodput.FIELDS | {"time_s", "step_time_s", "tokens_per_s", "tflops_per_s", "mfu"}
-
-# Dense bf16 peak of one device in FLOP/s, by a word of its kind. (vendors' data sheets: secondary)
-_PEAK_FLOPS = {
-    "h200": 989e12,
-    "h100": 989e12,
-    "a100": 312e12,
-    "v4": 275e12,
-    "v5 lite": 197e12,
-    "v5e": 197e12,
-    "v5p": 459e12,
-    "v5": 459e12,
-    "v6": 918e12,
-}
 
 
 class MetricsLog:
@@ -97,10 +84,10 @@ def peak_flops() -> tuple[float, str]:
     here.
     """
     device = jax.devices()[0]
-    kind = device.device_kind.lower()
-    for word, peak in _PEAK_FLOPS.items():
-        if re.search(rf"\b{word}\b", kind):
-            return peak * jax.device_count(), f"{device.device_kind} data sheet, dense bf16"
+    known = accelerator_of(device.device_kind)
+    if known is not None:
+        total = known.peak_flops * jax.device_count()
+        return total, f"{device.device_kind} data sheet, dense bf16"
     count = 1 if device.platform == "cpu" else jax.device_count()  # virtual CPU devices share it
     source = f"{device.device_kind} float32 matrix product, measured"
     return count * _measured_peak_flops(), source

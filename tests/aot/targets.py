@@ -6,32 +6,24 @@ plugin, but on newer jax an abstract device to ask.
 
 from __future__ import annotations
 
-import importlib.util
-import pathlib
-
 import jax
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh
 
-
-def has_gpu_compiler() -> bool:
-    """Whether jax's CUDA plugin is installed; it needs no CUDA libraries to compile."""
-    return any(
-        importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13)
-    )
+from cwm_jax.planning.targets import gpu_description
 
 
 def gpu_target(name: str, num_devices: int = 1) -> jax.sharding.Mesh:
     """Devices that can be compiled for, and never run.
 
     Args:
-        name: ``h200`` or ``a100``, a description beside this file.
+        name: ``h100``, ``h200`` or ``a100``.
         num_devices: of one host, along the mesh's only axis, ``gpu``.
     """
     topology = topologies.get_topology_desc(
         platform="cuda",
         topology_name="",
-        target_config=pathlib.Path(__file__).with_name(f"{name}.txtpb").read_text(),
+        target_config=gpu_description(name),
         topology=f"1x{num_devices}x1",
     )
     return topologies.make_mesh(topology, (num_devices,), ("gpu",))

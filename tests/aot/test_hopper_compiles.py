@@ -9,11 +9,12 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from aot.targets import abstract_gpu, gpu_target, has_gpu_compiler
+from aot.targets import abstract_gpu, gpu_target
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cwm_jax.kernels.hopper import hopper_attention
 from cwm_jax.kernels.mask import interval_mask
+from cwm_jax.planning.targets import has_gpu_compiler
 
 N, K, WINDOW = 48, 8, 8192
 LENGTHS = 8192, 32_768, 131_072  # windows and documents are values: they change no program

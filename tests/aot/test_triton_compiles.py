@@ -7,12 +7,13 @@ memory of a block. Nothing is run.
 import jax
 import jax.numpy as jnp
 import pytest
-from aot.targets import abstract_gpu, gpu_target, has_gpu_compiler
+from aot.targets import abstract_gpu, gpu_target
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cwm_jax.kernels.decode import decode_attention
 from cwm_jax.kernels.mask import interval_mask
 from cwm_jax.kernels.triton import triton_attention
+from cwm_jax.planning.targets import has_gpu_compiler
 
 N, K, WINDOW = 48, 8, 8192
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
