@@ -366,3 +366,35 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved config and the derived numbers"
     )
+    parser.add_argument(
+        "--plan",
+        metavar="TARGET",
+        help="compile the step for a cluster that is not here (v5p:4x4x8, v6e-64, h200:64) and "
+        "print what it needs and costs; 1 if it does not fit",
+    )
+    parser.add_argument("--plan-json", metavar="FILE", help="write the plan there too")
+    parser.add_argument(
+        "--shardings",
+        action="store_true",
+        help="print how each parameter lies on the mesh (of --plan, if given)",
+    )
+    hosts = parser.add_argument_group("several hosts", "one process on each, see docs/clusters.md")
+    hosts.add_argument(
+        "--distributed",
+        action="store_true",
+        help="ask SLURM, the TPU's metadata, GKE or MPI who the processes are",
+    )
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    hosts.add_argument("--num-processes", type=int, metavar="N")
+    hosts.add_argument("--process-id", type=int, metavar="I", help="of this process, from 0")
+    for name, seconds, text in (
+        ("initialization", 300, "until all processes have started"),
+        ("heartbeat", 100, "of silence, after which a process counts as dead"),
+        ("meeting", 600, "until all have come where they wait for each other"),
+    ):
+        hosts.add_argument(f"--{name}-timeout-s", type=int, default=seconds, metavar="S", help=text)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,7 +18,7 @@ MAX_LINES = 700
 _BASE = {"config", "storage"}
 _MODEL = _BASE | {"sharding", "kernels", "model"}
 _TRACE = _BASE | {"tokenizer", "sandbox"}
-_TRAINING = _MODEL | {"hardware", "distributed", "data", "tokenizer", "training"}
+_TRAINING = _MODEL | {"distributed", "data", "tokenizer", "training"}
 _INFERENCE = _MODEL | {"tokenizer", "inference"}
 ALLOWED = {
     "config": set(),
@@ -29,7 +29,6 @@ ALLOWED = {
     "kernels": _BASE | {"sharding"},
     "model": _MODEL,
     "data": _TRACE | {"trace"},
-    "hardware": set(),
     "training": _TRAINING,
     "planning": _TRAINING | {"planning"},
     "sandbox": set(),

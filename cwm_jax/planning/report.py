@@ -9,12 +9,12 @@ from typing import Any
 import jax
 
 from cwm_jax.config import RunConfig
-from cwm_jax.hardware import GIB
 from cwm_jax.model.transformer import abstract_params, logical_axes
 from cwm_jax.planning.cluster import Attempt, ClusterPlan, describe_work
 from cwm_jax.planning.estimate import flops
 from cwm_jax.planning.targets import Target
 from cwm_jax.sharding import MESH_AXES, abstract_mesh, sharding_table
+from cwm_jax.training.hardware import GIB
 from cwm_jax.training.plan import make_plan
 from cwm_jax.training.state import abstract_state, state_shardings
 

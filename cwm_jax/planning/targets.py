@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.hardware import Accelerator, accelerator
+from cwm_jax.training.hardware import Accelerator, accelerator
 
 GPUS_PER_NODE = 8
 # The only attention that each kind of target has; "auto" would ask the machine that plans.

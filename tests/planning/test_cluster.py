@@ -12,7 +12,6 @@ from tiny import tiny_model, tiny_run
 import train
 from configs import midtrain_32b, pretrain_32b
 from cwm_jax.config import BatchConfig, BatchPhase, LengthBucket, MeshConfig
-from cwm_jax.hardware import accelerator
 from cwm_jax.planning import cluster, report, targets
 from cwm_jax.planning.choice import (
     candidates,
@@ -24,6 +23,7 @@ from cwm_jax.planning.cluster import plan_cluster, with_attention
 from cwm_jax.planning.estimate import estimated_collectives, memory_bytes, work_of
 from cwm_jax.planning.program import DeviceMemory, DoesNotFitError, Program
 from cwm_jax.planning.targets import Target, parse_target
+from cwm_jax.training.hardware import accelerator
 
 T = 64
 MODEL = tiny_model(

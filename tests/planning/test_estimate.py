@@ -8,7 +8,6 @@ from tiny import tiny_model, tiny_run
 
 from configs import midtrain_32b, pretrain_32b
 from cwm_jax.config import BatchConfig, ExecutionConfig
-from cwm_jax.hardware import accelerator
 from cwm_jax.planning.collectives import Collective
 from cwm_jax.planning.estimate import (
     Work,
@@ -21,6 +20,7 @@ from cwm_jax.planning.estimate import (
 from cwm_jax.planning.roofline import collective_seconds, link_uses, roofline
 from cwm_jax.planning.targets import Target, parse_target
 from cwm_jax.training import scaling
+from cwm_jax.training.hardware import accelerator
 
 GIGA = 1e9
 GIB = 2**30

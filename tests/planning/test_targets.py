@@ -2,9 +2,9 @@
 
 import pytest
 
-from cwm_jax import hardware
 from cwm_jax.planning import targets
 from cwm_jax.planning.targets import gpu_description, parse_target, target_devices
+from cwm_jax.training import hardware
 
 NAMES = {
     "v5p:4x4x8": (128, (4, 4, 8), "tpu", "tpu"),
