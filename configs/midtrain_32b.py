@@ -47,6 +47,7 @@ def get_config() -> RunConfig:
                 SourceConfig(name="rehearsal", kind="jsonl", path="corpus/text", weight=0.3),
             ),
             length_buckets=LENGTH_BUCKETS,
+            num_streams=256,  # as many as hosts of eight GPUs (assumed)
         ),
         tokenizer=cwm_32b.LLAMA3_TOKENIZER,
         batch=BatchConfig(

@@ -62,7 +62,8 @@ def get_config() -> RunConfig:
             sources=(  # report: about 30 % code; folders and the rest's one source are assumed
                 SourceConfig(name="text", kind="jsonl", path="corpus/text", weight=0.7),
                 SourceConfig(name="code", kind="jsonl", path="corpus/code", weight=0.3),
-            )
+            ),
+            num_streams=256,  # as many as hosts of eight GPUs (assumed)
         ),
         tokenizer=cwm_32b.LLAMA3_TOKENIZER,
         batch=BatchConfig(
