@@ -48,8 +48,11 @@ def make_meta(folder, config, dtype="float32", *options):
     return params
 
 
-@pytest.mark.parametrize("num_layers", [8, 10], ids=["last-local", "last-global"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("num_layers", "dtype"),
+    [(8, "float32"), (10, "bfloat16")],
+    ids=["last-local", "last-global"],
+)
 def test_from_hf_and_back_by_way_of_meta(tmp_path, monkeypatch, num_layers, dtype):
     monkeypatch.setattr(convert.sources, "BLOCK_BYTES", 1000)  # several chunks in a tensor
     config = meta_config(num_layers)

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -251,10 +252,15 @@ def test_metadata_that_does_not_fit_the_files(meta, capsys, change, words):
     refused(capsys, "from-meta", meta, *words)
 
 
-def test_where_a_checkpoint_was_written_does_not_matter(meta, tmp_path):
-    """Its metadata may hold the path in any class of a path, here one of pathlib."""
-    edit_metadata(meta, lambda m: setattr(m, "planner_data", Path("/checkpoints/step")))
-    assert len(read_tensors(meta)) == 39
+def test_where_a_checkpoint_was_written_does_not_matter(meta, monkeypatch):
+    """Its metadata may hold the path in a class of pathlib or of upath, as Meta's writer has it."""
+    module = types.ModuleType("upath.core")
+    module.UPath = type("UPath", (), {"__module__": "upath.core"})
+    monkeypatch.setitem(sys.modules, "upath", types.ModuleType("upath"))
+    monkeypatch.setitem(sys.modules, "upath.core", module)
+    for path in (Path("/checkpoints/step"), module.UPath()):
+        edit_metadata(meta, lambda m, path=path: setattr(m, "planner_data", path))
+        assert len(read_tensors(meta)) == 39
 
 
 # ---------------------------------------------------------------- hostile pickles
