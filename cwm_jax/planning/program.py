@@ -136,7 +136,8 @@ def _memory(analysis: Any, state: Any, batch: Any) -> DeviceMemory:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * 4
         for leaf in jax.tree.leaves(state.params)
     )
-    # What the arguments do not give back to the results is there twice.
+    # a donated state is written where it was read, else it would be there twice
+    assert analysis.alias_size_in_bytes >= params + optimizer
     outputs = max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
     temporaries = analysis.temp_size_in_bytes + outputs
     gradients = min(float32_params, temporaries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import textwrap
 from typing import Any
 
 import jax
@@ -345,18 +346,19 @@ def _basis_text(plan: ClusterPlan) -> str:
         else ""
     )
     versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
+    paragraphs = (
+        f"basis: {compiled}all else analytic{capped}",
+        f"peaks {device.peak_flops / _TERA:.0f} TFLOP/s, memory "
+        f"{device.memory_bytes_per_s / _TERA:.2f} TB/s, link {device.link_bytes_per_s / _GIGA:.0f} "
+        f"GB/s one way, network {device.network_bytes_per_s / _GIGA:.2f} GB/s (secondary); "
+        f"attained: products {device.product_fraction:.2f} of the peak, attention "
+        f"{device.attention_fraction:.2f} ({device.status})",
+        _LINKS,
+        versions,
+    )
     return "\n".join(
-        [
-            f"basis: {compiled}all else analytic{capped}",
-            f"  peaks {device.peak_flops / _TERA:.0f} TFLOP/s, memory "
-            f"{device.memory_bytes_per_s / _TERA:.2f} TB/s, link "
-            f"{device.link_bytes_per_s / _GIGA:.0f} GB/s one way, network "
-            f"{device.network_bytes_per_s / _GIGA:.2f} GB/s (secondary); attained: products "
-            f"{device.product_fraction:.2f} of the peak, attention {device.attention_fraction:.2f} "
-            f"({device.status})",
-            f"  {_LINKS}",
-            f"  {versions}",
-        ]
+        textwrap.fill(text, 100, initial_indent="  " if i else "", subsequent_indent="  ")
+        for i, text in enumerate(paragraphs)
     )
 
 
