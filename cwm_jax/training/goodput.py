@@ -60,7 +60,7 @@ class Goodput:
         self._path, self._clock = path, clock
         self._cause = "start_up"
         self._since = clock() if started is None else started
-        self.seconds = dict.fromkeys(CAUSES, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(CAUSES, 0.0)
 
     def resume(self, step: int, lines: list[dict[str, Any]]) -> None:
         """Takes over the books of earlier processes, before this one's first step.

@@ -256,7 +256,10 @@ class Trainer:
 
 
 def _is_running(pending: _Pending | None) -> bool:
-    return pending is not None and not pending.metrics["loss"].is_ready()
+    if pending is None:
+        return False
+    loss: Any = pending.metrics["loss"]  # jax.Array's type does not have is_ready
+    return not loss.is_ready()
 
 
 def _micro_batches(rows: dict[str, np.ndarray], plan: Plan) -> list[dict[str, np.ndarray]]:
