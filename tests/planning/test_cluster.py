@@ -363,7 +363,9 @@ def test_only_a_want_of_memory_is_a_refusal(tmp_path, monkeypatch, out_of_memory
 
 def test_xla_without_numbers_is_a_result_too():
     assert DoesNotFitError("RESOURCE_EXHAUSTED: no more").needed_bytes is None
-    assert DoesNotFitError("Used 512.5M of 1.5G hbm").needed_bytes == 537_395_200
+    assert DoesNotFitError("Used 512.5M of 1.5G hbm", 7).needed_bytes == 537_395_200
+    early = "RESOURCE_EXHAUSTED: HLO temporaries (1.50G) exceeds available HBM (15.75G)."
+    assert DoesNotFitError(early, 7).needed_bytes == 3 * 2**29 + 7  # arguments come on top
 
 
 def test_stronger_policies_begin_with_the_runs_own():
