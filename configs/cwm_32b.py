@@ -53,7 +53,7 @@ CODE = DataConfig(
     sources=(SourceConfig(name="code", kind="folder", path="corpus/code", glob="**/*.py"),)
 )
 LLAMA3_TOKENIZER = TokenizerConfig(path="tokenizer/tokenizer.model")  # yours to provide (gated)
-EXECUTION = ExecutionConfig(dtype="bfloat16", remat_policy="full", loss_chunk_tokens=4096)
+EXECUTION = ExecutionConfig(dtype="bfloat16", remat_policy="full", loss_chunk_tokens=2048)
 
 
 def get_config() -> RunConfig:

@@ -22,9 +22,10 @@ from cwm_jax.training.state import abstract_state, state_shardings
 from cwm_jax.training.step import make_train_step
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# What XLA says in refusing a program: "Used 36.96G of 15.75G hbm."
-_REFUSAL = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
-
+# What XLA for TPU says in refusing a program: "Used 36.96G of 15.75G hbm", of all of it, or, before
+# it places anything, "HLO temporaries (42.30G) exceeds available HBM (15.75G)".
+_ALL_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
+_TEMPORARIES = re.compile(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM")
 _CUSTOM_CALL = re.compile(r'custom_call_target="([^"]+)"')
 
 
@@ -63,11 +64,15 @@ class Program:
 class DoesNotFitError(ValueError):
     """XLA refuses a program for want of device memory."""
 
-    def __init__(self, message: str):
+    def __init__(self, message: str, arguments_bytes: int = 0):
         super().__init__(message)
-        found = _REFUSAL.search(message)
-        sizes = found and [float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3)]
-        self.needed_bytes, self.device_bytes = map(int, sizes) if sizes else (None, None)
+        whole, temporaries = _ALL_USED.search(message), _TEMPORARIES.search(message)
+        found = whole or temporaries
+        size = float(found[1]) * _UNITS[found[2]] if found else None
+        if size is not None and not whole:
+            size += arguments_bytes
+        self.needed_bytes = None if size is None else int(size)
+        """On each device; None where XLA gives no number."""
 
 
 def compile_step(config: RunConfig, plan: Plan, target: Target) -> Program:
@@ -93,7 +98,7 @@ def compile_step(config: RunConfig, plan: Plan, target: Target) -> Program:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):
-                raise DoesNotFitError(str(error)) from error
+                raise DoesNotFitError(str(error), state_bytes((state, batch))) from error
             raise
     compile_s = time.perf_counter() - started - lower_s
     text = compiled.as_text() or ""

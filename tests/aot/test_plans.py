@@ -52,6 +52,13 @@ def test_eight_h100_are_too_few():
 
 
 @pytest.mark.skipif(not has_tpu_compiler(), reason="needs libtpu")
+def test_a_refusal_on_sixteen_v5e_is_a_result_with_its_numbers():
+    plan = plan_cluster(pretrain_32b.get_config(), parse_target("v5e:4x4"))
+    assert not plan.fits and plan.attempt.program is None and plan.smallest_num_devices
+    assert plan.attempt.needed_bytes > 12 * 32_581_097_472 / 16
+
+
+@pytest.mark.skipif(not has_tpu_compiler(), reason="needs libtpu")
 @pytest.mark.parametrize(
     ("target", "phase"),
     [

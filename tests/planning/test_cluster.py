@@ -189,7 +189,11 @@ def test_buckets_are_said_to_be_programs_of_their_own(tmp_path, pretended):
     buckets = (LengthBucket(max_document_tokens=16, attention_cap=8), LengthBucket())
     data = dataclasses.replace(config.data, length_buckets=buckets)
     found = plan_cluster(dataclasses.replace(config, data=data), here())
+<<<<<<< HEAD
     text = " ".join(report.to_text(found).split())  # wherever its lines break
+=======
+    text = " ".join(report.to_text(found).split())
+>>>>>>> scale-plan
     assert "2 programs in the run" in text and "global attention is capped at 8" in text
     (capped,) = report.to_json(found)["buckets_flops_per_token"].values()
     assert capped < found.roofline.flops.model
@@ -363,7 +367,9 @@ def test_only_a_want_of_memory_is_a_refusal(tmp_path, monkeypatch, out_of_memory
 
 def test_xla_without_numbers_is_a_result_too():
     assert DoesNotFitError("RESOURCE_EXHAUSTED: no more").needed_bytes is None
-    assert DoesNotFitError("Used 512.5M of 1.5G hbm").needed_bytes == 537_395_200
+    assert DoesNotFitError("Used 512.5M of 1.5G hbm", 7).needed_bytes == 537_395_200
+    early = "RESOURCE_EXHAUSTED: HLO temporaries (1.50G) exceeds available HBM (15.75G)."
+    assert DoesNotFitError(early, 7).needed_bytes == 3 * 2**29 + 7  # arguments come on top
 
 
 def test_stronger_policies_begin_with_the_runs_own():
