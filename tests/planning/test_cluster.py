@@ -189,11 +189,7 @@ def test_buckets_are_said_to_be_programs_of_their_own(tmp_path, pretended):
     buckets = (LengthBucket(max_document_tokens=16, attention_cap=8), LengthBucket())
     data = dataclasses.replace(config.data, length_buckets=buckets)
     found = plan_cluster(dataclasses.replace(config, data=data), here())
-<<<<<<< HEAD
     text = " ".join(report.to_text(found).split())  # wherever its lines break
-=======
-    text = " ".join(report.to_text(found).split())
->>>>>>> scale-plan
     assert "2 programs in the run" in text and "global attention is capped at 8" in text
     (capped,) = report.to_json(found)["buckets_flops_per_token"].values()
     assert capped < found.roofline.flops.model
