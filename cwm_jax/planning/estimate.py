@@ -23,7 +23,7 @@ from cwm_jax.training import scaling
 from cwm_jax.training.plan import Plan
 
 # Parts of a layer's forward pass that the backward pass computes again: (products, attention).
-_RECOMPUTED = {"none": (0, 0), "minimal": (0, 1), "full": (1, 1)}
+_RECOMPUTED = {"none": (0, 0), "dots": (0, 0), "minimal": (0, 1), "full": (1, 1)}
 TPU_LANES = 128
 TPUS = ("v4", "v5e", "v5p", "v6e")
 _TWO_CORES = ("v4", "v5p")
@@ -249,9 +249,11 @@ def _kept_elements(work: Work) -> float:
     kv = 2 * model.num_key_value_heads * model.head_dim / t
     kept = D / t
     if policy != "full":
-        kept += q + kv + 2 * F + 2 * D / t  # results of products
+        kept += q + kv + 2 * F + D / t  # results of products with weights
+    if policy in ("dots", "none"):
+        kept += q  # of attention
     if policy == "none":
-        kept += 2 * q + kv / 2 + 2 * F + 4 * D + 2 * D / t  # of attention, RoPE, norms and SiLU
+        kept += q + kv / 2 + 2 * F + 4 * D + 3 * D / t  # of RoPE, norms, SiLU and sums
     return kept
 
 
