@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from convert.checkpoint_files import open_checkpoint
-from convert.meta_files import MetaSource, is_meta_folder
+from convert.meta.files import MetaSource, is_meta_folder
 from convert.names import Weight, weights
 from convert.safetensors_files import HfSource, is_hf_folder
 from convert.sources import DTYPES, Source, params_from, row_blocks

@@ -59,16 +59,39 @@ class CheckpointSource:
         }
 
     def read(self, weight: Weight, start: int, stop: int) -> np.ndarray:
-        array = self._arrays[weight.path]
-        part = array[weight.region(start, stop)].read().result()
+        shape = list(weight.shape)
+        shape[weight.split_axis] = (stop - start) // weight.unit_rows
+        part = np.empty(shape, DTYPES[self.dtypes[weight.hf_name]])
+        region = list(weight.region(start, stop))
+        axis, step = self._other_axis(weight)
+        # One chunk's width at a time: tensorstore reads files faster than it decodes, all at once.
+        for first in range(0, shape[axis], step):
+            cut = slice(first, min(first + step, shape[axis]))
+            if axis != weight.split_axis:
+                region[axis - len(shape)] = cut
+            place = (*[slice(None)] * axis, cut)
+            part[place] = self._arrays[weight.path][tuple(region)].read().result()
         return weight.hf_from_ours(part)
 
     def unit_rows(self, weight: Weight) -> int:
-        chunks = self._arrays[weight.path].chunk_layout.read_chunk.shape
-        assert chunks is not None, "zarr has a chunk grid"
-        length = chunks[weight.split_axis + (weight.repeat is not None)]
-        assert length is not None, "zarr's chunks have a size"
-        return length * weight.unit_rows
+        return self._chunk_shape(weight)[weight.split_axis] * weight.unit_rows
+
+    def _other_axis(self, weight: Weight) -> tuple[int, int]:
+        """The axis with most chunks, but for the rows' own, and their length; all of a vector."""
+        chunk, split = self._chunk_shape(weight), weight.split_axis
+        if len(chunk) == 1:
+            return split, weight.shape[split]
+        axis = max(
+            (axis for axis in range(len(chunk)) if axis != split),
+            key=lambda axis: weight.shape[axis] / chunk[axis],
+        )
+        return axis, chunk[axis]
+
+    def _chunk_shape(self, weight: Weight) -> tuple[int, ...]:
+        """Of the part of our array that is one layer's."""
+        shape = self._arrays[weight.path].chunk_layout.read_chunk.shape
+        assert shape is not None and None not in shape, "zarr has a chunk grid"
+        return tuple(int(size or 1) for size in shape)[-len(weight.shape) :]
 
     def identity_files(self) -> list[Path]:
         return [self.folder / "config.json", self.folder / CHECKSUMS_FILE]

@@ -12,7 +12,7 @@ import numpy as np
 
 from convert.checkpoint_files import CheckpointSource, open_checkpoint
 from convert.folders import check_vacant
-from convert.meta_files import is_meta_folder
+from convert.meta.files import is_meta_folder
 from convert.names import ConversionError, weights
 from convert.safetensors_files import Tensor, is_hf_folder
 from convert.sources import DTYPES, Source, array_dtypes, row_blocks

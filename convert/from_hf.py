@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint_files import is_checkpoint_folder, write_checkpoint
-from convert.meta_files import is_meta_folder
+from convert.meta.files import is_meta_folder
 from convert.names import ConversionError
 from convert.safetensors_files import HfSource
 from convert.sources import params_from

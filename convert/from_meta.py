@@ -7,7 +7,7 @@ from pathlib import Path
 
 from convert.checkpoint_files import is_checkpoint_folder, write_checkpoint
 from convert.folders import check_vacant
-from convert.meta_files import MetaSource
+from convert.meta.files import MetaSource
 from convert.names import ConversionError
 from convert.safetensors_files import is_hf_folder
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from convert.dcp_files import METADATA_FILE
 from convert.exports import MAX_SHARD_BYTES, Export, open_to_export
 from convert.folders import write_json
-from convert.meta_files import write_checklist
-from convert.meta_params import PARAMS_FILE, params_from_model
+from convert.meta.dcp_files import METADATA_FILE
+from convert.meta.files import write_checklist
+from convert.meta.params import PARAMS_FILE, params_from_model
 from convert.names import ConversionError
 from convert.safetensors_files import Tensor
 from convert.tokenizers import read_tokenizer, write_ranks

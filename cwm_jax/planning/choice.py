@@ -13,9 +13,11 @@ import dataclasses
 import functools
 import itertools
 import math
+import typing
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from cwm_jax.config import MeshConfig, RunConfig
+from cwm_jax.config import ExecutionConfig, MeshConfig, RunConfig, schema
 from cwm_jax.planning.estimate import Work, estimated_collectives, memory_bytes
 from cwm_jax.planning.roofline import Roofline, device_places, roofline
 from cwm_jax.planning.targets import Target, target_devices
@@ -24,7 +26,8 @@ from cwm_jax.sharding import MESH_AXES, make_mesh, mesh_shape
 _MAX_ROWS = 16  # of a micro-batch on a data-parallel rank
 _MAX_DOUBLINGS = 10
 _EQUAL_TIMES = 0.02
-_POLICIES = ("none", "minimal", "full")  # each keeps less than the one before
+_POLICIES = typing.get_args(typing.get_type_hints(ExecutionConfig)["remat_policy"])
+"""Each keeps less than the one before."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Candidate:
     """A way to run on a target."""
 
     work: Work
-    changes: dict[str, str | int | float]
+    changes: dict[str, Any]
     """Values that differ from the run's, as for ``--set``."""
     memory: dict[str, float]
     """Estimated bytes on a device."""
@@ -56,20 +59,19 @@ def own_work(config: RunConfig, target: Target) -> Work | None:
 
 
 def candidates(
-    config: RunConfig, target: Target, *, policies: Iterable[str] | None = None
+    config: RunConfig, target: Target, *, variants: Iterable[RunConfig] | None = None
 ) -> list[Candidate]:
     """All legal ways to run, the best first, whether they fit or not.
 
     Args:
         config: the run.
         target: the cluster.
-        policies: remat policies to try; None: the run's own.
+        variants: of it, whose meshes and rows are tried; None: itself alone.
     """
-    policies = [config.execution.remat_policy] if policies is None else list(policies)
     found = [
         describe(config, target, work)
-        for policy in policies
-        for work in legal_works(_with(config, "execution", remat_policy=policy), target)
+        for variant in ([config] if variants is None else variants)
+        for work in legal_works(variant, target)
     ]
     fastest = min((c.seconds_per_token for c in found), default=1.0)
 
@@ -103,9 +105,10 @@ def legal_works(config: RunConfig, target: Target) -> Iterator[Work]:
                 yield work
 
 
-def stronger_policies(policy: str) -> tuple[str, ...]:
-    """That policy and those that keep less."""
-    return _POLICIES[_POLICIES.index(policy) :] if policy in _POLICIES else (policy, "full")
+def smaller_variants(config: RunConfig) -> list[RunConfig]:
+    """The run, and what takes less memory for more time: remat policies that keep less."""
+    policies = _POLICIES[_POLICIES.index(config.execution.remat_policy) :]
+    return [_with(config, "execution", remat_policy=policy) for policy in policies]
 
 
 def smallest_fitting(config: RunConfig, target: Target, correction: float) -> int | None:
@@ -116,15 +119,10 @@ def smallest_fitting(config: RunConfig, target: Target, correction: float) -> in
         target: gives the kind of device.
         correction: compiled over estimated bytes where that is known.
     """
-    policies = stronger_policies(config.execution.remat_policy)
+    chip, usable = target.accelerator.name, target.usable_bytes / max(correction, 1.0)
     for n in (target.num_devices * 2**k for k in range(1, _MAX_DOUBLINGS)):
         larger = dataclasses.replace(target, shape=_like(target, n))
-        works = (
-            work
-            for policy in policies
-            for work in legal_works(_with(config, "execution", remat_policy=policy), larger)
-        )
-        chip, usable = target.accelerator.name, target.usable_bytes / max(correction, 1.0)
+        works = (w for variant in smaller_variants(config) for w in legal_works(variant, larger))
         if any(sum(memory_bytes(work, chip).values()) < usable for work in works):
             return n
     return None
@@ -209,20 +207,10 @@ def _accumulation(config: RunConfig, micro_batch_tokens: int) -> int | None:
     return sizes[0] // micro_batch_tokens
 
 
-def _changes(config: RunConfig, work: Work) -> dict[str, str | int | float]:
+def _changes(config: RunConfig, work: Work) -> dict[str, Any]:
     """What differs, as keys of ``--set``."""
-    new, found = work.config, {}
-    if _sizes_on(config.mesh, work.num_devices) != work.sizes:
-        found |= {
-            f"mesh.{axis}": size
-            for axis, size in zip(MESH_AXES, work.sizes, strict=True)
-            if size != getattr(config.mesh, axis)
-        }
-    if new.batch.per_device_batch_size != config.batch.per_device_batch_size:
-        found["batch.per_device_batch_size"] = new.batch.per_device_batch_size
-    if new.execution.remat_policy != config.execution.remat_policy:
-        found["execution.remat_policy"] = new.execution.remat_policy
-    return found
+    old, new = schema.flatten(config), schema.flatten(work.config)
+    return {key: value for key, value in new.items() if old[key] != value}
 
 
 def _like(target: Target, n: int) -> tuple[int, ...]:

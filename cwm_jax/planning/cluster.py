@@ -18,8 +18,8 @@ from cwm_jax.planning.choice import (
     describe,
     own_work,
     places_of,
+    smaller_variants,
     smallest_fitting,
-    stronger_policies,
 )
 from cwm_jax.planning.estimate import Work, work_of
 from cwm_jax.planning.program import DoesNotFitError, Program, compile_step
@@ -126,7 +126,7 @@ def plan_cluster(config: RunConfig, target: Target, *, note: Note = lambda _: No
     attempt = _try(first, target, note)
     tried: tuple[Attempt, ...] = ()
     if not attempt.fits and own is None:  # another mesh was ours to choose
-        for other in _fitting(config, target, attempt, [config.execution.remat_policy]):
+        for other in _fitting(config, target, attempt, [config]):
             tried, attempt = (*tried, attempt), _try(other, target, note)
             if attempt.fits or len(tried) == _MAX_TRIES - 1:
                 break
@@ -194,8 +194,7 @@ def _remedy(
 ) -> tuple[Attempt | None, tuple[Attempt, ...]]:
     """The first of the changes that fits when compiled, and those that did not."""
     tried: tuple[Attempt, ...] = ()
-    policies = stronger_policies(config.execution.remat_policy)
-    for candidate in _fitting(config, target, attempt, policies):
+    for candidate in _fitting(config, target, attempt, smaller_variants(config)):
         if candidate.work == attempt.work:
             continue
         found = _try(candidate, target, note)
@@ -207,14 +206,16 @@ def _remedy(
     return None, tried
 
 
-def _fitting(config: RunConfig, target: Target, attempt: Attempt, policies) -> list[Candidate]:
+def _fitting(
+    config: RunConfig, target: Target, attempt: Attempt, variants: list[RunConfig]
+) -> list[Candidate]:
     """Those that fit by the estimate, corrected by what a compiled program needed, best first.
 
     A next try that is nearly the last one would fail as it did, so each takes a tenth less.
     """
     correction = max(1.0, attempt.correction)
     usable, found = target.usable_bytes / correction, []
-    for candidate in candidates(config, target, policies=policies):
+    for candidate in candidates(config, target, variants=variants):
         if candidate.total_bytes <= usable:
             found.append(candidate)
             usable = min(usable, 0.9 * candidate.total_bytes)

@@ -10,7 +10,6 @@ T tokens of a row, D embed, N heads, K kv heads, H head width, F mlp width, V vo
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,7 +22,7 @@ from cwm_jax.training import scaling
 from cwm_jax.training.plan import Plan
 
 # Parts of a layer's forward pass that the backward pass computes again: (products, attention).
-_RECOMPUTED = {"none": (0, 0), "minimal": (0, 1), "full": (1, 1)}
+_RECOMPUTED = {"none": (0, 0), "dots": (0, 0), "minimal": (0, 1), "full": (1, 1)}
 TPU_LANES = 128
 TPUS = ("v4", "v5e", "v5p", "v6e")
 _TWO_CORES = ("v4", "v5p")
@@ -249,9 +248,11 @@ def _kept_elements(work: Work) -> float:
     kv = 2 * model.num_key_value_heads * model.head_dim / t
     kept = D / t
     if policy != "full":
-        kept += q + kv + 2 * F + 2 * D / t  # results of products
+        kept += q + kv + 2 * F + D / t  # results of products with weights
+    if policy in ("dots", "none"):
+        kept += q  # of attention
     if policy == "none":
-        kept += 2 * q + kv / 2 + 2 * F + 4 * D + 2 * D / t  # of attention, RoPE, norms and SiLU
+        kept += q + kv / 2 + 2 * F + 4 * D + 3 * D / t  # of RoPE, norms, SiLU and sums
     return kept
 
 
@@ -298,13 +299,10 @@ def _of_weights(work: Work, chip: str) -> Iterator[Collective]:
     local = work.num_params / work.tensor * (n - 1) / n
     head = work.model.hidden_size * work.model.vocab_size / work.tensor * (n - 1) / n
     e = work.compute_bytes
-    # two passes, forward and backward; recomputation shares the second's
-    yield _collective(work, "all-gather", axes, gather * e * local, 2 * steps)
-    yield _collective(work, "reduce-scatter", axes, scatter * e * local, steps)
-    # the loss gathers the head and scatters its float32 gradient for each chunk
-    chunks = math.ceil(work.local_tokens / work.config.execution.loss_chunk_tokens) - 1
-    yield _collective(work, "all-gather", axes, gather * e * head, chunks * steps)
-    yield _collective(work, "reduce-scatter", axes, scatter * 4 * head, chunks * steps)
+    # forward and backward (recomputation shares the second's), embedding and head in one of them
+    yield _collective(work, "all-gather", axes, gather * e * (local - head), 2 * steps)
+    # the head's gradient is summed over the loss's chunks in float32
+    yield _collective(work, "reduce-scatter", axes, scatter * (e * local + (4 - e) * head), steps)
     copies = work.along("data")
     shard = work.num_params / work.tensor / n
     yield _collective(work, "all-reduce", ("data",), 2 * e * shard * (copies - 1) / copies, steps)

@@ -26,6 +26,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # it places anything, "HLO temporaries (42.30G) exceeds available HBM (15.75G)".
 _ALL_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
 _TEMPORARIES = re.compile(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM")
+_HOST_MEMORY = "pinned_host"
 _CUSTOM_CALL = re.compile(r'custom_call_target="([^"]+)"')
 
 
@@ -113,10 +114,11 @@ def compile_step(config: RunConfig, plan: Plan, target: Target) -> Program:
 
 
 def state_bytes(tree: Any) -> int:
-    """Bytes on each device of arrays that have a sharding."""
+    """Bytes in each device's memory of arrays that have a sharding; not those in the host's."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != _HOST_MEMORY
     )
 
 

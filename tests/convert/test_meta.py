@@ -19,7 +19,7 @@ import convert.sources
 from configs import cwm_32b, cwm_32b_last_global
 from convert import load_hf, save_hf
 from convert.__main__ import main
-from convert.meta_params import intermediate_size, model_from_params, params_from_model
+from convert.meta.params import intermediate_size, model_from_params, params_from_model
 from convert.names import weights
 from cwm_jax.config import MeshConfig, RopeParameters, layer_types_3_to_1
 from cwm_jax.model.transformer import forward, logical_axes

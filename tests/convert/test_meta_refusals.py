@@ -19,8 +19,8 @@ from small_models import random_params, small_config
 
 from convert import ConversionError, save_hf
 from convert.__main__ import main
-from convert.dcp_files import read_tensors
-from convert.meta_params import params_from_model
+from convert.meta.dcp_files import read_tensors
+from convert.meta.params import params_from_model
 from convert.tokenizers import write_ranks
 from cwm_jax.config import RopeParameters
 from cwm_jax.tokenizer import train_tokenizer

@@ -1,6 +1,7 @@
 """Context parallelism: exchanges equal one device, and a local layer's do not grow with the row."""
 
 import dataclasses
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ from tiny import random_batch, tiny_model
 from tolerances import ACCUMULATION_RTOL, LOSS_RTOL
 
 from cwm_jax.config import ExecutionConfig, MeshConfig
-from cwm_jax.model.context import Exchange, Gathered, Halo, RowLayout, make_exchange
-from cwm_jax.model.transformer import abstract_params, init, logical_axes
+from cwm_jax.model.context import Exchange, Gathered, Halo, RowLayout, make_exchange, row_layout
+from cwm_jax.model.transformer import abstract_params, hidden_states, init, logical_axes
 from cwm_jax.planning.collectives import collectives
 from cwm_jax.sharding import batch_sharding, make_mesh, put_batch, tree_shardings
 from cwm_jax.training.losses import loss_sums
@@ -32,8 +33,14 @@ def gradients(model, layout, attention_cap=None):
     return jax.jit(jax.value_and_grad(mean_loss))
 
 
-def context_bytes(model, T, layout):
-    """Sent along the context axis by one device in a layer's attention, forward and backward."""
+def sent(model, T, layout):
+    """Bytes that one device sends, by kind of collective, for the gradient over a row of T."""
+
+    def objective(params, batch):
+        batch.pop("targets"), batch.pop("loss_mask")
+        x = hidden_states(params, model, **batch, layout=row_layout(layout))
+        return (x.astype(jnp.float32) ** 2).sum()
+
     mesh = make_mesh(MESH)
     with jax.set_mesh(mesh):
         shapes = abstract_params(model)
@@ -47,26 +54,28 @@ def context_bytes(model, T, layout):
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
             for name, x in random_batch((1, T)).items()
         }
-        text = gradients(model, layout).lower(params, batch).compile().as_text()
-    found = [c for c in collectives(text, mesh.shape) if "shard_map" in c.name and c.executions]
-    assert {c.axes for c in found} == {("context",)}
-    return sum(c.total_bytes for c in found)
+        text = jax.jit(jax.grad(objective)).lower(params, batch).compile().as_text()
+    found = Counter()
+    for collective in collectives(text, mesh.shape):
+        assert collective.axes == ("context",)
+        found[collective.kind] += collective.total_bytes
+    return found
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_a_local_layer_exchanges_does_not_grow_with_the_row(layout):
     local = tiny_model(num_hidden_layers=1, layer_types=("sliding_attention",))
     everywhere = tiny_model(num_hidden_layers=1, layer_types=("full_attention",))
-    short, long = (context_bytes(local, T, layout) for T in (512, 1024))
-    assert short == long > 0
+    short, long = (sent(local, T, layout) for T in (512, 1024))
+    assert short == long
     # keys and values of W - 1 positions for each piece and their gradients, in float32, and the
     # segment ids of a piece
     halo, K, H = local.sliding_window - 1, local.num_key_value_heads, local.head_dim
-    slots = RowLayout(layout, 8).slots
-    assert short == pytest.approx(slots * halo * (2 * 2 * K * H + 1) * 4, rel=0.15)
-    short_all, long_all = (context_bytes(everywhere, T, layout) for T in (512, 1024))
-    assert long_all == 2 * short_all
-    assert short_all > 10 * short
+    halos = RowLayout(layout, 8).slots * halo * (2 * 2 * K * H + 1) * 4
+    assert short["collective-permute"] == pytest.approx(halos, rel=0.15)
+    short_all, long_all = (sent(everywhere, T, layout) for T in (512, 1024))
+    assert not short_all["collective-permute"]
+    assert long_all.total() - short_all.total() > 10 * halos
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -7,6 +7,7 @@ import re
 
 import jax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from tiny import tiny_model, tiny_run
 
 import train
@@ -17,12 +18,19 @@ from cwm_jax.planning.choice import (
     candidates,
     legal_works,
     own_work,
-    stronger_policies,
+    smaller_variants,
 )
 from cwm_jax.planning.cluster import plan_cluster, with_attention
 from cwm_jax.planning.estimate import estimated_collectives, memory_bytes, work_of
-from cwm_jax.planning.program import DeviceMemory, DoesNotFitError, Program, compile_step
+from cwm_jax.planning.program import (
+    DeviceMemory,
+    DoesNotFitError,
+    Program,
+    compile_step,
+    state_bytes,
+)
 from cwm_jax.planning.targets import Target, parse_target
+from cwm_jax.sharding import make_mesh
 from cwm_jax.training.hardware import accelerator
 from cwm_jax.training.plan import make_plan
 
@@ -318,8 +326,8 @@ def test_another_chosen_mesh_is_tried_where_the_first_needs_more_than_estimated(
 
 def test_what_fits_nowhere_names_a_number_of_devices(tmp_path, pretended):
     config = run_of(tmp_path)
-    policies = stronger_policies("none")
-    least = min(c.total_bytes for c in candidates(config, here(), policies=policies))
+    variants = smaller_variants(config)
+    least = min(c.total_bytes for c in candidates(config, here(), variants=variants))
     found = plan_cluster(config, here(int(least) - 1))
     assert not found.fits and found.remedy is None
     assert found.smallest_num_devices == 16
@@ -368,9 +376,26 @@ def test_xla_without_numbers_is_a_result_too():
     assert DoesNotFitError(early, 7).needed_bytes == 3 * 2**29 + 7  # arguments come on top
 
 
-def test_stronger_policies_begin_with_the_runs_own():
-    assert stronger_policies("none") == ("none", "minimal", "full")
-    assert stronger_policies("full") == ("full",)
+def test_smaller_variants_begin_with_the_run(tmp_path):
+    config = run_of(tmp_path)
+    variants = smaller_variants(config)
+    assert variants[0] == config
+    policies = [variant.execution.remat_policy for variant in variants]
+    assert (policies[0], policies[-1]) == ("none", "full") and "minimal" in policies
+    works = [next(legal_works(variant, here())) for variant in variants]
+    kept = [memory_bytes(work, "h200")["kept for the backward pass"] for work in works]
+    assert kept == sorted(kept, reverse=True) and len(set(kept)) == len(kept)
+    assert smaller_variants(variants[-1]) == variants[-1:]
+
+
+def test_what_lies_in_the_hosts_memory_does_not_count():
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    on_device = NamedSharding(mesh, PartitionSpec("fsdp"), memory_kind="device")
+    array = jax.ShapeDtypeStruct((16, 4), "float32", sharding=on_device)
+    on_host = jax.ShapeDtypeStruct(
+        (16, 4), "float32", sharding=on_device.with_memory_kind("pinned_host")
+    )
+    assert state_bytes([array, on_host]) == 2 * 4 * 4
 
 
 def test_attention_is_that_of_the_target_not_of_this_machine(tmp_path):

@@ -103,12 +103,15 @@ def test_imbalance_by_counting_pairs(layout, tmp_path):
 
 
 def test_memory_of_compiled_programs_is_met():
-    """XLA's own analyses of the 32B's step, jax 0.10.2, fully rematerialised (docs/LOG.md)."""
+    """XLA's own analyses of the 32B's step, jax 0.10.2, fully rematerialised (docs/LOG.md).
+
+    Those of TPUs are of the program that gathered the head for each chunk of the loss.
+    """
     compiled = [  # chip, config, mesh, rows, accumulation, GiB
-        ("h200", PRETRAIN, (1, 64, 1, 1), 64, 1, 23.08),
-        ("h200", PRETRAIN, (1, 8, 1, 1), 8, 1, 81.34),
-        ("h200", PRETRAIN, (1, 64, 1, 1), 512, 2, 100.17),
-        ("h200", MIDTRAIN, (1, 8, 8, 1), 8, 1, 34.94),
+        ("h200", PRETRAIN, (1, 64, 1, 1), 64, 1, 25.84),
+        ("h200", PRETRAIN, (1, 8, 1, 1), 8, 1, 83.87),
+        ("h200", PRETRAIN, (1, 64, 1, 1), 512, 2, 103.06),
+        ("h200", MIDTRAIN, (1, 8, 8, 1), 8, 1, 37.83),
         ("v6e", PRETRAIN, (1, 64, 1, 1), 64, 1, 26.94),
         ("v6e", PRETRAIN, (1, 16, 4, 1), 16, 1, 18.43),
         ("v6e", MIDTRAIN, (1, 32, 8, 1), 32, 1, 35.85),
@@ -157,8 +160,8 @@ def test_collectives_of_a_compiled_midtraining_step_are_met():
     """64 H200, jax 0.10.2: what XLA's program sends, read from its text."""
     found = bytes_by_kind(work_32b(MIDTRAIN, (1, 8, 8, 1), rows=8))
     compiled = {
-        (("fsdp", "context"), "all-gather"): 120.9,
-        (("fsdp", "context"), "reduce-scatter"): 69.9,
+        (("fsdp", "context"), "all-gather"): 116.6,
+        (("fsdp", "context"), "reduce-scatter"): 61.2,
         (("context",), "all-gather"): 14.0,
         (("context",), "reduce-scatter"): 7.0,
         (("context",), "collective-permute"): 9.0,

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert.dcp_pickles import Record, as_sizes, read_metadata, read_tensor
+from convert.meta.dcp_pickles import Record, as_sizes, read_metadata, read_tensor
 from convert.names import ConversionError
 from convert.safetensors_files import read_into
 from convert.sources import DTYPES

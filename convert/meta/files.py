@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.dcp_files import METADATA_FILE, read_tensors
-from convert.meta_params import PARAMS_FILE, read_params
+from convert.meta.dcp_files import METADATA_FILE, read_tensors
+from convert.meta.params import PARAMS_FILE, read_params
 from convert.names import ConversionError, Weight, check_names, weights
 from convert.tokenizers import read_tokenizer_of
 

@@ -1,0 +1,1 @@
+"""Meta's native layout: PyTorch's distributed checkpoints and params.json."""
