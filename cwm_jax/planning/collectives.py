@@ -116,7 +116,7 @@ def _turns(line: str, bodies) -> float:
     root = next((text for text in lines if "ROOT" in text), "")
     compared = re.search(r" compare\(%[\w.\-]+, %([\w.\-]+)\), direction=LT", root)
     for text in lines:
-        limit = re.search(r"%([\w.\-]+) = s32\[\].* constant\((\d+)\)", text)
+        limit = re.search(r"%([\w.\-]+) = [su]32\[\].* constant\((\d+)\)", text)
         if compared and limit and limit[1] == compared[1]:
             return float(limit[2])
     return math.nan

@@ -126,6 +126,8 @@ def test_loops_multiply_by_known_trip_counts_or_the_constant_of_their_condition(
     assert only(loop(known, known)).executions == 9
     assert only(loop(known, "")).executions == 21
     assert only(loop("", "")).total_bytes == 49 * 1024
+    unsigned = loop("", "").replace("= s32[] constant", "= u32[]{:T(128)} constant")
+    assert only(unsigned).executions == 49  # a product that gathers as it goes, on a TPU
 
 
 @pytest.mark.parametrize(
