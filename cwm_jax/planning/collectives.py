@@ -108,18 +108,44 @@ def _count_executions(bodies, name: str, times: float, executions: dict[str, flo
 
 
 def _turns(line: str, bodies) -> float:
-    """Of a loop: as XLA states it or, for the TPU, the constant below which its counter stays."""
+    """Of a loop: as XLA states it or, for the TPU, from its counter, which starts at zero."""
     if known := _TRIP_COUNT.search(line):
         return float(known[1])
-    condition = re.search(r"condition=%([\w.\-]+)", line)
-    lines = bodies[condition[1]] if condition else []
-    root = next((text for text in lines if "ROOT" in text), "")
-    compared = re.search(r" compare\(%[\w.\-]+, %([\w.\-]+)\), direction=LT", root)
-    for text in lines:
-        limit = re.search(r"%([\w.\-]+) = s32\[\].* constant\((\d+)\)", text)
-        if compared and limit and limit[1] == compared[1]:
-            return float(limit[2])
-    return math.nan
+    condition, body = (re.search(rf"{part}=%([\w.\-]+)", line) for part in ("condition", "body"))
+    if not condition or not body:
+        return math.nan
+    test = bodies[condition[1]]
+    compared = re.search(r" compare\(%([\w.\-]+), %([\w.\-]+)\), direction=LT", _root(test))
+    place = compared and re.search(
+        r"get-tuple-element\(.*\), index=(\d+)", _definition(compared[1], test)
+    )
+    if not compared or not place:
+        return math.nan
+    limit = _constant(compared[2], test)
+    turns = limit / _increment(int(place[1]), bodies[body[1]])
+    return turns if math.isnan(turns) else math.ceil(turns)
+
+
+def _increment(place: int, body: list[str]) -> float:
+    """By which a loop's body raises that element of its tuple."""
+    elements = re.search(r" tuple\((.*?)\)", _root(body))
+    names = _CALLED.findall(elements[1]) if elements else []
+    raised = names[place] if place < len(names) else ""
+    added = re.search(r" add\(%([\w.\-]+), %([\w.\-]+)\)", _definition(raised, body))
+    return _constant(added[2], body) if added else math.nan
+
+
+def _constant(name: str, lines: list[str]) -> float:
+    found = re.search(r"= [su]32\[\].* constant\((\d+)\)", _definition(name, lines))
+    return float(found[1]) if found else math.nan
+
+
+def _definition(name: str, lines: list[str]) -> str:
+    return next((text for text in lines if f"%{name} = " in text), "")
+
+
+def _root(lines: list[str]) -> str:
+    return next((text for text in lines if "ROOT" in text), "")
 
 
 def _collective(line: str, match: re.Match, mesh_sizes, executions: int) -> Collective:

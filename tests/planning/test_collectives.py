@@ -99,39 +99,52 @@ def test_what_stays_on_its_device_is_left_out():
 LOOP = """HloModule step
 
 %body (b: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %step = s32[]{:T(128)} constant(STEP)
   %r = f32[256] all-reduce(%g), replica_groups={{0,1}}, to_apply=%add
+  %next = s32[]{:T(128)} add(%c, %step), metadata={op_name="add"}
+  ROOT %t = (f32[8]{0:T(128)}, /*index=1*/s32[]{:T(128)}) tuple(%r, /*index=1*/%next)
 }
 
 %outer (b: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %w.2 = (s32[], f32[8]) while(%t), condition=%until, body=%body, INNER
+  %one = s32[] constant(1)
+  %w.2 = (f32[8], s32[]) while(%t), condition=%until, body=%body, INNER
+  %next = s32[] add(%c, %one)
+  ROOT %t = (f32[8]{0:T(128)}, s32[]{:T(128)}) tuple(%w.2, %next)
 }
 
 %until (c: (s32[], f32[8])) -> pred[] {
-  %limit = s32[] constant(7)
-  ROOT %less = pred[] compare(%counter, %limit), direction=LT
+  %limit = s32[]{:T(128)} constant(7)
+  %counter = s32[]{:T(128)} get-tuple-element(%c), index=1
+  ROOT %less = pred[]{:T(512)} compare(%counter, %limit), direction=LT
 }
 
 ENTRY %main (p: f32[8]) -> f32[8] {
-  %w = (s32[], f32[8]) while(%t), condition=%until, body=%outer, OUTER
+  %w = (f32[8], s32[]) while(%t), condition=%until, body=%outer, OUTER
 }
 """
 
 
-def loop(outer: str, inner: str) -> str:
-    return LOOP.replace("OUTER", outer).replace("INNER", inner)
+def loop(outer: str, inner: str, step: int = 1) -> str:
+    return LOOP.replace("OUTER", outer).replace("INNER", inner).replace("STEP", str(step))
 
 
-def test_loops_multiply_by_known_trip_counts_or_the_constant_of_their_condition():
+def test_loops_multiply_by_known_trip_counts_or_from_their_counters():
     known = 'backend_config={"known_trip_count":{"n":"3"}}'
     assert only(loop(known, known)).executions == 9
     assert only(loop(known, "")).executions == 21
     assert only(loop("", "")).total_bytes == 49 * 1024
+    # products that gather as they go, on a TPU, count unsigned and by twos
+    assert only(loop("", "", step=2)).executions == 7 * 4
+    assert only(loop("", "").replace("s32", "u32")).executions == 49
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (loop("", "").replace("direction=LT", "direction=NE"), "loop of unknown length"),
+        (loop("", "").replace("add(%c, %step)", "fusion(%c)"), "loop of unknown length"),
+        (loop("", "").replace("index=1\n", "index=5\n"), "loop of unknown length"),
+        (loop("", "").replace("constant(7)", "parameter(1)"), "loop of unknown length"),
         (program("%x = f32[8] all-reduce(%p.1), replica_groups=(0,1)"), "unknown form"),
         (program("%x = f32[8] all-reduce(%p.1), replica_groups=mesh['a'=8] {'b'}"), "unknown form"),
         (
