@@ -161,23 +161,33 @@ class Hosts:
         with contextlib.suppress(HostError):
             self.meet(what, problem=f"{type(error).__name__}: {error}")
 
+    def decide(
+        self, what: str, make: Callable[[], str], *, timeout_s: float = LONG_TIMEOUT_S
+    ) -> str:
+        """What ``make`` returns on the first process, which alone calls it.
+
+        Raises:
+            HostError: it failed on the first process; there, its own error.
+        """
+        if not self.is_first:
+            return self.meet(what, timeout_s=timeout_s)[0]
+        try:
+            value = make()
+        except Exception as error:
+            self.tell(what, error)
+            raise
+        self.meet(what, value=value, timeout_s=timeout_s)
+        return value
+
     def first(self, what: str, make: Callable[[], T], *, timeout_s: float = LONG_TIMEOUT_S) -> T:
         """Calls ``make`` on the first process, and then on the others, who find its files there.
 
         Raises:
             HostError: it failed on the first process; there, its own error.
         """
-        if self.index:
-            self.meet(what, timeout_s=timeout_s)
-            return make()
-        try:
-            result = make()
-        except Exception as error:
-            if self.count > 1:
-                self.tell(what, error)
-            raise
-        self.meet(what, timeout_s=timeout_s)
-        return result
+        made: list[T] = []
+        self.decide(what, lambda: made.append(make()) or "", timeout_s=timeout_s)
+        return made[0] if made else make()
 
     def check_same(self, what: str, values: dict[str, Any]) -> None:
         """Refuses processes that were started with other values than the first.

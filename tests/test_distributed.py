@@ -54,10 +54,11 @@ def run(code: str, *, started: int = 2, count: int = 2, status: int | None = 0) 
 def test_values_are_told():
     first, second = run(
         "print(hosts.meet('a', value=f'v{index}'), hosts.meet('a', value=f'w{index}'));"
-        "print(hosts.first('b', lambda: index), hosts.is_first)"
+        "print(hosts.first('b', lambda: index), hosts.is_first);"
+        "print(hosts.decide('c', lambda: f'chosen by {index}'))"
     )
-    assert "['v0', 'v1'] ['w0', 'w1']\n0 True" in first
-    assert "['v0'] ['w0']\n1 False" in second
+    assert "['v0', 'v1'] ['w0', 'w1']\n0 True\nchosen by 0" in first
+    assert "['v0'] ['w0']\n1 False\nchosen by 0" in second
 
 
 @pytest.mark.parametrize("failing", [0, 1])

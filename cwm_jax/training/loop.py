@@ -27,7 +27,7 @@ from cwm_jax.data.mixture import (
 from cwm_jax.data.prepare import prepare
 from cwm_jax.data.shards import Shards
 from cwm_jax.data.vocabulary import load_or_train_tokenizer
-from cwm_jax.distributed import LONG_TIMEOUT_S, Hosts
+from cwm_jax.distributed import Hosts
 from cwm_jax.sharding import make_mesh, process_rows
 from cwm_jax.storage import write_whole
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
@@ -130,7 +130,7 @@ def run(
             loader.restore(record.loader_state)
             print_line(f"resuming at step {record.step} from {newest}")
         else:
-            state = _first_state(config, mesh, tokenizer)
+            state = _first_state(config, mesh, tokenizer, hosts)
         # 6. Logs, cut back to that state.
         metrics_path = folder / METRICS_FILE
         if hosts.is_first:
@@ -175,16 +175,13 @@ def _start_values(config: RunConfig) -> dict[str, Any]:
 
 def _newest_checkpoint(folder: Path, hosts: Hosts) -> Path | None:
     """Chosen by the first process, which reads all of it to compare its checksums."""
-    if not hosts.is_first:
-        name = hosts.meet("newest checkpoint", timeout_s=LONG_TIMEOUT_S)[0]
-        return folder / name if name else None
-    try:
+
+    def choose() -> str:
         newest = ckpt.newest_checkpoint(folder, print_line)
-    except (ValueError, OSError) as error:
-        hosts.tell("newest checkpoint", error)
-        raise
-    hosts.meet("newest checkpoint", value=newest.name if newest else "", timeout_s=LONG_TIMEOUT_S)
-    return newest
+        return newest.name if newest else ""
+
+    name = hosts.decide("newest checkpoint", choose)
+    return folder / name if name else None
 
 
 def _shards(config: RunConfig, tokenizer: Tokenizer) -> list[Shards]:
@@ -209,13 +206,13 @@ def _loader(
     )
 
 
-def _first_state(config: RunConfig, mesh, tokenizer: Tokenizer) -> TrainState:
+def _first_state(config: RunConfig, mesh, tokenizer: Tokenizer, hosts: Hosts) -> TrainState:
     """From the seed; parameters, or parameters and optimizer state, from where the config says."""
     state = init_sharded_state(config, mesh)
     source = config.checkpoint.load_full_state_path or config.checkpoint.load_parameters_path
     if source is None:
         return state
-    path = ckpt.resolve_checkpoint(source)
+    path = Path(hosts.decide("starting weights", lambda: str(ckpt.resolve_checkpoint(source))))
     for note in ckpt.check_same_model(path, config.model, tokenizer):
         print_line(note)
     parts = ["params"]
@@ -251,15 +248,7 @@ def _locked(folder: Path, hosts: Hosts) -> Iterator[None]:
     """Refuses a second run in the same folder, and processes that do not share it."""
     with contextlib.ExitStack() as stack:
         lock = folder / ".lock"
-        if hosts.is_first:
-            try:
-                written = _lock(lock, stack)
-            except (ValueError, OSError) as error:
-                hosts.tell("run folder", error)
-                raise
-            hosts.meet("run folder", value=written)
-        else:
-            written = hosts.meet("run folder")[0]
+        written = hosts.decide("run folder", lambda: _lock(lock, stack))
         absent = not hosts.is_first and not (lock.exists() and lock.read_text() == written)
         hosts.meet(
             "run folder is shared",

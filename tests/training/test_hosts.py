@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 from tolerances import TRAJECTORY_RTOL
-from training.hosts_runs import HostsRuns, outputs
+from training.hosts_runs import ROOT, HostsRuns, outputs
 
 STEPS = 24
 ALL_AXES = ("mesh.fsdp=2", "mesh.context=2", "mesh.tensor=2")
@@ -104,6 +104,17 @@ def test_a_folder_that_cannot_be_written_is_told_on_all(runs):
     assert "train.py: process 0 (" in first and "checkpoints'" in first
     heard = "train.py: process 1 (" in second and "checkpoint folder: process 0 (" in second
     assert heard or "the leader" in second  # where it was too busy to hear of it in time
+
+
+def test_a_folder_that_the_hosts_do_not_share_is_refused(runs, tmp_path):
+    shell = {}
+    for i in range(2):
+        (tmp_path / str(i)).mkdir()
+        shell[i] = f'cd {tmp_path / str(i)}; shift; exec "$0" {ROOT}/train.py "$@"'
+    setting = "base_output_directory=runs"  # in the folder in which each was started
+    for said in outputs(runs.start("apart", setting, processes=2, shell=shell), status=2):
+        assert "runs/apart is not the folder of process 0" in said
+        assert "process 1 (" in said
 
 
 def test_another_config_on_one_host_is_refused(runs):
