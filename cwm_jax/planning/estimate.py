@@ -285,7 +285,7 @@ def estimated_collectives(work: Work, chip: str) -> list[Collective]:
     Source: the terms follow the model; where XLA sends more than they say, that was read in
     compiled programs (docs/LOG.md).
     """
-    found = [*_of_weights(work, chip), *_of_context(work), *_of_tensor(work)]
+    found = [*_of_weights(work, chip), *_of_context(work), *_of_tensor(work, chip)]
     return [item for item in found if len(item.group) > 1 and item.executions]
 
 
@@ -299,8 +299,10 @@ def _of_weights(work: Work, chip: str) -> Iterator[Collective]:
     local = work.num_params / work.tensor * (n - 1) / n
     head = work.model.hidden_size * work.model.vocab_size / work.tensor * (n - 1) / n
     e = work.compute_bytes
+    # Beside tensor parallelism XLA for TPU gathers as it multiplies, by permutes (v6e: 63 GiB).
+    kind = "collective-permute" if chip in TPUS and work.tensor > 1 else "all-gather"
     # forward and backward (recomputation shares the second's), embedding and head in one of them
-    yield _collective(work, "all-gather", axes, gather * e * (local - head), 2 * steps)
+    yield _collective(work, kind, axes, gather * e * (local - head), 2 * steps)
     # the head's gradient is summed over the loss's chunks in float32
     yield _collective(work, "reduce-scatter", axes, scatter * (e * local + (4 - e) * head), steps)
     copies = work.along("data")
@@ -325,16 +327,18 @@ def _of_context(work: Work) -> Iterator[Collective]:
             yield _collective(work, "collective-permute", axes, sent, (forward + 1) * layers)
 
 
-def _of_tensor(work: Work) -> Iterator[Collective]:
+def _of_tensor(work: Work, chip: str) -> Iterator[Collective]:
     """Sequence parallel: before attention and FFN a gather, after each a scatter; and backwards."""
     t, again = work.tensor, work.recomputed[0]
     layers = work.model.num_hidden_layers * work.accumulation
     sent = work.local_tokens * work.model.hidden_size * work.compute_bytes * (t - 1) / t
     yield _collective(work, "all-gather", ("tensor",), sent, (4 + 2 * again) * layers)
     context = work.along("context")
-    # With rows cut along context too, XLA makes all-reduces of the scatters and gathers whole rows
-    # in the backward pass (h100:8, context 4 x tensor 2: 192 + 96 and 168 GiB a micro-batch).
-    kind, times = ("reduce-scatter", 1) if context == 1 or t == 1 else ("all-reduce", 2)
+    # XLA for TPU, and on GPUs where rows are cut along context too, makes all-reduces of the
+    # scatters (v6e, 32 x tensor 2: 60 GiB a micro-batch); with context it gathers whole rows in the
+    # backward pass besides (h100:8, context 4 x tensor 2: 192 + 96 and 168 GiB).
+    scatters = context == 1 and chip not in TPUS
+    kind, times = ("reduce-scatter", 1) if scatters else ("all-reduce", 2)
     yield _collective(work, kind, ("tensor",), times * sent, (4 + again) * layers)
     if context > 1 and t > 1:
         n = context * t
