@@ -15,32 +15,34 @@ WORKER = """
 import sys, time
 from cwm_jax.distributed import ClusterOptions, HostError, start
 
-index, count, port = map(int, sys.argv[1:4])
+index, count, port, limit_s = map(int, sys.argv[1:5])
 try:
     hosts = start(
         ClusterOptions(
             coordinator=f"localhost:{port}",
             num_processes=count,
             process_id=index,
-            initialization_timeout_s=6,
-            heartbeat_timeout_s=10,
-            meeting_timeout_s=2,
+            initialization_timeout_s=limit_s,
+            heartbeat_timeout_s=30,
+            meeting_timeout_s=30,
         )
     )
-    exec(sys.argv[4])
+    exec(sys.argv[5])
 except (HostError, ZeroDivisionError) as error:
     print(f"{type(error).__name__}: {error}", flush=True)
     hosts.meet("all have spoken", timeout_s=30)
 """
 
 
-def run(code: str, *, started: int = 2, count: int = 2, status: int | None = 0) -> list[str]:
+def run(
+    code: str, *, started: int = 2, count: int = 2, limit_s: int = 60, status: int | None = 0
+) -> list[str]:
     """What ``started`` of ``count`` processes print that meet and then run ``code``."""
     port = str(free_port())
     command = [sys.executable, "-c", WORKER]
     processes = [
         subprocess.Popen(
-            [*command, str(index), str(count), port, code],
+            [*command, str(index), str(count), port, str(limit_s), code],
             env=environment(1) | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -82,14 +84,14 @@ def test_other_values_are_named_with_their_process():
 
 def test_who_does_not_come_is_named():
     first, second, third = run(
-        "time.sleep(6 * (index == 2)); hosts.meet('save', timeout_s=1)", started=3, count=3
+        "time.sleep(12 * (index == 2)); hosts.meet('save', timeout_s=3)", started=3, count=3
     )
     for said in (first, second, third):
-        assert "HostError: save: waited 1 s at 'save' for process 2 (" in said
+        assert "HostError: save: waited 3 s at 'save' for process 2 (" in said
 
 
 def test_who_does_not_start_is_named():
-    for said in run("", started=2, count=3, status=None):
+    for said in run("", started=2, count=3, limit_s=8, status=None):
         assert "timed out task names:\n2\n" in said
 
 

@@ -77,7 +77,7 @@ class HostsRuns:
             arguments += [*settings, *([only[i]] if only and i in only else [])]
             if processes > 1:
                 arguments += ["--coordinator", f"localhost:{port}", "--process-id", str(i)]
-                arguments += ["--num-processes", str(processes), "--heartbeat-timeout-s", "10"]
+                arguments += ["--num-processes", str(processes), "--heartbeat-timeout-s", "20"]
             command = (shell or {}).get(i, 'exec "$0" "$@"')
             started.append(
                 subprocess.Popen(
