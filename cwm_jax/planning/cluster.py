@@ -38,11 +38,18 @@ class Attempt:
     """A way to run, compiled for the target."""
 
     candidate: Candidate
+    target: Target
     plan: Plan
     program: Program | None
     """None: XLA refused it for want of memory."""
     refusal: DoesNotFitError | None
-    fits: bool
+
+    @property
+    def fits(self) -> bool:
+        """For a TPU as XLA says, which refuses what does not; for a GPU it compiles anything."""
+        if self.program is None or self.target.platform == "tpu":
+            return self.program is not None
+        return self.program.memory.total <= self.target.usable_bytes
 
     @property
     def work(self) -> Work:
@@ -52,7 +59,8 @@ class Attempt:
     def needed_bytes(self) -> int | None:
         """On each device; None where XLA refuses it without a number."""
         if self.program is not None:
-            return self.program.memory.total
+            on_tpu = self.target.platform == "tpu"
+            return self.program.peak_bytes if on_tpu else self.program.memory.total
         return self.refusal.needed_bytes if self.refusal else None
 
     @property
@@ -172,12 +180,12 @@ def _try(candidate: Candidate, target: Target, note: Note) -> Attempt:
     plan = make_plan(work.config, num_devices=target.num_devices)
     candidate = dataclasses.replace(candidate, work=work_of(plan))
     note(f"compiling for {target.name}: {describe_work(candidate.work)}")
+    program, refusal = None, None
     try:
         program = compile_step(work.config, plan, target)
-    except DoesNotFitError as refusal:
-        return Attempt(candidate=candidate, plan=plan, program=None, refusal=refusal, fits=False)
-    fits = program.memory.total <= target.usable_bytes
-    return Attempt(candidate=candidate, plan=plan, program=program, refusal=None, fits=fits)
+    except DoesNotFitError as error:
+        refusal = error
+    return Attempt(candidate=candidate, target=target, plan=plan, program=program, refusal=refusal)
 
 
 def describe_work(work: Work) -> str:

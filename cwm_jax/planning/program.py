@@ -55,6 +55,9 @@ class Program:
     """A compiled train step."""
 
     memory: DeviceMemory
+    """All that XLA lays out; a TPU's compiler reuses some of it at other times."""
+    peak_bytes: int
+    """In use at one time on a device, at most, by XLA's analysis."""
     collectives: tuple[Collective, ...]
     custom_calls: tuple[str, ...]
     """Targets of its custom calls, kernels among them, each once."""
@@ -104,8 +107,10 @@ def compile_step(config: RunConfig, plan: Plan, target: Target) -> Program:
     compile_s = time.perf_counter() - started - lower_s
     text = compiled.as_text() or ""
     sizes: dict[str, int] = dict(zip(MESH_AXES, mesh.devices.shape, strict=True))
+    analysis: Any = compiled.memory_analysis()
     return Program(
-        memory=_memory(compiled.memory_analysis(), state, batch),
+        memory=_memory(analysis, state, batch),
+        peak_bytes=analysis.peak_memory_in_bytes,
         collectives=tuple(collectives(text, sizes)),
         custom_calls=tuple(sorted(set(_CUSTOM_CALL.findall(text)))),
         lower_s=lower_s,

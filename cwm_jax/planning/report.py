@@ -154,6 +154,7 @@ def _memory(attempt: Attempt, target: Target) -> dict[str, Any]:
         "usable": target.usable_bytes,
         "needed": needed,
         "excess": None if needed is None else max(0, needed - target.usable_bytes),
+        "peak": None if program is None else program.peak_bytes,
         "parts": None if program is None else dataclasses.asdict(program.memory),
         "refusal": str(attempt.refusal).strip() if attempt.refusal else None,
         "estimate": attempt.candidate.memory,
@@ -238,6 +239,7 @@ def _memory_text(plan: ClusterPlan) -> str:
             ("gradients, float32", m.gradients),
             ("activations, temporaries", m.activations),
             ("sum", m.total),
+            ("in use at one time", attempt.program.peak_bytes),
         ]
     else:
         lines.append(f"  XLA refuses the program: {_first_sentences(str(attempt.refusal))}")

@@ -82,6 +82,7 @@ def pretended(monkeypatch):
         parts["activations"] = int(sum(memory_bytes(work, chip).values()))
         return Program(
             memory=DeviceMemory(**parts),
+            peak_bytes=parts["activations"] // 2,
             collectives=tuple(estimated_collectives(work, chip)),
             custom_calls=(),
             lower_s=1.0,
@@ -107,6 +108,17 @@ def test_the_runs_own_mesh_is_kept_and_compiled(plan):
     assert memory.batch == 16 * T * 5 * 4 / 4  # rows of five arrays, over four ranks
     assert memory.gradients == memory.params
     assert memory.total == sum(dataclasses.asdict(memory).values())
+
+
+def test_a_tpus_compiler_decides_what_fits(plan):
+    """It refuses what does not; on GPUs, where it does not, the sum decides."""
+    attempt = plan.attempt
+    small = {p: dataclasses.replace(here(1000), platform=p) for p in ("tpu", "cuda", "cpu")}
+    fits = {p: dataclasses.replace(attempt, target=t).fits for p, t in small.items()}
+    assert fits == {"tpu": True, "cuda": False, "cpu": False}
+    refused = dataclasses.replace(attempt, program=None, refusal=DoesNotFitError("no"))
+    assert not dataclasses.replace(refused, target=small["tpu"]).fits
+    assert 0 < attempt.program.peak_bytes <= attempt.program.memory.total
 
 
 def test_its_collectives_are_the_programs(plan):
