@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     input; 130: interrupted.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each array of each save
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     if args.distributed or args.coordinator is not None:
         return _main_on_hosts(args)
     return _main(args)
@@ -350,6 +350,21 @@ def _print_sample(config: RunConfig, result) -> None:
 def _short(value: object) -> str:
     text = json.dumps(schema.to_json(value))
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """Refuses options that would be left alone without another one; then exits with 2."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    several = args.num_processes is not None or args.process_id is not None
+    if several and not (args.distributed or args.coordinator):
+        parser.error(
+            "--num-processes and --process-id say nothing without --coordinator HOST:PORT or "
+            "--distributed: this process would train alone"
+        )
+    if args.plan_json and not args.plan:
+        parser.error("--plan-json needs --plan TARGET")
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,9 +12,9 @@ import numpy as np
 
 from convert.checkpoint_files import CheckpointSource, open_checkpoint
 from convert.folders import check_vacant
-from convert.meta.files import is_meta_folder
+from convert.kinds import check_kind
 from convert.names import ConversionError, weights
-from convert.safetensors_files import Tensor, is_hf_folder
+from convert.safetensors_files import Tensor
 from convert.sources import DTYPES, Source, array_dtypes, row_blocks
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -76,10 +76,6 @@ def open_to_export(
         ConversionError: not a checkpoint, a damaged one (files named), or ``destination`` exists.
     """
     check_vacant(Path(destination))
-    for test, kind, command in (
-        (is_hf_folder, "a Hugging Face folder", "from-hf"),
-        (is_meta_folder, "a folder in Meta's layout", "from-meta"),
-    ):
-        if test(Path(source_folder)):
-            raise ConversionError(f"{source_folder} is {kind}; use `python -m convert {command}`")
-    return open_checkpoint(Path(source_folder))
+    folder, expected = Path(source_folder), "a checkpoint or a run"
+    check_kind(folder, expected=expected, otherwise=("from-hf", "from-meta"))
+    return open_checkpoint(folder)

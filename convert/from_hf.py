@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint_files import is_checkpoint_folder, write_checkpoint
-from convert.meta.files import is_meta_folder
-from convert.names import ConversionError
+from convert.checkpoint_files import write_checkpoint
+from convert.kinds import check_kind
 from convert.safetensors_files import HfSource
 from convert.sources import params_from
 from cwm_jax.config import ModelConfig
@@ -61,10 +60,6 @@ def from_hf(
 
 
 def _open(path: Path) -> HfSource:
-    if not path.is_dir():
-        raise ConversionError(f"{path} is not a folder; expected a model in Hugging Face's layout")
-    if is_checkpoint_folder(path):
-        raise ConversionError(f"{path} is a checkpoint of cwm_jax; use `python -m convert to-hf`")
-    if is_meta_folder(path):
-        raise ConversionError(f"{path} is in Meta's layout; use `python -m convert from-meta`")
+    expected = "a model in Hugging Face's layout"
+    check_kind(path, expected=expected, otherwise=("to-hf", "from-meta"))
     return HfSource(path)

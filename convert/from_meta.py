@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from convert.checkpoint_files import is_checkpoint_folder, write_checkpoint
+from convert.checkpoint_files import write_checkpoint
 from convert.folders import check_vacant
+from convert.kinds import check_kind
 from convert.meta.files import MetaSource
-from convert.names import ConversionError
-from convert.safetensors_files import is_hf_folder
 
 
 def from_meta(
@@ -29,14 +28,8 @@ def from_meta(
         ConversionError: names what is unknown, missing, misshapen, damaged or not supported.
     """
     folder = Path(source_folder)
-    if not folder.is_dir():
-        raise ConversionError(f"{folder} is not a folder; expected a model in Meta's layout")
-    for test, kind, command in (
-        (is_checkpoint_folder, "a checkpoint of cwm_jax", "to-meta"),
-        (is_hf_folder, "a Hugging Face folder", "from-hf"),
-    ):
-        if test(folder):
-            raise ConversionError(f"{folder} is {kind}; use `python -m convert {command}`")
+    expected = "a model in Meta's layout"
+    check_kind(folder, expected=expected, otherwise=("to-meta", "from-hf"))
     check_vacant(Path(destination))
     return write_checkpoint(
         MetaSource(folder),

@@ -162,9 +162,9 @@ class Hosts:
             self.meet(what, problem=f"{type(error).__name__}: {error}")
 
     def decide(
-        self, what: str, make: Callable[[], str], *, timeout_s: float = LONG_TIMEOUT_S
+        self, what: str, make: Callable[[], str | None], *, timeout_s: float = LONG_TIMEOUT_S
     ) -> str:
-        """What ``make`` returns on the first process, which alone calls it.
+        """What ``make`` returns on the first process, which alone calls it; "" for None.
 
         Raises:
             HostError: it failed on the first process; there, its own error.
@@ -172,8 +172,8 @@ class Hosts:
         if not self.is_first:
             return self.meet(what, timeout_s=timeout_s)[0]
         try:
-            value = make()
-        except Exception as error:
+            value = make() or ""
+        except BaseException as error:
             self.tell(what, error)
             raise
         self.meet(what, value=value, timeout_s=timeout_s)
@@ -186,7 +186,7 @@ class Hosts:
             HostError: it failed on the first process; there, its own error.
         """
         made: list[T] = []
-        self.decide(what, lambda: made.append(make()) or "", timeout_s=timeout_s)
+        self.decide(what, lambda: made.append(make()), timeout_s=timeout_s)
         return made[0] if made else make()
 
     def check_same(self, what: str, values: dict[str, Any]) -> None:

@@ -158,6 +158,18 @@ def tree_shardings(mesh: Any, axes_tree: Any, shape_tree: Any) -> Any:
     )
 
 
+def shard_bytes(leaf: Any, sharding: Any = None, *, itemsize: int | None = None) -> int:
+    """Bytes of an array's part on a device.
+
+    Args:
+        leaf: with shape and dtype.
+        sharding: None: the array's own.
+        itemsize: bytes of an element; None: those of the dtype.
+    """
+    part = (leaf.sharding if sharding is None else sharding).shard_shape(leaf.shape)
+    return math.prod(part) * (leaf.dtype.itemsize if itemsize is None else itemsize)
+
+
 def sharding_table(mesh: Any, axes_tree: Any, shape_tree: Any) -> str:
     """A line for each array: path, shape, mesh axes of each dimension, shape and MiB on a device.
 
@@ -171,7 +183,7 @@ def sharding_table(mesh: Any, axes_tree: Any, shape_tree: Any) -> str:
     ):
         local = sharding.shard_shape(leaf.shape)
         mesh_axes = ", ".join("*".join(_names(entry)) or "-" for entry in sharding.spec)
-        mib = math.prod(local) * leaf.dtype.itemsize / 2**20
+        mib = shard_bytes(leaf, sharding) / 2**20
         shapes = ("x".join(map(str, shape)) for shape in (leaf.shape, local))
         rows.append((_dotted(path), next(shapes), mesh_axes, next(shapes), f"{mib:.2f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

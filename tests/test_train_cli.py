@@ -363,3 +363,18 @@ def test_a_tokenizer_larger_than_the_model_is_refused(full_run, train_tiny):
     )
     assert "the tokenizer has 576 tokens, the model 512" in line
     assert "raise model.vocab_size" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--num-processes", "2"), "say nothing without --coordinator"),
+        (("--process-id", "1"), "this process would train alone"),
+        (("--plan-json", "plan.json"), "--plan-json needs --plan"),
+    ],
+)
+def test_options_that_would_be_left_alone_are_refused(home, capsys, options, message):
+    with pytest.raises(SystemExit) as left:
+        train.main(["--config", str(home / "tiny.py"), *options])
+    assert left.value.code == 2 and message in capsys.readouterr().err
+    assert not (home / "plan.json").exists()

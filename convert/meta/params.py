@@ -19,6 +19,15 @@ from cwm_jax.tokenizer import Tokenizer
 
 PARAMS_FILE = "params.json"
 _REQUIRED = object()
+# Fields that would change the computation, with the only value this architecture has.
+_FIXED = {
+    "attn_impl": "xformers",
+    "q_lora_rank": 0,
+    "kv_lora_rank": 0,
+    "weight_tying": False,
+    "qkv_biases": False,
+    "qk_norm": False,
+}
 # Fields of the model with Meta's defaults. Required here although Meta's code has a default: what
 # differs between published configurations or from the released model.
 _MODEL = {
@@ -40,23 +49,9 @@ _MODEL = {
     "attn_bias_type": None,  # of training; Meta's inference does not read it
     "qk_nope_head_dim": 128,  # of latent attention, which is off
     "qk_rope_head_dim": 64,
-    "attn_impl": "xformers",
-    "q_lora_rank": 0,
-    "kv_lora_rank": 0,
-    "weight_tying": False,
-    "qkv_biases": False,
-    "qk_norm": False,
+    **_FIXED,
 }
 _COUNTS = ("dim", "n_layers", "n_heads", "vocab_size", "max_seq_len", "ffn_exp", "multiple_of")
-# Fields that would change the computation, with the only value this architecture has.
-_FIXED = {
-    "attn_impl": "xformers",
-    "q_lora_rank": 0,
-    "kv_lora_rank": 0,
-    "weight_tying": False,
-    "qkv_biases": False,
-    "qk_norm": False,
-}
 _WINDOW = {
     "window_pattern": _REQUIRED,
     "global_last_layer": _REQUIRED,

@@ -12,11 +12,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 
 from cwm_jax.config import ModelConfig, RunConfig
 from cwm_jax.model.context import Gathered, RowLayout, make_exchange
 from cwm_jax.planning.collectives import Collective
+from cwm_jax.planning.targets import CORES_PER_CHIP, TPU_DIMENSIONS
 from cwm_jax.sharding import MESH_AXES, mesh_axes
 from cwm_jax.training import scaling
 from cwm_jax.training.plan import Plan
@@ -24,9 +26,6 @@ from cwm_jax.training.plan import Plan
 # Parts of a layer's forward pass that the backward pass computes again: (products, attention).
 _RECOMPUTED = {"none": (0, 0), "dots": (0, 0), "minimal": (0, 1), "full": (1, 1)}
 TPU_LANES = 128
-TPUS = ("v4", "v5e", "v5p", "v6e")
-_TWO_CORES = ("v4", "v5p")
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,12 +77,12 @@ class Work:
     @property
     def compute_bytes(self) -> int:
         """Of an element in matrix products."""
-        return _BYTES[self.config.execution.dtype or self.config.execution.weight_dtype]
+        return jnp.dtype(self.config.execution.dtype or self.config.execution.weight_dtype).itemsize
 
     @property
     def weight_bytes(self) -> int:
         """Of an element of the master weights and moments."""
-        return _BYTES[self.config.execution.weight_dtype]
+        return jnp.dtype(self.config.execution.weight_dtype).itemsize
 
     @property
     def num_params(self) -> int:
@@ -150,8 +149,7 @@ def flops(work: Work, attention_cap: int | None = None) -> Flops:
     windows = [model.window(kind) or attention_cap for kind in model.layer_types]
     keys = sum(scaling.mean_visible_keys(T, window) for window in windows)
     pair = model.num_attention_heads * model.head_dim * keys  # 2 FLOP for each of its products
-    uncapped = sum(scaling.mean_visible_keys(T, model.window(kind)) for kind in model.layer_types)
-    products = scaling.flops_per_token(model, T) - 12 * pair / keys * uncapped
+    products = scaling.flops_per_token(model, T, attention_cap=attention_cap) - 12 * pair
     again_products, again_attention = work.recomputed
     norms = model.hidden_size * (2 * model.num_hidden_layers + 1)
     layers = scaling.num_non_embedding_parameters(model) - norms
@@ -237,7 +235,7 @@ def memory_bytes(work: Work, chip: str) -> dict[str, float]:
         "kept for the backward pass": kept,
         "gathered head": _head_bytes(work, chip),
         "one layer or the loss": max(_layer_bytes(work), _loss_bytes(work))
-        * (1.5 if chip in TPUS else 1.0),
+        * (1.5 if chip in TPU_DIMENSIONS else 1.0),
     }
 
 
@@ -272,7 +270,7 @@ def _layer_bytes(work: Work) -> float:
 
 def _head_bytes(work: Work, chip: str) -> float:
     """Held beside all else. (read in compiled programs: GPUs 2.9 GiB, v6e 4.9, v5p 7.2 to 7.6)"""
-    copies = 5.0 if chip in _TWO_CORES else 3.5 if chip in TPUS else 2.0
+    copies = 5.0 if chip in CORES_PER_CHIP else 3.5 if chip in TPU_DIMENSIONS else 2.0
     head = work.model.hidden_size * work.model.vocab_size / work.tensor
     return copies * work.compute_bytes * head
 
@@ -302,13 +300,13 @@ def _of_weights(work: Work, chip: str) -> Iterator[Collective]:
     # Of pieces that fill no whole lanes XLA makes all-reduces, which send twice: scatters on TPUs,
     # on those with two cores in a chip gathers too (v5p: 373 GiB in place of 180).
     whole_lanes = work.model.hidden_size / n % TPU_LANES == 0
-    gather = 2 if chip in _TWO_CORES and not whole_lanes else 1
-    scatter = 2 if chip in TPUS and not whole_lanes else 1
+    gather = 2 if chip in CORES_PER_CHIP and not whole_lanes else 1
+    scatter = 2 if chip in TPU_DIMENSIONS and not whole_lanes else 1
     local = work.num_params / work.tensor * (n - 1) / n
     head = work.model.hidden_size * work.model.vocab_size / work.tensor * (n - 1) / n
     e = work.compute_bytes
     # Beside tensor parallelism XLA for TPU gathers as it multiplies, by permutes (v6e: 63 GiB).
-    kind = "collective-permute" if chip in TPUS and work.tensor > 1 else "all-gather"
+    kind = "collective-permute" if chip in TPU_DIMENSIONS and work.tensor > 1 else "all-gather"
     # forward and backward (recomputation shares the second's), embedding and head in one of them
     yield _collective(work, kind, axes, gather * e * (local - head), 2 * steps)
     # the head's gradient is summed over the loss's chunks in float32
@@ -345,7 +343,7 @@ def _of_tensor(work: Work, chip: str) -> Iterator[Collective]:
     # XLA for TPU, and on GPUs where rows are cut along context too, makes all-reduces of the
     # scatters (v6e, 32 x tensor 2: 60 GiB a micro-batch); with context it gathers whole rows in the
     # backward pass besides (h100:8, context 4 x tensor 2: 192 + 96 and 168 GiB).
-    scatters = context == 1 and chip not in TPUS
+    scatters = context == 1 and chip not in TPU_DIMENSIONS
     kind, times = ("reduce-scatter", 1) if scatters else ("all-reduce", 2)
     yield _collective(work, kind, ("tensor",), times * sent, (4 + again) * layers)
     if context > 1 and t > 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import re
 import time
 import warnings
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from cwm_jax.config import RunConfig
 from cwm_jax.planning.collectives import Collective, collectives
 from cwm_jax.planning.targets import Target, target_devices
-from cwm_jax.sharding import MESH_AXES, batch_sharding, make_mesh
+from cwm_jax.sharding import MESH_AXES, batch_sharding, make_mesh, shard_bytes
 from cwm_jax.training.plan import Plan
 from cwm_jax.training.state import abstract_state, state_shardings
 from cwm_jax.training.step import make_train_step
@@ -121,7 +120,7 @@ def compile_step(config: RunConfig, plan: Plan, target: Target) -> Program:
 def state_bytes(tree: Any) -> int:
     """Bytes in each device's memory of arrays that have a sharding; not those in the host's."""
     return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        shard_bytes(leaf)
         for leaf in jax.tree.leaves(tree)
         if leaf.sharding.memory_kind != _HOST_MEMORY
     )
@@ -144,10 +143,7 @@ def _abstract_batch(config: RunConfig, plan: Plan, mesh: Any) -> dict[str, Any]:
 
 def _memory(analysis: Any, state: Any, batch: Any) -> DeviceMemory:
     params, optimizer = state_bytes(state.params), state_bytes(state.opt_state)
-    float32_params = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * 4
-        for leaf in jax.tree.leaves(state.params)
-    )
+    float32_params = sum(shard_bytes(leaf, itemsize=4) for leaf in jax.tree.leaves(state.params))
     # a donated state is written where it was read, else it would be there twice
     assert analysis.alias_size_in_bytes >= params + optimizer
     outputs = max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)

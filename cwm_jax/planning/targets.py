@@ -22,8 +22,8 @@ from cwm_jax.training.hardware import Accelerator, accelerator
 GPUS_PER_NODE = 8
 # The only attention that each kind of target has; "auto" would ask the machine that plans.
 _ATTENTION = {"h100": "hopper", "h200": "hopper", "a100": "triton"}
-_TPU_DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}
-_CORES_PER_CHIP = {"v4": 2, "v5p": 2}  # in cloud names
+TPU_DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}
+CORES_PER_CHIP = {"v4": 2, "v5p": 2}  # in cloud names
 # A dimension of a torus is closed to a ring if it is a multiple of this, else it is a line.
 _RING_SIZE = {"v4": 4, "v5e": 16, "v5p": 4, "v6e": 16}  # secondary: the public scaling book
 _KNOWN = (
@@ -91,7 +91,7 @@ def parse_target(name: str) -> Target:
 
 
 def _tpu(name: str, chip: str, shape: tuple[int, ...]) -> Target:
-    dimensions = _TPU_DIMENSIONS.get(chip)
+    dimensions = TPU_DIMENSIONS.get(chip)
     if dimensions is None:
         raise ValueError(f"unknown target {name!r}; known: {_KNOWN}")
     shape = shape + (1,) * (dimensions - len(shape))
@@ -105,17 +105,17 @@ def _tpu(name: str, chip: str, shape: tuple[int, ...]) -> Target:
 
 
 def _cloud_tpu(name: str, chip: str, number: int) -> Target:
-    if chip not in _TPU_DIMENSIONS:
+    if chip not in TPU_DIMENSIONS:
         raise ValueError(f"unknown target {name!r}; known: {_KNOWN}")
-    cores = _CORES_PER_CHIP.get(chip, 1)
+    cores = CORES_PER_CHIP.get(chip, 1)
     chips, rest = divmod(number, cores)
     if rest or chips < 4 or chips & (chips - 1):
         raise ValueError(
             f"target {name!r}: the number counts {'TensorCores' if cores > 1 else 'chips'}; "
             f"expected a power of two, {4 * cores} or more, or a topology such as "
-            f"{chip}:{'x'.join(['4'] * _TPU_DIMENSIONS[chip])}"
+            f"{chip}:{'x'.join(['4'] * TPU_DIMENSIONS[chip])}"
         )
-    shape = [1] * _TPU_DIMENSIONS[chip]
+    shape = [1] * TPU_DIMENSIONS[chip]
     for _ in range(chips.bit_length() - 1):  # as near to a square or cube as it goes
         shape[shape.index(min(shape))] *= 2
     shape.sort(reverse=chips == 4)  # 4x4x8, but 2x2x1

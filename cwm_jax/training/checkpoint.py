@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Checkpointer:
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._end_together("checkpoint folder", self._prepare_folder)
+        self._hosts.decide("checkpoint folder", self._prepare_folder)
 
     def save(self, state: Any, record: RunRecord) -> None:
         """Starts writing; returns when the arrays are copied to the host (at once if asynchronous).
@@ -107,7 +107,7 @@ class Checkpointer:
         self.wait()
         beside = self._folder / f"{_TEMPORARY}{record.step:08d}"
         try:
-            self._end_together("start of a save", lambda: self._make_folder(beside))
+            self._hosts.decide("start of a save", beside.mkdir)
             save_args = jax.tree_util.tree_map_with_path(_save_args, state)
             self._orbax.save(
                 (beside / STATE_FOLDER).absolute(),
@@ -151,36 +151,32 @@ class Checkpointer:
         self.wait()
         self._orbax.close()
 
-    def _make_folder(self, folder: Path) -> None:
-        if self._hosts.is_first:
-            folder.mkdir()
-
     def _prepare_folder(self) -> None:
-        if self._hosts.is_first:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for left in self._folder.glob(f"{_TEMPORARY}*"):  # a process was killed while saving
-                shutil.rmtree(left)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for left in self._folder.glob(
+            f"{_TEMPORARY}*"
+        ):  # of a process that was killed while saving
+            shutil.rmtree(left)
 
     def _finish(self, beside: Path, record: RunRecord) -> None:
         """Waits for the arrays; the first process adds the rest and makes the whole visible."""
         try:
-            self._end_together("arrays of a save", self._orbax.wait_until_finished)
-            self._end_together("end of a save", lambda: self._commit(beside, record))
+            self._finish_arrays()
+            self._hosts.decide("end of a save", lambda: self._commit(beside, record))
         except BaseException as error:  # handed to the main thread by wait()
             self._error = error
 
-    def _end_together(self, what: str, act: Callable[[], None]) -> None:
-        """Fails on all processes if it fails on one; here with the error itself."""
+    def _finish_arrays(self) -> None:
+        """Of all processes: fails on all if it fails on one; here with the error itself."""
+        what = "arrays of a save"
         try:
-            act()
+            self._orbax.wait_until_finished()
         except BaseException as error:
             self._hosts.tell(what, error)
             raise
         self._hosts.meet(what)
 
     def _commit(self, beside: Path, record: RunRecord) -> None:
-        if not self._hosts.is_first:
-            return
         config = record.config
         (beside / "config.json").write_text(json.dumps(config.model.to_hf(), indent=1))
         run = {

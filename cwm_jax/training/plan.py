@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from cwm_jax.config import BatchPhase, LengthBucket, RunConfig
 from cwm_jax.data.mixture import length_bucket_text
 from cwm_jax.model.transformer import num_parameters
-from cwm_jax.sharding import MESH_AXES, abstract_mesh, mesh_shape, num_shards
+from cwm_jax.sharding import MESH_AXES, abstract_mesh, mesh_shape, num_shards, shard_bytes
 from cwm_jax.training import scaling
 from cwm_jax.training.schedule import learning_rate_at
 from cwm_jax.training.state import abstract_state, state_shardings
@@ -194,8 +194,7 @@ def _state_bytes_per_device(config: RunConfig, sizes: tuple[int, ...]) -> Counte
     shardings = jax.tree.leaves(state_shardings(config, mesh))
     found: Counter[str] = Counter()
     for leaf, sharding in zip(leaves, shardings, strict=True):
-        size = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        found[sharding.memory_kind or "device"] += size
+        found[sharding.memory_kind or "device"] += shard_bytes(leaf, sharding)
     return found
 
 

@@ -181,10 +181,10 @@ class Trainer:
 
     def _save(self, step: int, state: TrainState) -> None:
         self._log.sync()
-        told = self._hosts.meet("data positions", value=json.dumps(self._loader.state()))
-        positions = merge_states([json.loads(text) for text in told])
-        record = ckpt.RunRecord(step, self._config, ckpt.batches(self._plan), positions)
         with self._goodput.during("checkpoint"):
+            told = self._hosts.meet("data positions", value=json.dumps(self._loader.state()))
+            positions = merge_states([json.loads(text) for text in told])
+            record = ckpt.RunRecord(step, self._config, ckpt.batches(self._plan), positions)
             self._saver.save(state, record)
         self._goodput.write(step)
 
