@@ -1,0 +1,162 @@
+"""``/completions``: continues texts or token ids, and gives both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cwm_jax.inference.requests import Delta, TokenLogprob
+from cwm_jax.serve.generation import Generation, Job
+from cwm_jax.serve.protocol import CompletionRequest
+from cwm_jax.serve.replies import (
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    FinishReason,
+    now_s,
+    reply_id,
+)
+from cwm_jax.serve.sampling import choices_after, finite_logprob, sampling_params
+from cwm_jax.serve.server import Server
+from cwm_jax.serve.streaming import respond
+from cwm_jax.tokenizer import Tokenizer
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+_FIELDS = {"num_logprobs": "logprobs"}
+
+
+async def complete(server: Server, body: CompletionRequest, request: Request) -> Response:
+    """Answers one completion request."""
+    model = server.model_name(body.model)
+    tokenizer = server.service.tokenizer
+    # Long texts take a while to encode.
+    prompts = await asyncio.to_thread(_prompts, body.prompt, tokenizer)
+    sampling = sampling_params(
+        body,
+        tokenizer,
+        max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
+        num_logprobs=body.logprobs or 0,
+        constraint=choices_after(body.allowed, tokenizer) if body.allowed else None,
+    )
+    job = Job(
+        endpoint="completions", prompts=prompts, n=body.n or 1, sampling=sampling, fields=_FIELDS
+    )
+    generation = server.generate(job)
+    wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    answer = _Answer(
+        generation,
+        tokenizer,
+        model=model,
+        with_logprobs=body.logprobs is not None,
+        with_usage=wants_usage,
+    )
+    return await respond(
+        request,
+        generation,
+        answer,
+        stream=bool(body.stream),
+        timeout_s=server.options.request_timeout_s,
+    )
+
+
+def _prompts(prompt: str | list, tokenizer: Tokenizer) -> list[list[int]]:
+    if isinstance(prompt, str):
+        prompt = [prompt]
+    if isinstance(prompt[0], str):
+        return [[tokenizer.bos_id, *tokenizer.encode(text)] for text in prompt]
+    return [prompt] if isinstance(prompt[0], int) else prompt
+
+
+class _Choice:
+    """One continuation, as far as it has come."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.num_characters = 0  # of its tokens: where the next one begins
+        self.finish_reason: FinishReason = "stop"
+
+
+class _Answer:
+    """All choices of a request, as a reply and as chunks."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        tokenizer: Tokenizer,
+        *,
+        model: str,
+        with_logprobs: bool,
+        with_usage: bool,
+    ) -> None:
+        self._generation, self._tokenizer = generation, tokenizer
+        self._with_logprobs, self._with_usage = with_logprobs, with_usage
+        job = generation.job
+        self._choices = [_Choice() for _ in range(len(job.prompts) * job.n)]
+        self._names = {"id": reply_id("cmpl"), "created": now_s(), "model": model}
+
+    def opening(self) -> Iterable[Completion]:
+        return ()
+
+    def add(self, choice: int, delta: Delta) -> Iterable[Completion]:
+        state = self._choices[choice]
+        state.texts.append(delta.text)
+        state.token_ids += delta.token_ids
+        state.logprobs += delta.logprobs
+        if delta.finish_reason == "length":
+            state.finish_reason = "length"
+        reason = None if delta.finish_reason is None else state.finish_reason
+        if not (delta.text or delta.token_ids or reason):
+            return ()
+        return [self._chunk(choice, delta, reason)]
+
+    def closing(self) -> Iterable[Completion]:
+        return [self._reply([], usage=self._generation.usage)] if self._with_usage else ()
+
+    def reply(self) -> Completion:
+        choices = []
+        for index, state in enumerate(self._choices):
+            whole = Delta(
+                token_ids=state.token_ids, text="".join(state.texts), logprobs=state.logprobs
+            )
+            choices.append(self._shown(index, whole, state.finish_reason))
+        return self._reply(choices, usage=self._generation.usage)
+
+    def _chunk(self, choice: int, delta: Delta, reason: FinishReason | None) -> Completion:
+        usage = {"usage": None} if self._with_usage else {}
+        return self._reply([self._shown(choice, delta, reason)], **usage)
+
+    def _reply(self, choices: list[CompletionChoice], **usage) -> Completion:
+        return Completion(**self._names, object="text_completion", choices=choices, **usage)
+
+    def _shown(self, index: int, delta: Delta, reason: FinishReason | None) -> CompletionChoice:
+        logprobs = self._logprobs(self._choices[index], delta) if self._with_logprobs else None
+        return CompletionChoice(
+            index=index,
+            text=delta.text,
+            tokens=delta.token_ids,
+            token_ids=delta.token_ids,
+            logprobs=logprobs,
+            finish_reason=reason,
+        )
+
+    def _logprobs(self, state: _Choice, delta: Delta) -> CompletionLogprobs:
+        decode = self._tokenizer.decode
+        tokens, offsets = [], []
+        for token in delta.logprobs:
+            tokens.append(decode([token.token_id]))
+            offsets.append(state.num_characters)
+            state.num_characters += len(tokens[-1])
+        return CompletionLogprobs(
+            tokens=tokens,
+            token_logprobs=[finite_logprob(token.logprob) for token in delta.logprobs],
+            top_logprobs=[
+                {decode([i]): finite_logprob(logprob) for i, logprob in token.top}
+                for token in delta.logprobs
+            ],
+            text_offset=offsets,
+        )
