@@ -500,6 +500,10 @@ def _repr_of(value: str) -> tuple[str, tuple[str, ...]]:
     text = value.strip()
     if not text:
         raise CommandError("the value is empty; expected a literal, as in `set x=[1, 2]`")
+    if text == UNCHANGED:
+        raise CommandError(
+            "the value is .., which the format keeps for unchanged; expected another"
+        )
     try:
         return repr(ast.literal_eval(text)), ()
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):

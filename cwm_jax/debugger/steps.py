@@ -105,6 +105,9 @@ def make_step(
     else:
         scope = scopes[-1]
         places = program.reached(frame, scope.places, called=scope.called)
+        if _is_elsewhere(scope.places, places):
+            text = frame.source_line.strip()
+            problems = (*problems, f"{text!r} is no line of {scope.name}(), which is executing")
         last = scope.local_vars
         scopes = (*scopes[:-1], _scope(program, frame, places, last))
     if not places:
@@ -127,6 +130,12 @@ def make_step(
         suspended=suspended,
         known=scope_locals(frame, before.known if before else None),
     )
+
+
+def _is_elsewhere(before: Places, places: Places) -> bool:
+    """Whether a scope is where its code, which is known, has no such line."""
+    known = all(place.code is not None for place in before) and bool(before)
+    return known and bool(places) and all(place.code is None for place in places)
 
 
 def _scope(program: Program, frame: TraceFrame, places: Places, last: Mapping[str, str]) -> Scope:

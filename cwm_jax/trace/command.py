@@ -11,9 +11,9 @@ from pathlib import Path
 
 from cwm_jax.sandbox import SandboxError
 from cwm_jax.tokenizer import BEGIN_OF_TEXT
+from cwm_jax.trace.contexts import context_of_program
 from cwm_jax.trace.corpus import command as corpus_command
 from cwm_jax.trace.corpus import read_corpus
-from cwm_jax.trace.contexts import context_of_program
 from cwm_jax.trace.episodes import decode_source, episode_from_json, episode_from_trace
 from cwm_jax.trace.format import START_MARKER, parse_trace, render_prompt, split_prompt
 from cwm_jax.trace.frames import TraceFrame

@@ -15,7 +15,7 @@ TEXT = "def f(x, y):\n    return x\n    for i in range(n):\n        total += i\n
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return train_tokenizer([TEXT], 560)
+    return train_tokenizer([TEXT], 524)
 
 
 @pytest.fixture(scope="session")

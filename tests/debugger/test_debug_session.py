@@ -56,6 +56,11 @@ def at(session: Session) -> tuple[str, str, int]:
     return step.frame.event.value, step.frame.source_line.strip(), step.depth
 
 
+def walk_to(session: Session, line: str) -> None:
+    while at(session)[1] != line:
+        session.step()
+
+
 def scopes_of(frames) -> list[tuple[int, ...]]:
     """Of each frame the numbers of the calls that are open at it."""
     opened, scopes = (), []
@@ -125,8 +130,7 @@ def test_next_and_return_are_those_of_the_real_run(name, tokenizer, tracer):
 
 def test_out_ignores_the_returns_of_nested_calls(debug):
     session = debug(NESTED)
-    while at(session)[1] != "a = inner(n)":
-        session.step()
+    walk_to(session, "a = inner(n)")
     stop = session.out()
     assert at(session) == ("line", "y = outer(x)", 1)
     assert session.current.local_vars == {"x": "8"}
@@ -212,8 +216,7 @@ def main():  # << START_OF_TRACE
 
 def test_out_of_a_function_that_an_exception_leaves(debug):
     session = debug(CAUGHT)
-    while at(session)[1] != "raise ValueError(n)":
-        session.step()
+    walk_to(session, "raise ValueError(n)")
     session.step()
     assert at(session)[0] == "exception" and session.current.depth == 3
     session.until_return()
@@ -354,9 +357,7 @@ def test_back_takes_back_all_that_a_command_added(debug):
 def test_a_set_variable_is_what_the_model_reads_also_after_back(debug):
     session = debug(NESTED)
     oracle = session._predictor
-    for _ in range(4):
-        session.step()
-    assert at(session)[1] == "a = inner(n)"
+    walk_to(session, "a = inner(n)")
     untouched = [s.token_ids for s in session.steps[:-1]]
     session.step()
     session.back()
@@ -375,15 +376,13 @@ def test_a_set_variable_is_what_the_model_reads_also_after_back(debug):
 
 def test_a_set_frame_keeps_what_is_unchanged_short(debug):
     session = debug(NESTED)
-    for _ in range(11):
-        session.step()
-    assert at(session)[1] == "b = inner(a) + inner(a)"
+    walk_to(session, "b = inner(a) + inner(a)")
     assert session.current.local_vars == {"n": "1", "a": "2"}
     session.next()
     session.set("b", "70")
     text = session._tokenizer.decode(session.current.token_ids)
     assert text.startswith('<|line_sep|>{"n": "1", "a": "2", "b": "70"}')
-    session.rewind(4)
+    session.rewind(3)
     session.set("m", "x y")
     text = session._tokenizer.decode(session.current.token_ids)
     assert text.startswith('<|line_sep|>{"n": "..", "m": "x y"}')
@@ -391,7 +390,7 @@ def test_a_set_frame_keeps_what_is_unchanged_short(debug):
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [("n", "", "empty"), ("a b", "1", "no name"), ("n", "..", "spell it differently")],
+    [("n", "", "empty"), ("a b", "1", "no name"), ("n", "..", "unchanged")],
 )
 def test_values_that_cannot_be_set_are_refused(debug, name, value, message):
     session = debug(FIB, "fib(2)")
@@ -534,3 +533,10 @@ def test_an_interrupted_run_keeps_its_frames(debug, tokenizer):
 def test_options_are_checked(options):
     with pytest.raises(ValueError, match="expected"):
         DebugOptions(**options)
+
+
+def test_a_line_of_another_function_is_a_problem(debug):
+    text = '<|line_sep|>{"n": "1"}<|action_sep|>    x = outer(1)\n<|frame_sep|>'
+    session = debug(NESTED, lies={3: text})
+    assert session.resume().why is Why.PROBLEM
+    assert session.current.problems == ("'x = outer(1)' is no line of outer(), which is executing",)
