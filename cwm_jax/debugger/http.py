@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -15,6 +16,14 @@ from cwm_jax.tokenizer import FRAME_SEP, Tokenizer
 _TIMEOUT_S = 300.0  # assumed: a frame of 2048 tokens on a slow server
 _MAX_ANSWER_BYTES = 32 << 20
 _PREFIXES = ("/v1", "")
+# What vLLM needs to give ids, and special tokens in texts; a server that refuses one is asked again
+# without it.
+_OPTIONAL: dict[str, Any] = {
+    "return_token_ids": True,
+    "skip_special_tokens": False,
+    "include_stop_str_in_output": True,
+    "stop_token_ids": [],
+}
 
 
 class HttpPredictor:
@@ -45,37 +54,45 @@ class HttpPredictor:
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
+        self._left_out: set[str] = set()
         self._model, self._asked_for_model = model, model is not None
 
     def predict(self, request: PredictionRequest) -> list[int]:
         """As `Predictor.predict`."""
-        body = self._body(request)
-        for number, base in enumerate(self._bases):
+        while True:
             try:
-                answer = self._call(f"{base}/completions", body)
+                answer = self._call(f"{self._bases[0]}/completions", self._body(request))
             except urllib.error.HTTPError as error:
-                is_last = number + 1 == len(self._bases)
-                if error.code in (404, 405) and not is_last:
-                    error.close()
-                    continue
-                raise PredictionError(self._refusal(error, request)) from None
-            self._bases = [base]  # the one that answers
-            return self._tokens(answer, request)
-        raise AssertionError("no place to ask")
+                with error:
+                    text = error.read(1 << 16).decode("utf-8", "replace")
+                if error.code in (404, 405) and len(self._bases) > 1:
+                    self._bases = self._bases[1:]  # from now on
+                elif (field := self._optional_field(error.code, text)) is not None:
+                    self._left_out.add(field)
+                else:
+                    raise PredictionError(self._refusal(error.code, text, request)) from None
+            else:
+                return self._tokens(answer, request)
+
+    def _optional_field(self, status: int, text: str) -> str | None:
+        """The field that a refusal is about, if the request can do without it."""
+        if status not in (400, 422):
+            return None
+        left = [name for name in _OPTIONAL if name not in self._left_out]
+        named = _named_fields(text)
+        return next((name for name in left if (name in named if named else name in text)), None)
 
     def _body(self, request: PredictionRequest) -> bytes:
         body: dict[str, Any] = {
+            **{name: value for name, value in _OPTIONAL.items() if name not in self._left_out},
             "prompt": [*request.prompt],
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "top_p": request.top_p,
-            # The released server takes one string; others stop on the ids.
-            "stop": FRAME_SEP,
-            "stop_token_ids": [*request.stop_token_ids],
-            "return_token_ids": True,
-            "skip_special_tokens": False,
-            "include_stop_str_in_output": True,
+            "stop": FRAME_SEP,  # one string: the released server takes no list
         }
+        if "stop_token_ids" not in self._left_out:
+            body["stop_token_ids"] = [*request.stop_token_ids]
         if request.seed is not None:
             body["seed"] = request.seed
         if (model := self._model_name()) is not None:
@@ -132,22 +149,20 @@ class HttpPredictor:
             )
         return f"{url} cannot be reached: {reason}; is the server running, and the address right?"
 
-    def _refusal(self, error: urllib.error.HTTPError, request: PredictionRequest) -> str:
+    def _refusal(self, status: int, text: str, request: PredictionRequest) -> str:
         """A status that is an error, in plain words, with the next step."""
-        with error:
-            text = error.read(1 << 16).decode("utf-8", "replace")
-        said = f"the server answers {error.code}: {_message(text)}"
-        if error.code in (401, 403):
+        said = f"the server answers {status}: {_message(text)}"
+        if status in (401, 403):
             return f"{said}; expected a key that it knows: give --api-key"
-        if request.constraint is not None and error.code < 500 and "allowed" in text:
+        is_refused = "allowed" in _named_fields(text) or re.search(r"(?<!not )\ballowed\b", text)
+        if request.constraint is not None and status < 500 and is_refused:
             return (
                 f"{said}; the constraint of actions is an extension (`allowed`) that it does not "
                 "take: go on with --no-constrain"
             )
-        if error.code == 404:
-            places = " or ".join(f"{base}/completions" for base in self._bases)
-            return f"{said}; expected {places} there: is the address right?"
-        if error.code >= 500 and request.temperature == 0:
+        if status == 404:
+            return f"{said}; expected {self._bases[0]}/completions there: is the address right?"
+        if status >= 500 and request.temperature == 0:
             return f"{said}; some servers divide by the temperature: try --temperature 0.01"
         return said
 
@@ -173,6 +188,23 @@ class HttpPredictor:
             if isinstance(ids, list) and all(type(i) is int for i in ids):
                 return ids
         raise KeyError("token_ids")
+
+
+def _named_fields(text: str) -> set[str]:
+    """Names of the fields that an error's body is about: OpenAI's ``param``, FastAPI's ``loc``."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return set()
+    if not isinstance(body, dict):
+        return set()
+    error = body.get("error", body)
+    param = error.get("param") if isinstance(error, dict) else None
+    paths = [param.split(".")] if isinstance(param, str) else []
+    details = body.get("detail")
+    for detail in details if isinstance(details, list) else []:
+        paths.append(detail.get("loc", []) if isinstance(detail, dict) else [])
+    return {str(part) for path in paths for part in path[:2]}
 
 
 def _message(text: str) -> str:
