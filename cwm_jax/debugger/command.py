@@ -51,14 +51,16 @@ def add_parser(subparsers) -> None:
 def _debug(args: argparse.Namespace) -> int:
     """The session; 0: left, 2: it could not begin."""
     from cwm_jax.debugger.comparison import run_for_comparison
-    from cwm_jax.debugger.entry import program_of_source
-    from cwm_jax.debugger.session import DebugOptions, Session
+    from cwm_jax.debugger.entry import added_lines, program_of_source
+    from cwm_jax.debugger.frame_model import DebugOptions
+    from cwm_jax.debugger.session import Session
     from cwm_jax.debugger.shell import Shell, has_readline, uses_colour
     from cwm_jax.sandbox import SandboxError
     from cwm_jax.trace.episodes import decode_source
 
     try:
-        program = program_of_source(decode_source(args.program.read_bytes()), args.call)
+        source = decode_source(args.program.read_bytes())
+        program = program_of_source(source, args.call)
         options = DebugOptions(
             temperature=args.temperature,
             top_p=args.top_p,
@@ -76,6 +78,9 @@ def _debug(args: argparse.Namespace) -> int:
                 entry_frame=trace.frames[0] if trace else None,
             )
             has_readline()
+            if added := added_lines(source, program):
+                said = f"the model reads {added} line before the file's first: lines are counted so"
+                print(f"[{said}, as `list` shows]")
             Shell(
                 session,
                 name=args.program.name,

@@ -7,7 +7,7 @@ import ast
 from cwm_jax.debugger.program import Program
 from cwm_jax.trace.contexts import context_of_program, has_marker
 from cwm_jax.trace.format import START_MARKER
-from cwm_jax.trace.tracer import PARSE_ERRORS, find_entry, source_lines
+from cwm_jax.trace.tracer import PARSE_ERRORS, find_entry, source_lines, unmarked
 
 
 def program_of_source(source: str, call: str | None = None) -> Program:
@@ -24,6 +24,12 @@ def program_of_source(source: str, call: str | None = None) -> Program:
     if call is None and not has_marker(source):
         source = _with_marked_main(source) or source
     return Program(context_of_program(source, call))
+
+
+def added_lines(source: str, program: Program) -> int:
+    """How many lines stand before a source's first in the program that is debugged."""
+    first = next(iter(source_lines(source)), "")
+    return next((n for n, line in enumerate(program.lines) if line == unmarked(first)), 0)
 
 
 def _with_marked_main(source: str) -> str | None:

@@ -220,7 +220,8 @@ class _Flow:
         byte_code = dis.Bytecode(code)
         self._instructions = [*byte_code]
         self._numbers = {i.offset: n for n, i in enumerate(self._instructions)}
-        self._handlers = [(e.start, e.end, e.target) for e in byte_code.exception_entries]
+        entries = byte_code.exception_entries  # pyright: ignore[reportAttributeAccessIssue]
+        self._handlers = [(entry.start, entry.end, entry.target) for entry in entries]
         self._line_of = [i.positions.lineno if i.positions else None for i in self._instructions]
         self.lines = {line for line in self._line_of if line}
         self._edges = [self._successors(n) for n in range(len(self._instructions))]

@@ -5,55 +5,19 @@ from __future__ import annotations
 import ast
 import dataclasses
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from cwm_jax.debugger.breakpoints import Breakpoint, check_breakpoint, hit
-from cwm_jax.debugger.prediction import PredictionError, PredictionRequest, Predictor
+from cwm_jax.debugger.frame_model import DEFAULT_OPTIONS, DebugOptions, FrameModel, short
+from cwm_jax.debugger.prediction import PredictionError, Predictor
 from cwm_jax.debugger.program import Program
-from cwm_jax.debugger.steps import Step, make_step
-from cwm_jax.inference.constraints import ChoicesAfter
-from cwm_jax.tokenizer import ACTION_SEP, ARG_SEP, FRAME_SEP, Tokenizer
-from cwm_jax.trace.format import (
-    SEPARATORS,
-    UNCHANGED,
-    parse_frame,
-    render_frame,
-    render_prompt,
-)
+from cwm_jax.debugger.steps import Step
+from cwm_jax.tokenizer import Tokenizer
+from cwm_jax.trace.format import UNCHANGED, TraceFormatError
 from cwm_jax.trace.frames import TraceEvent, TraceFrame
 
 CALL, LINE, RETURN = TraceEvent.CALL, TraceEvent.LINE, TraceEvent.RETURN
-_NO_VALUE = "\0"  # stands for a value that is not known while its frame is rendered
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DebugOptions:
-    """How a session predicts.
-
-    Attributes:
-        temperature, top_p: of the draws; temperature 0 takes the most likely tokens.
-        seed: makes a session's draws reproducible.
-        constrain: allow no action that is not a line of the program.
-        max_frame_tokens: of one predicted frame (2048: the released demo's).
-        max_command_frames: that one command predicts before it hands back (assumed).
-    """
-
-    temperature: float = 0.0
-    top_p: float = 0.95
-    seed: int | None = None
-    constrain: bool = True
-    max_frame_tokens: int = 2048
-    max_command_frames: int = 1000
-
-    def __post_init__(self) -> None:
-        for name in ("max_frame_tokens", "max_command_frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; expected above 0 and at most 1")
 
 
 class Why(enum.Enum):
@@ -87,8 +51,7 @@ class CommandError(ValueError):
 class Session:
     """A program and the frames predicted so far.
 
-    The prompt is made of the frames' tokens each time, so whatever they are now is what the model
-    reads. Frames that it wrote keep its tokens, which is what a prefix cache knows.
+    Its state is a tuple of steps; a command makes another one, and `back` takes the one before.
 
     Args:
         program: to be debugged.
@@ -111,7 +74,7 @@ class Session:
         predictor: Predictor,
         tokenizer: Tokenizer,
         *,
-        options: DebugOptions = DebugOptions(),
+        options: DebugOptions = DEFAULT_OPTIONS,
         entry_frame: TraceFrame | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -120,12 +83,9 @@ class Session:
         self.finished = False
         self.breakpoints: dict[int, Breakpoint] = {}
         self.entry_frame = entry_frame or program.entry_frame
-        self._predictor, self._tokenizer = predictor, tokenizer
+        self._model = FrameModel(program, predictor, tokenizer, options)
         self._interrupted = interrupted
-        self._context_ids = tokenizer.encode_with_special_tokens(render_prompt(program.context))
-        self._constraint = _constraint(program, tokenizer) if options.constrain else None
         self._undo: list[tuple[tuple[Step, ...], bool]] = []
-        self._num_requests = 0
 
     @property
     def current(self) -> Step:
@@ -145,7 +105,7 @@ class Session:
         with self._undoable():
             self.steps, self.finished = (), False
             if self.entry_frame is not None:
-                self._append(self.entry_frame, origin="given")
+                self.steps = (self._model.render((), self.entry_frame, origin="given"),)
                 return Stop()
             step = self._predict(CALL)
             notes = () if not step.local_vars else ("the model invented the arguments",)
@@ -251,20 +211,12 @@ class Session:
         if name not in step.local_vars:
             notes = (*notes, f"{name} is new here")
         frame = dataclasses.replace(step.frame, local_vars={**step.local_vars, name: shown})
-        before = self.steps[-2] if len(self.steps) > 1 else None
         try:
-            token_ids = self._rendered(frame, before.known if before else None)
-        except ValueError as error:
+            changed = self._model.render(
+                self.steps[:-1], frame, origin="edited", forced=step.forced
+            )
+        except TraceFormatError as error:
             raise CommandError(str(error)) from None
-        changed = make_step(
-            self.program,
-            before,
-            frame,
-            token_ids=token_ids,
-            origin="edited",
-            forced=step.forced,
-            problems=_unresolved_problems(frame),
-        )
         with self._undoable():
             self.steps, self.finished = (*self.steps[:-1], changed), False
         return Stop(notes=notes)
@@ -361,7 +313,7 @@ class Session:
         said = f"{self.options.max_command_frames} frames were predicted; the same command goes on"
         return Stop(why=Why.LIMIT, notes=(*notes, said))
 
-    # Frames and tokens --------------------------------------------------------------------------
+    # Changes of the frames ----------------------------------------------------------------------
 
     @contextmanager
     def _undoable(self) -> Iterator[None]:
@@ -380,115 +332,17 @@ class Session:
     def _predict(self, forced: TraceEvent | None) -> Step:
         step = self._predict_or_end(forced)
         if step is None:
-            raise PredictionError(
-                "the model ended the trace instead of a frame; `retry`, or `back`"
-            )
+            raise PredictionError("the model ends the trace; expected a frame: `retry`, or `back`")
         return step
 
     def _predict_or_end(self, forced: TraceEvent | None) -> Step | None:
         """The next frame, appended; None where the trace ends."""
-        ids = self._continuation(forced)
-        special = self._tokenizer.special_tokens
-        if ids == [self._tokenizer.eos_id]:
-            depth = self.steps[-1].depth if self.steps else 0
-            if depth:
-                raise PredictionError(
-                    f"the model ends the trace, but {depth} functions have not returned; expected "
-                    "a frame: `step` asks again, `back` goes back"
-                )
+        step = self._model.predict(self.steps, forced)
+        if step is None:
             self.finished = True
-            return None
-        text = self._tokenizer.decode(ids)
-        if ids[-1] != special[FRAME_SEP]:
-            if ids[-1] == self._tokenizer.eos_id:
-                found = f"the model ends the trace inside a frame: {_short(text)}"
-            else:
-                found = f"{len(ids)} tokens, and no end of a frame among them: {_short(text)}"
-            raise PredictionError(
-                f"{found}; expected {FRAME_SEP} within {self.options.max_frame_tokens} tokens: "
-                "`step` asks again, --max-frame-tokens allows more"
-            )
-        frame, problems = parse_frame(text, self.steps[-1].known if self.steps else None)
-        if frame is None:
-            raise PredictionError(
-                f"the model wrote no frame: {_short(text)}; expected one of "
-                f"{', '.join(SEPARATORS.values())} first: `step` asks again"
-            )
-        return self._append(
-            frame,
-            token_ids=tuple(ids),
-            forced=forced,
-            problems=tuple(problem.message for problem in problems),
-        )
-
-    def _continuation(self, forced: TraceEvent | None) -> list[int]:
-        special = self._tokenizer.special_tokens
-        first = [] if forced is None else [special[SEPARATORS[forced]]]
-        prompt = [*self._context_ids]
-        for step in self.steps:
-            prompt += step.token_ids
-        seed = None if self.options.seed is None else self.options.seed + self._num_requests
-        self._num_requests += 1
-        request = PredictionRequest(
-            prompt=prompt + first,
-            max_tokens=self.options.max_frame_tokens,
-            stop_token_ids=(special[FRAME_SEP], self._tokenizer.eos_id),
-            temperature=self.options.temperature,
-            top_p=self.options.top_p,
-            seed=seed,
-            constraint=self._constraint,
-        )
-        predicted = self._predictor.predict(request)
-        wrong = [i for i in predicted if not 0 <= i < self._tokenizer.vocab_size]
-        if wrong or not predicted:
-            raise PredictionError(
-                f"the model answered {'token ' + str(wrong[0]) if wrong else 'no token'}; expected "
-                f"ids below {self._tokenizer.vocab_size}: is the tokenizer the model's?"
-            )
-        return first + predicted
-
-    def _append(
-        self,
-        frame: TraceFrame,
-        *,
-        token_ids: tuple[int, ...] | None = None,
-        origin="predicted",
-        forced: TraceEvent | None = None,
-        problems: tuple[str, ...] = (),
-    ) -> Step:
-        before = self.steps[-1] if self.steps else None
-        if token_ids is None:
-            token_ids = self._rendered(frame, before.known if before else None)
-        step = make_step(
-            self.program,
-            before,
-            frame,
-            token_ids=token_ids,
-            origin=origin,
-            forced=forced,
-            problems=problems,
-        )
-        self.steps = (*self.steps, step)
+        else:
+            self.steps = (*self.steps, step)
         return step
-
-    def _rendered(self, frame: TraceFrame, known: Mapping[str, str] | None) -> tuple[int, ...]:
-        """Tokens of a frame that is not the model's; values that nobody knows stay ``".."``."""
-        unknown = {k: _NO_VALUE for k, v in frame.local_vars.items() if v == UNCHANGED}
-        if unknown:
-            frame = dataclasses.replace(frame, local_vars={**frame.local_vars, **unknown})
-            known = {**(known or {}), **unknown}
-        return tuple(self._tokenizer.encode_with_special_tokens(render_frame(frame, known)))
-
-
-def _constraint(program: Program, tokenizer: Tokenizer) -> ChoicesAfter:
-    """Actions are lines of the program, spelled as in training, then the frame's end or a value."""
-    special = tokenizer.special_tokens
-    lines = dict.fromkeys(line for line in program.lines if line.strip())
-    return ChoicesAfter(
-        after=special[ACTION_SEP],
-        choices=tuple(tuple(tokenizer.encode(line)) for line in lines),
-        then=(special[FRAME_SEP], special[ARG_SEP]),
-    )
 
 
 def _why(step: Step) -> Why:
@@ -507,13 +361,4 @@ def _repr_of(value: str) -> tuple[str, tuple[str, ...]]:
     try:
         return repr(ast.literal_eval(text)), ()
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        return text, (f"{_short(text)} is no literal; it is taken as the repr",)
-
-
-def _unresolved_problems(frame: TraceFrame) -> tuple[str, ...]:
-    unknown = [name for name, value in frame.local_vars.items() if value == UNCHANGED]
-    return (f"no frame says what {', '.join(unknown)} is",) if unknown else ()
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:77] + "...")
+        return text, (f"{short(text)} is no literal; it is taken as the repr",)

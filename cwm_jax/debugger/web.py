@@ -17,8 +17,9 @@ from cwm_jax.debugger import web_state
 from cwm_jax.debugger.breakpoints import Breakpoint
 from cwm_jax.debugger.comparison import run_for_comparison
 from cwm_jax.debugger.entry import program_of_source
+from cwm_jax.debugger.frame_model import DebugOptions
 from cwm_jax.debugger.prediction import PredictionError, Predictor
-from cwm_jax.debugger.session import DebugOptions, Session, Stop
+from cwm_jax.debugger.session import Session, Stop
 from cwm_jax.sandbox import SandboxError
 from cwm_jax.tokenizer import Tokenizer
 from cwm_jax.trace.tracer import Trace, TraceLimits, Tracer

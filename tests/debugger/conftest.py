@@ -6,7 +6,8 @@ import pytest
 from oracle import Oracle
 
 from cwm_jax.debugger.entry import program_of_source
-from cwm_jax.debugger.session import DebugOptions, Session
+from cwm_jax.debugger.frame_model import DebugOptions
+from cwm_jax.debugger.session import Session
 from cwm_jax.tokenizer import train_tokenizer
 from cwm_jax.trace import TraceLimits, Tracer
 

@@ -6,9 +6,10 @@ import pytest
 from oracle import Oracle
 
 from cwm_jax.debugger.breakpoints import Breakpoint
+from cwm_jax.debugger.frame_model import DebugOptions
 from cwm_jax.debugger.prediction import PredictionError
 from cwm_jax.debugger.program import Program
-from cwm_jax.debugger.session import CommandError, DebugOptions, Session, Why
+from cwm_jax.debugger.session import CommandError, Session, Why
 from cwm_jax.trace import TraceEvent
 from cwm_jax.trace.format import split_prompt
 
@@ -48,7 +49,7 @@ def golden_session(name: str, tokenizer, tracer) -> Session:
 
 
 def truth(session: Session) -> list:
-    return session._predictor.frames
+    return session._model._predictor.frames
 
 
 def at(session: Session) -> tuple[str, str, int]:
@@ -156,13 +157,13 @@ def test_next_says_that_it_asked_for_a_return(debug):
     )
     assert [s.frame.event for s in session.steps[-3:]] == [CALL, RETURN, LINE]
     assert session.steps[-2].forced is RETURN
-    assert session._predictor.prompts[-2].endswith("<|frame_sep|><|return_sep|>")
+    assert session._model._predictor.prompts[-2].endswith("<|frame_sep|><|return_sep|>")
 
 
 def test_a_step_from_a_call_enters_it(debug):
     session = debug(NESTED)
     session.step()
-    assert session._predictor.prompts[-1].endswith("<|line_sep|>")
+    assert session._model._predictor.prompts[-1].endswith("<|line_sep|>")
 
 
 def test_a_generator_that_is_closed_is_not_forced_to_a_line(debug):
@@ -356,7 +357,7 @@ def test_back_takes_back_all_that_a_command_added(debug):
 
 def test_a_set_variable_is_what_the_model_reads_also_after_back(debug):
     session = debug(NESTED)
-    oracle = session._predictor
+    oracle = session._model._predictor
     walk_to(session, "a = inner(n)")
     untouched = [s.token_ids for s in session.steps[:-1]]
     session.step()
@@ -380,11 +381,11 @@ def test_a_set_frame_keeps_what_is_unchanged_short(debug):
     assert session.current.local_vars == {"n": "1", "a": "2"}
     session.next()
     session.set("b", "70")
-    text = session._tokenizer.decode(session.current.token_ids)
+    text = session._model._tokenizer.decode(session.current.token_ids)
     assert text.startswith('<|line_sep|>{"n": "1", "a": "2", "b": "70"}')
     session.rewind(3)
     session.set("m", "x y")
-    text = session._tokenizer.decode(session.current.token_ids)
+    text = session._model._tokenizer.decode(session.current.token_ids)
     assert text.startswith('<|line_sep|>{"n": "..", "m": "x y"}')
 
 
@@ -420,7 +421,7 @@ def test_reset_begins_again_and_can_be_taken_back(debug):
 def test_arguments_that_nobody_gives_are_the_models(debug, tokenizer):
     source = "def f(n):  # << START_OF_TRACE\n    return n\nf(7)\n"
     session = debug(source)
-    assert session._predictor.prompts[-1].endswith("<|frame_sep|><|call_sep|>")
+    assert session._model._predictor.prompts[-1].endswith("<|frame_sep|><|call_sep|>")
     assert session.current.local_vars == {"n": "7"}
     assert session.current.origin == "predicted"
     assert debug("def main():\n    return 1\n").current.origin == "given"
@@ -444,10 +445,10 @@ def test_what_cannot_be_read_is_an_error_and_can_be_asked_for_again(debug, name)
     with pytest.raises(PredictionError, match=message):
         session.step()
     assert session.steps is before
-    session._predictor.lies.clear()
+    session._model._predictor.lies.clear()
     session.step()
     assert at(session)[:2] == ("call", "def outer(n):")
-    assert [r.seed for r in session._predictor.requests] == [5, 6, 7]
+    assert [r.seed for r in session._model._predictor.requests] == [5, 6, 7]
 
 
 WRONG_FRAMES = {
@@ -466,14 +467,11 @@ def test_a_malformed_frame_is_a_problem_and_stops_the_run(debug, name):
     text, message = WRONG_FRAMES[name]
     session = debug(NESTED, lies={3: text + "<|frame_sep|>"})
     session.step()
-    session._predictor.lies[3] = text.removeprefix("<|line_sep|>").join(["<|line_sep|>", ""]) + (
-        "<|frame_sep|>"
-    )
     assert session.resume().why is Why.PROBLEM
     assert len(session.steps) == 4
     assert any(message in problem for problem in session.current.problems)
     assert session.current.local_vars in ({}, {"n": "1"}, {"n": "1", "q": ".."})
-    session._predictor.lies.clear()
+    session._model._predictor.lies.clear()
     assert session.retry().why is Why.DONE
     assert at(session)[:2] == ("line", "a = inner(n)") and not session.current.problems
 
@@ -484,7 +482,7 @@ def test_an_unresolved_value_does_not_keep_others_from_being_set(debug):
     session.resume()
     assert session.current.unresolved == ["q"]
     session.set("n", "5")
-    rendered = session._tokenizer.decode(session.current.token_ids)
+    rendered = session._model._tokenizer.decode(session.current.token_ids)
     assert rendered.startswith('<|line_sep|>{"n": "5", "q": ".."}')
     session.set("q", "6")
     assert not session.current.problems
@@ -511,13 +509,13 @@ def test_a_long_run_hands_back_and_goes_on(debug):
 def test_actions_are_constrained_to_the_programs_lines(debug, tokenizer):
     session = debug(FIB, "fib(1)")
     session.step()
-    constraint = session._predictor.requests[-1].constraint
+    constraint = session._model._predictor.requests[-1].constraint
     assert {tokenizer.decode(choice) for choice in constraint.choices} == {
         line for line in session.program.lines if line.strip()
     }
     free = debug(FIB, "fib(1)", constrain=False)
     free.step()
-    assert free._predictor.requests[-1].constraint is None
+    assert free._model._predictor.requests[-1].constraint is None
 
 
 def test_an_interrupted_run_keeps_its_frames(debug, tokenizer):

@@ -2,6 +2,8 @@
 
 import io
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -200,3 +202,31 @@ def test_what_cannot_begin_says_why(capsys, tmp_path, arguments, message):
     (tmp_path / "prog.py").write_text(source)
     assert main(["debug", str(tmp_path / "prog.py"), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_prediction_and_the_session_goes_on(tmp_path, tokenizer):
+    (tmp_path / "prog.py").write_text(SOURCE)
+    tokenizer.save(tmp_path / "tokenizer")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "cwm_jax", "debug", str(tmp_path / "prog.py")]
+        command += ["--server", address, "--tokenizer", str(tmp_path / "tokenizer")]
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write("step\np\nw\nquit\n")
+            process.stdin.flush()
+            connection, _ = silent.accept()
+            assert connection.recv(1)
+            process.send_signal(signal.SIGINT)
+            said = process.stdout.read()
+            assert process.wait(60) == 0
+            connection.close()
+    assert "interrupted: the prediction is dropped, the frames before it are kept" in said
+    assert "no locals" in said and said.endswith("prog.py(5)main()  def main():\n(cwm) ")
