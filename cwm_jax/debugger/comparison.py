@@ -67,7 +67,8 @@ def compare(steps: Sequence[Step], trace: Trace) -> list[Compared]:
     """Sets each step beside the frame of the real run at its place.
 
     A return that was asked for right after its call stands beside the real return of that call.
-    Once an event or a line differs the places are not known any more; after an edit, neither.
+    Once an event or a line differs the places are not known any more, nor after an edit that is
+    not the truth itself.
     """
     true, compared = trace.frames, []
     at: int | None = 0
@@ -77,10 +78,11 @@ def compare(steps: Sequence[Step], trace: Trace) -> list[Compared]:
         if number and at is not None:
             jumped = step.forced is TraceEvent.RETURN
             at = _return_of(true, at) if jumped else at + 1
-        if step.origin == "edited":
-            at, lost = None, f"frame {number} was edited"
         if at is not None and at >= len(true):
             at, lost = None, "the real run has ended" if trace.finished else trace.message
+        # An edit may also mend what the model got wrong.
+        if at is not None and step.origin == "edited" and compare_frames(step, true[at]).wrong:
+            at, lost = None, f"frame {number} was edited"
         if at is None:
             compared.append(Compared(verdict=Verdict.UNKNOWN, why_unknown=lost))
             continue

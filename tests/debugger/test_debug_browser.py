@@ -145,6 +145,7 @@ def test_a_program_is_debugged_compared_and_edited(page, tmp_path):
     value.fill("6")
     value.press("Enter")
     expect(last).to_contain_text("edited")
+    expect(last).to_have_class("same")
     expect(page.get_by_label("Value of m")).to_be_focused()
     page.get_by_label("Value of m").press("Escape")
     count = page.get_by_role("option").count()

@@ -98,6 +98,17 @@ def test_after_an_edit_nothing_is_compared(debug, truth):
     assert compared[4].why_unknown == "frame 3 was edited"
 
 
+def test_an_edit_that_mends_the_prediction_is_compared_on(debug, truth):
+    lie = '<|line_sep|>{"n": "1", "m": "3"}<|action_sep|>    return m\n<|frame_sep|>'
+    session = debug(SOURCE, lies={4: lie})
+    for _ in range(4):
+        session.step()
+    assert verdicts(session, truth(session)) == "====x"
+    session.set("m", "2")
+    session.step()
+    assert verdicts(session, truth(session)) == "======"
+
+
 def test_a_program_without_a_trace_says_why(tracer):
     program = program_of_source("def main():\n    pass\nraise ValueError(3)\n")
     with pytest.raises(ValueError, match=r"nothing to compare with.*ValueError"):

@@ -1,5 +1,6 @@
 """The command line: a real tiny engine by subprocess, and the shell's words on a true model."""
 
+import dataclasses
 import io
 import os
 import signal
@@ -16,7 +17,13 @@ from convert import save_hf
 from cwm_jax import init
 from cwm_jax.__main__ import main
 from cwm_jax.debugger.comparison import run_for_comparison
+from cwm_jax.debugger.in_process import EnginePredictor
+from cwm_jax.debugger.prediction import PredictionError, PredictionRequest
 from cwm_jax.debugger.shell import Shell, uses_colour
+from cwm_jax.inference.constraints import ChoicesAfter
+from cwm_jax.inference.engine import Engine, EngineOptions
+from cwm_jax.inference.pretrained import load_pretrained
+from cwm_jax.inference.service import EngineService
 
 ROOT = Path(__file__).parents[2]
 SOURCE = """\
@@ -230,3 +237,53 @@ def test_ctrl_c_ends_a_prediction_and_the_session_goes_on(tmp_path, tokenizer):
             connection.close()
     assert "interrupted: the prediction is dropped, the frames before it are kept" in said
     assert "no locals" in said and said.endswith("prog.py(5)main()  def main():\n(cwm) ")
+
+
+@pytest.fixture(scope="module")
+def predictor(export):
+    loaded = load_pretrained(export)
+    options = EngineOptions(max_length=64, max_rows=1, decode_steps=2)
+    engine = Engine(loaded.params, loaded.model_config, loaded.tokenizer, options)
+    service = EngineService(engine)
+    yield EnginePredictor(service)
+    service.close(drain=False)
+
+
+def test_an_engine_keeps_to_the_constraint_and_stops(predictor):
+    free = PredictionRequest(prompt=[1, 2, 3], max_tokens=6, stop_token_ids=(500,))
+    first = predictor.predict(free)
+    assert len(first) == 6
+    after = first[0]
+    choices = ((7, after, 8), (7, 9))
+    constraint = ChoicesAfter(after=after, choices=choices, then=(500,))
+    request = dataclasses.replace(free, constraint=constraint)
+    constrained = predictor.predict(request)
+    assert constrained[-1] == 500 and constrained[0] == after
+    assert tuple(constrained[1:-1]) in choices
+
+
+def test_a_trace_that_is_too_long_for_the_engine_is_an_error(predictor):
+    request = PredictionRequest(prompt=[1] * 64, max_tokens=6, stop_token_ids=(500,))
+    with pytest.raises(PredictionError, match="have 64 tokens; expected fewer than 64"):
+        predictor.predict(request)
+    short = dataclasses.replace(request, prompt=[1] * 60, max_tokens=600)
+    assert 0 < len(predictor.predict(short)) <= 4
+
+
+def test_a_constraint_that_raises_ends_one_prediction(predictor):
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(_):
+        seen.append(1)
+        if len(seen) > 3:
+            raise Interrupt
+
+    seen: list[int] = []
+    request = PredictionRequest(
+        prompt=[1, 2], max_tokens=40, stop_token_ids=(500,), constraint=interrupt
+    )
+    with pytest.raises(PredictionError, match="ended with 'error'"):
+        predictor.predict(request)
+    free = dataclasses.replace(request, constraint=None, max_tokens=2)
+    assert len(predictor.predict(free)) == 2
