@@ -66,16 +66,6 @@ def test_after_another_way_nothing_is_compared(debug, truth):
     assert compared[4].why_unknown == "frame 3 went another way than the real run"
 
 
-def test_the_same_text_at_another_line_is_another_line(debug, truth):
-    source = "def main():\n    x = 1\n    y = 2\n    x = 1\n    return x\n"
-    lie = '<|line_sep|>{"x": "1"}<|action_sep|>    x = 1\n<|frame_sep|>'
-    session = debug(source, lies={2: lie})
-    session.step()
-    session.step()
-    one = compare(session.steps, truth(session))[2]
-    assert one.wrong == ("line",) and one.true.lineno == 3
-
-
 def test_a_wrong_value_and_a_wrong_event(debug, truth):
     lie = '<|return_sep|><|action_sep|>    return x + y\n<|arg_sep|>"7"<|frame_sep|>'
     session = debug(SOURCE, lies={12: lie})

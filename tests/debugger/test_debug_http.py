@@ -86,7 +86,19 @@ def strict(path, body):
     return 200, {"choices": [{"token_ids": [7], "finish_reason": "stop"}]}
 
 
-@pytest.mark.parametrize("respond", [released, vllm, strict])
+def ours(path, body):
+    """As this project's: strict, and its refusals list the fields that it knows."""
+    if path == "/v1/models":
+        return 200, {"data": [{"id": "cwm"}]}
+    known = {"prompt", "max_tokens", "temperature", "top_p", "stop", "stop_token_ids", "model"}
+    for name in sorted({*body} - known):
+        message = f"{name} is unknown; expected one of {sorted({*known, 'allowed', 'seed'})}"
+        return 400, {"error": {"message": message, "param": name}}
+    assert body["stop_token_ids"] == [SEP, EOS]
+    return 200, {"choices": [{"tokens": [7, SEP], "token_ids": [7, SEP], "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize("respond", [released, vllm, strict, ours])
 @pytest.mark.parametrize("suffix", ["", "/"])
 def test_servers_of_all_kinds_are_understood(respond, suffix, tokenizer):
     with server(respond) as (url, seen):
@@ -135,6 +147,15 @@ def test_failures_are_told_in_plain_words(name, tokenizer):
     respond, message = FAILURES[name]
     with server(respond) as (url, _), pytest.raises(PredictionError, match=message):
         HttpPredictor(url, tokenizer).predict(CONSTRAINED)
+
+
+def test_a_refusal_of_a_field_that_is_needed_is_not_asked_again(tokenizer):
+    message = "temperature is 5; known are 'temperature' and 'stop_token_ids'"
+    error = {"error": {"message": message, "param": "temperature"}}
+    with server(refuses((400, error))) as (url, seen):
+        with pytest.raises(PredictionError, match="400: temperature is 5"):
+            HttpPredictor(url, tokenizer, model="m").predict(REQUEST)
+    assert len(seen) == 1
 
 
 def test_an_empty_answer_that_stopped_is_the_end(tokenizer):

@@ -283,6 +283,41 @@ def test_equal_methods_are_told_apart_by_their_arguments_and_lines(debug):
     assert lines == [3, 3, 6, 6, 9, 9]
 
 
+HANDLERS = """\
+class A:
+    def __init__(
+        self, a
+    ):
+        self.a = a
+class B:
+    def __init__(
+        self, b
+    ):
+        self.a = b
+def main():  # << START_OF_TRACE
+    try:
+        A(1).missing
+    except AttributeError:
+        x = 1
+    try:
+        B(1).missing
+    except AttributeError:
+        y = 1
+    if y == 1:
+        z = 1
+        return z
+    else:
+        z = 2
+        return z
+"""
+
+
+def test_handlers_returns_and_parameters_tell_lines_apart(debug):
+    session = debug(HANDLERS)
+    session.resume()
+    assert [s.frame.lineno for s in session.steps] == [f.lineno for f in truth(session)]
+
+
 def test_only_the_marker_itself_is_taken_off_a_line(debug):
     source = "def main():  # << START_OF_TRACE\n    START_OF_TRACE = 1\n    return START_OF_TRACE\n"
     session = debug(source)
