@@ -152,9 +152,9 @@ def test_failures_are_told_in_plain_words(name, tokenizer):
 def test_a_refusal_of_a_field_that_is_needed_is_not_asked_again(tokenizer):
     message = "temperature is 5; known are 'temperature' and 'stop_token_ids'"
     error = {"error": {"message": message, "param": "temperature"}}
-    with server(refuses((400, error))) as (url, seen):
-        with pytest.raises(PredictionError, match="400: temperature is 5"):
-            HttpPredictor(url, tokenizer, model="m").predict(REQUEST)
+    refused = pytest.raises(PredictionError, match="400: temperature is 5")
+    with server(refuses((400, error))) as (url, seen), refused:
+        HttpPredictor(url, tokenizer, model="m").predict(REQUEST)
     assert len(seen) == 1
 
 
