@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from inference.models import CONFIG, EXECUTION, make_params
-from tiny import VOCAB_SIZE, tiny_model
+from inference.models import CONFIG, EXECUTION
+from tiny import VOCAB_SIZE, sharp_params, tiny_model
 from tolerances import LOGITS_ATOL
 
 from cwm_jax.config import MeshConfig, ModelConfig, layer_types_3_to_1
@@ -20,7 +20,6 @@ from cwm_jax.inference.cache import (
     extend,
     init_cache,
 )
-from cwm_jax.inference.rows import decode_rows
 from cwm_jax.inference.scoring import cached_score, score
 from cwm_jax.model.transformer import (
     abstract_params,
@@ -42,7 +41,7 @@ jitted_decode = jax.jit(decode, static_argnames=("num_keys", "execution"))
 
 @pytest.fixture(scope="module")
 def params():
-    return make_params(CONFIG)
+    return sharp_params(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +201,8 @@ def test_a_full_row_of_the_32b_takes_a_third(last_global, gib):
     )
     dense = 131072 * 64 * 2 * 8 * 128 * 2
     assert round(total / 2**30, 1) == gib and dense == 32 * 2**30
-    cache = jax.eval_shape(functools.partial(init_cache, config, 1, 131072, dtype="bfloat16"))
-    assert cache_bytes(cache) == total
+    caches = jax.eval_shape(lambda: init_cache(config, 1, 131072, dtype="bfloat16").caches)
+    assert sum(leaf.size * 2 for leaf in jax.tree.leaves(caches)) == total
 
 
 def test_cost_of_compiling_is_independent_of_depth():
@@ -220,11 +219,14 @@ def test_cost_of_compiling_is_independent_of_depth():
 def test_the_cache_is_written_in_place(params):
     cache = init_cache(CONFIG, 16, 256, page_tokens=16)
 
-    def step(params, cache, tokens):
-        return decode(params, cache, tokens, num_keys=64)
+    def step(params, caches, tokens):
+        logits, after = decode(
+            params, dataclasses.replace(cache, caches=caches), tokens, num_keys=64
+        )
+        return logits, after.caches
 
-    compiled = jax.jit(step, donate_argnums=1).lower(params, cache, jnp.zeros(16, int)).compile()
+    step = jax.jit(step, donate_argnums=1)
+    compiled = step.lower(params, cache.caches, jnp.zeros(16, jnp.int32)).compile()
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= cache_bytes(cache)
     assert memory.temp_size_in_bytes < cache_bytes(cache) / 2  # a layer's slots that are read, x
-    assert decode_rows  # the engine's loop around it is tested in test_engine.py

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from inference.models import CONFIG, EXECUTION, make_params
-from tiny import VOCAB_SIZE
+from inference.models import CONFIG, EXECUTION
+from tiny import VOCAB_SIZE, sharp_params
 from tolerances import LOGITS_ATOL
 
 from cwm_jax.config import MeshConfig
@@ -18,7 +18,7 @@ NUM_NEW = 100  # some chunks of steps, and two buckets of keys
 
 @pytest.fixture(scope="module")
 def params():
-    return make_params(CONFIG)
+    return sharp_params(CONFIG)
 
 
 PROMPTS = [

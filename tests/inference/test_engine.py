@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from inference.models import CONFIG, EXECUTION, make_params
-from tiny import VOCAB_SIZE
+from inference.models import CONFIG, EXECUTION
+from tiny import VOCAB_SIZE, sharp_params
 from tolerances import LOGITS_ATOL
 
 from cwm_jax.inference import rows as rows_module
@@ -28,7 +28,7 @@ NUM_NEW = 40  # five windows
 
 @pytest.fixture(scope="module")
 def params():
-    return make_params(CONFIG)
+    return sharp_params(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,25 @@ def test_nothing_is_compiled_after_the_warm_up(make_engine):
     finish(engine, requests)
     after = [rows_module.extend_rows._cache_size(), rows_module.decode_rows._cache_size()]
     assert after == warm
+
+
+def test_the_loop_writes_the_cache_in_place(params, make_engine):
+    engine = make_engine(max_rows=16)
+    rows = engine._shapes.no_rows(16, VOCAB_SIZE)
+    compiled = rows_module.decode_rows.lower(
+        params,
+        engine._caches,
+        rows,
+        np.int32(4),
+        np.bool_(False),
+        layout=engine._layout,
+        execution=EXECUTION,
+        max_steps=4,
+        num_keys=64,
+    ).compile()
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= engine.cache_bytes
+    assert memory.temp_size_in_bytes < engine.cache_bytes / 2
 
 
 def test_a_shared_beginning_is_computed_once(make_engine, expected):
