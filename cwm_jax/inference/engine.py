@@ -136,8 +136,8 @@ class Engine:
         )
         self.update_weights(params)
         num_pages = self._num_pages()
-        dtype = options.kv_dtype or _dtype(self._params)
-        make = functools.partial(init_pages, self._layout, num_pages, dtype=dtype)
+        self._kv_dtype = options.kv_dtype or _dtype(self._params)
+        make = functools.partial(init_pages, self._layout, num_pages, dtype=self._kv_dtype)
         self._caches = jax.jit(make)()  # in one program, and sharded from the start
         pools = {kind: PagePool(num) for kind, num in num_pages.items()}
         self._scheduler = Scheduler(self._layout, pools, options.max_rows)
@@ -265,6 +265,15 @@ class Engine:
     def cache_bytes(self) -> int:
         """Of keys, values and scales on all devices together."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self._caches))
+
+    def row_bytes(self, num_tokens: int) -> int:
+        """Of the pages that a row of so many tokens holds."""
+        layout, P = self._layout, self.options.page_tokens
+        return sum(
+            min(-(-num_tokens // P), layout.row_pages(kind))
+            * layout.page_bytes(kind, self._kv_dtype)
+            for kind in layout.kinds
+        )
 
     # ------------------------------------------------------------ steps
 
