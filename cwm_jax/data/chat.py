@@ -110,9 +110,7 @@ def encode_dialog(
     return ids
 
 
-def encode_message(
-    tokenizer: Tokenizer, message: Message, *, is_open: bool = False
-) -> list[int]:
+def encode_message(tokenizer: Tokenizer, message: Message, *, is_open: bool = False) -> list[int]:
     """Header, body and, unless the message ``is_open``, the end of turn."""
     special = tokenizer.special_tokens
     ids = [special[START_HEADER], *tokenizer.encode(message.header), special[END_HEADER]]

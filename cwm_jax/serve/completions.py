@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,7 +20,13 @@ from cwm_jax.serve.replies import (
     now_s,
     reply_id,
 )
-from cwm_jax.serve.sampling import choices_after, finite_logprob, sampling_params
+from cwm_jax.serve.sampling import (
+    choices_after,
+    finite_logprob,
+    sampling_params,
+    token_bytes,
+    token_name,
+)
 from cwm_jax.serve.server import Server
 from cwm_jax.serve.streaming import respond
 from cwm_jax.tokenizer import Tokenizer
@@ -31,18 +38,23 @@ _FIELDS = {"num_logprobs": "logprobs"}
 async def complete(server: Server, body: CompletionRequest, request: Request) -> Response:
     """Answers one completion request."""
     model = server.model_name(body.model)
-    tokenizer = server.service.tokenizer
+    tokenizer = server.tokenizer
     # Long texts take a while to encode.
     prompts = await asyncio.to_thread(_prompts, body.prompt, tokenizer)
     sampling = sampling_params(
         body,
-        tokenizer,
+        server,
         max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
         num_logprobs=body.logprobs or 0,
-        constraint=choices_after(body.allowed, tokenizer) if body.allowed else None,
     )
+    constraint = choices_after(body.allowed, server) if body.allowed else None
     job = Job(
-        endpoint="completions", prompts=prompts, n=body.n or 1, sampling=sampling, fields=_FIELDS
+        endpoint="completions",
+        prompts=prompts,
+        n=body.n or 1,
+        sampling=sampling,
+        fields=_FIELDS,
+        make_constraint=(lambda: constraint) if constraint else None,
     )
     generation = server.generate(job)
     wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
@@ -110,9 +122,8 @@ class _Answer:
         if delta.finish_reason == "length":
             state.finish_reason = "length"
         reason = None if delta.finish_reason is None else state.finish_reason
-        if not (delta.text or delta.token_ids or reason):
-            return ()
-        return [self._chunk(choice, delta, reason)]
+        start, state.num_characters = state.num_characters, self._end(state.num_characters, delta)
+        return self._chunks(choice, delta, reason, start)
 
     def closing(self) -> Iterable[Completion]:
         return [self._reply([], usage=self._generation.usage)] if self._with_usage else ()
@@ -123,18 +134,23 @@ class _Answer:
             whole = Delta(
                 token_ids=state.token_ids, text="".join(state.texts), logprobs=state.logprobs
             )
-            choices.append(self._shown(index, whole, state.finish_reason))
+            choices.append(self._shown(index, whole, state.finish_reason, 0))
         return self._reply(choices, usage=self._generation.usage)
 
-    def _chunk(self, choice: int, delta: Delta, reason: FinishReason | None) -> Completion:
+    def _chunks(
+        self, choice: int, delta: Delta, reason: FinishReason | None, start: int
+    ) -> Iterator[Completion]:
         usage = {"usage": None} if self._with_usage else {}
-        return self._reply([self._shown(choice, delta, reason)], **usage)
+        if delta.text or delta.token_ids or reason:
+            yield self._reply([self._shown(choice, delta, reason, start)], **usage)
 
     def _reply(self, choices: list[CompletionChoice], **usage) -> Completion:
         return Completion(**self._names, object="text_completion", choices=choices, **usage)
 
-    def _shown(self, index: int, delta: Delta, reason: FinishReason | None) -> CompletionChoice:
-        logprobs = self._logprobs(self._choices[index], delta) if self._with_logprobs else None
+    def _shown(
+        self, index: int, delta: Delta, reason: FinishReason | None, start: int
+    ) -> CompletionChoice:
+        logprobs = self._logprobs(delta, start) if self._with_logprobs else None
         return CompletionChoice(
             index=index,
             text=delta.text,
@@ -144,19 +160,25 @@ class _Answer:
             finish_reason=reason,
         )
 
-    def _logprobs(self, state: _Choice, delta: Delta) -> CompletionLogprobs:
-        decode = self._tokenizer.decode
-        tokens, offsets = [], []
-        for token in delta.logprobs:
-            tokens.append(decode([token.token_id]))
-            offsets.append(state.num_characters)
-            state.num_characters += len(tokens[-1])
+    def _logprobs(self, delta: Delta, start: int) -> CompletionLogprobs:
+        ids = [token.token_id for token in delta.logprobs]
+        lengths = [self._length(i) for i in ids]
         return CompletionLogprobs(
-            tokens=tokens,
+            tokens=[token_name(i, self._tokenizer) for i in ids],
             token_logprobs=[finite_logprob(token.logprob) for token in delta.logprobs],
             top_logprobs=[
-                {decode([i]): finite_logprob(logprob) for i, logprob in token.top}
+                {
+                    token_name(i, self._tokenizer): finite_logprob(logprob)
+                    for i, logprob in token.top
+                }
                 for token in delta.logprobs
             ],
-            text_offset=offsets,
+            text_offset=[start + n for n in itertools.accumulate(lengths, initial=0)][:-1],
         )
+
+    def _end(self, start: int, delta: Delta) -> int:
+        """Where the text of a delta's tokens ends; only told with log-probabilities."""
+        return start + sum(map(self._length, delta.token_ids)) if self._with_logprobs else start
+
+    def _length(self, token_id: int) -> int:
+        return len(token_bytes(token_id, self._tokenizer).decode("utf-8", "replace"))

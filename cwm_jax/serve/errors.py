@@ -82,9 +82,7 @@ class ApiError(Exception):
 
 
 def queue_full(message: str) -> ApiError:
-    return ApiError(
-        429, message, code="queue_full", headers={"Retry-After": str(RETRY_AFTER_S)}
-    )
+    return ApiError(429, message, code="queue_full", headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -107,7 +105,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def _(request: Request, error: HTTPException) -> Response:
         message = error.detail
         if error.status_code in (404, 405):
-            message = f"{request.method} {request.url.path}: {message}; see /docs for what there is"
+            message = f"{request.method} {request.url.path}: {message}; see /openapi.json"
         return ApiError(error.status_code, message, headers=error.headers).response()
 
     @app.exception_handler(Exception)

@@ -5,10 +5,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Protocol
 
-from cwm_jax.inference.requests import Delta, QueueFullError, RequestError, SamplingParams
+from cwm_jax.config import ModelConfig
+from cwm_jax.inference.requests import (
+    Constraint,
+    Delta,
+    QueueFullError,
+    RequestError,
+    SamplingParams,
+)
 from cwm_jax.serve.errors import ApiError, queue_full
 from cwm_jax.serve.metrics import Metrics
 from cwm_jax.serve.replies import PromptTokensDetails, Usage
@@ -26,14 +33,22 @@ class Stream(Protocol):
 class Service(Protocol):
     """What of ``cwm_jax.inference.service.EngineService`` the server uses."""
 
-    tokenizer: Tokenizer
-    max_length: int
-    vocab_size: int
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def model_config(self) -> ModelConfig: ...
+
+    @property
+    def max_length(self) -> int: ...
 
     @property
     def healthy(self) -> bool: ...
 
-    def submit(self, prompt: Sequence[int], sampling: SamplingParams) -> Stream: ...
+    @property
+    def failure(self) -> BaseException | None: ...
+
+    def submit(self, prompt: Sequence[int], sampling: SamplingParams, /) -> Stream: ...
 
     def stats(self) -> object: ...
 
@@ -51,6 +66,7 @@ class Job:
         prompts: token ids.
         n: continuations of each.
         sampling: of the first continuation of each prompt; the others have the seeds that follow.
+        make_constraint: called for each continuation, where one may remember something.
         fields: the request's names for those of the engine.
     """
 
@@ -59,13 +75,13 @@ class Job:
     n: int
     sampling: SamplingParams
     fields: Mapping[str, str]
+    make_constraint: Callable[[], Constraint] | None = None
 
     def sampling_of(self, choice: int) -> SamplingParams:
-        seed = self.sampling.seed
-        if seed is None or choice == 0:
-            return self.sampling
-        # Around the ends of 64 bits, and never the same seed twice.
-        return dataclasses.replace(self.sampling, seed=(seed + choice + 2**63) % 2**64 - 2**63)
+        seed, make = self.sampling.seed, self.make_constraint
+        if seed is not None:  # around the ends of 64 bits, and never the same twice
+            seed = (seed + choice + 2**63) % 2**64 - 2**63
+        return dataclasses.replace(self.sampling, seed=seed, constraint=make and make())
 
 
 class Generation:
@@ -106,7 +122,7 @@ class Generation:
             stream.cancel()
         self._queue.put_nowait(_WAKE)  # the engine may be busy, or stuck
 
-    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
+    async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
         """(choice, delta) as they come, each choice up to the delta with its finish_reason.
 
         Close it (``contextlib.aclosing``) where it may be left early.

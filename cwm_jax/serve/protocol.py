@@ -10,22 +10,21 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     JsonValue,
     Tag,
-    ValidationInfo,
-    WithJsonSchema,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError, core_schema
 
 from cwm_jax.inference.requests import MAX_LOGPROBS, MAX_STOP_TOKENS
-from cwm_jax.serve.tools import NAME_PATTERN
+from cwm_jax.serve.chat.tools import NAME_PATTERN
 
 MAX_CHOICES = 128  # OpenAI's limit of n
 MAX_STOP_STRINGS = 16  # assumed; OpenAI's limit is 4
@@ -64,38 +63,40 @@ def _is_dict(data: Any) -> bool:
     return isinstance(data, dict)
 
 
-def _unsupported(*neutral: Any, instead: str = "leave it out") -> Any:
-    """A field that may be left out, null, or ask for nothing with one of the ``neutral`` values."""
+class Unsupported:
+    """Of a field that may be left out, null, or ask for nothing with one of the neutral values."""
 
-    def check(value: Any) -> Any:
-        if value is not None and not any(_same(value, allowed) for allowed in neutral):
-            raise PydanticCustomError("unsupported", "not supported: {instead}", {"instead": instead})
+    def __init__(self, *neutral: Any, instead: str = "leave it out") -> None:
+        self._neutral, self._instead = neutral, instead
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> Any:
+        return {"enum": [None, *self._neutral]}
+
+    def _check(self, value: Any) -> Any:
+        if value is not None and not any(_same(value, neutral) for neutral in self._neutral):
+            raise PydanticCustomError(
+                "unsupported", "not supported: {instead}", {"instead": self._instead}
+            )
         return value
 
-    return Annotated[
-        Any, AfterValidator(check), WithJsonSchema({"enum": [None, *neutral]}), Field(default=None)
-    ]
 
-
-def _same(value: Any, allowed: Any) -> bool:
+def _same(value: Any, neutral: Any) -> bool:
     """Equal, and not as True equals 1."""
-    return value == allowed and isinstance(value, bool) == isinstance(allowed, bool)
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
-def _one_of(expected: str, **kinds: tuple[Callable[[Any], bool], Any]) -> Any:
-    """A union in which the value's own look decides which type it must have."""
+def _by_look(expected: str, **kinds: Callable[[Any], bool]) -> Discriminator:
+    """Of a union whose members are tagged ``~NAME``: the value's look decides, not what fits."""
 
     def kind_of(value: Any) -> str | None:
-        return next((f"~{name}" for name, (fits, _) in kinds.items() if fits(value)), None)
+        return next((f"~{name}" for name, fits in kinds.items() if fits(value)), None)
 
-    union: Any = None
-    for name, (_, type_) in kinds.items():
-        member = Annotated[type_, Tag(f"~{name}")]
-        union = member if union is None else union | member
-    return Annotated[
-        union,
-        Discriminator(kind_of, custom_error_type="kind", custom_error_message=f"expected {expected}"),
-    ]
+    return Discriminator(
+        kind_of, custom_error_type="kind", custom_error_message=f"expected {expected}"
+    )
 
 
 def _is_str(value: Any) -> bool:
@@ -111,7 +112,7 @@ def _list_of(first: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and bool(value) and type(value[0]) is first
 
 
-# Messages ------------------------------------------------------------------------------------------
+# Messages ---------------------------------------------------------------------------------------
 
 
 class TextPart(_Strict):
@@ -134,7 +135,8 @@ def _no_other_parts(value: Any) -> Any:
 
 
 Text = Annotated[
-    _one_of("a string or a list of text parts", string=(_is_str, str), parts=(_is_list, list[TextPart])),
+    Annotated[str, Tag("~string")] | Annotated[list[TextPart], Tag("~parts")],
+    _by_look("a string or a list of text parts", string=_is_str, parts=_is_list),
     BeforeValidator(_no_other_parts),
 ]
 
@@ -173,10 +175,10 @@ class AssistantMessage(_Strict):
     reasoning_content: str | None = None
     tool_calls: list[MessageToolCall] | None = None
     name: str | None = None
-    refusal: _unsupported() = None  # type: ignore[valid-type]
-    audio: _unsupported() = None  # type: ignore[valid-type]
-    function_call: _unsupported() = None  # type: ignore[valid-type]
-    annotations: _unsupported([]) = None  # type: ignore[valid-type]
+    refusal: Annotated[Any, Unsupported()] = None
+    audio: Annotated[Any, Unsupported()] = None
+    function_call: Annotated[Any, Unsupported()] = None
+    annotations: Annotated[Any, Unsupported([])] = None
 
 
 class ToolMessage(_Strict):
@@ -192,23 +194,29 @@ def _has_role(*roles: str) -> Callable[[Any], bool]:
     return lambda value: _is_dict(value) and value.get("role") in roles
 
 
-ChatMessage = _one_of(
-    "a message whose role is system, developer, user, assistant or tool",
-    system=(_has_role("system", "developer"), SystemMessage),
-    user=(_has_role("user"), UserMessage),
-    assistant=(_has_role("assistant"), AssistantMessage),
-    tool=(_has_role("tool"), ToolMessage),
-)
+ChatMessage = Annotated[
+    Annotated[SystemMessage, Tag("~system")]
+    | Annotated[UserMessage, Tag("~user")]
+    | Annotated[AssistantMessage, Tag("~assistant")]
+    | Annotated[ToolMessage, Tag("~tool")],
+    _by_look(
+        "a message whose role is system, developer, user, assistant or tool",
+        system=_has_role("system", "developer"),
+        user=_has_role("user"),
+        assistant=_has_role("assistant"),
+        tool=_has_role("tool"),
+    ),
+]
 
 
-# Tools and reasoning -------------------------------------------------------------------------------
+# Tools and reasoning ----------------------------------------------------------------------------
 
 
 class FunctionDefinition(_Strict):
     name: str = Field(pattern=NAME_PATTERN)
     description: str | None = None
     parameters: dict[str, JsonValue] | None = None
-    strict: _unsupported(False) = None  # type: ignore[valid-type]
+    strict: Annotated[Any, Unsupported(False)] = None
 
 
 class ToolDefinition(_Strict):
@@ -225,11 +233,11 @@ class NamedTool(_Strict):
     function: FunctionName
 
 
-ToolChoice = _one_of(
-    "'none', 'auto', 'required' or a function by name",
-    mode=(_is_str, Literal["none", "auto", "required"]),
-    named=(_is_dict, NamedTool),
-)
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("~mode")]
+    | Annotated[NamedTool, Tag("~named")],
+    _by_look("'none', 'auto', 'required' or a function by name", mode=_is_str, named=_is_dict),
+]
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -247,12 +255,12 @@ class ChatTemplateKwargs(_Strict):
     preserve_previous_think: bool | None = None
 
 
-# Requests ------------------------------------------------------------------------------------------
+# Requests ---------------------------------------------------------------------------------------
 
 
 class StreamOptions(_Strict):
     include_usage: bool | None = None
-    include_obfuscation: _unsupported(False) = None  # type: ignore[valid-type]
+    include_obfuscation: Annotated[Any, Unsupported(False)] = None
 
 
 class Allowed(_Strict):
@@ -271,8 +279,10 @@ TokenIds = Annotated[list[int], Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
-def _finite(**limits: float) -> Any:
-    return Annotated[float, Field(allow_inf_nan=False, **limits)]
+Stop = Annotated[
+    Annotated[StopString, Tag("~one")] | Annotated[StopStrings, Tag("~several")],
+    _by_look("a string or a list of strings", one=_is_str, several=_is_list),
+]
 
 
 class SamplingRequest(_Strict):
@@ -280,13 +290,15 @@ class SamplingRequest(_Strict):
 
     model: str | None = Field(None, description="One that /v1/models lists; by default the first.")
     max_tokens: Positive | None = None
-    temperature: _finite(ge=0, le=100) | None = None  # type: ignore[valid-type]
-    top_p: _finite(gt=0, le=1) | None = None  # type: ignore[valid-type]
+    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="-1 or 0: all (extension)")
-    min_p: _finite(ge=0, le=1) | None = None  # type: ignore[valid-type]
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    stop: _one_of("a string or a list of strings", one=(_is_str, StopString), several=(_is_list, StopStrings)) | None = None  # type: ignore[valid-type]
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(None, max_length=MAX_STOP_TOKENS)
+    stop: Stop | None = None
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, max_length=MAX_STOP_TOKENS
+    )
     ignore_eos: bool | None = Field(None, description="Go on after the model's own stop tokens.")
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stream: bool | None = None
@@ -294,59 +306,68 @@ class SamplingRequest(_Strict):
     # Known to clients, and without an effect on the answer.
     user: str | None = None
     metadata: dict[str, str] | None = None
+    return_token_ids: bool | None = None
     # Known to clients, and refused where they ask for something.
-    logit_bias: _unsupported({}) = None  # type: ignore[valid-type]
-    presence_penalty: _unsupported(0) = None  # type: ignore[valid-type]
-    frequency_penalty: _unsupported(0) = None  # type: ignore[valid-type]
-    repetition_penalty: _unsupported(1) = None  # type: ignore[valid-type]
-    min_tokens: _unsupported(0) = None  # type: ignore[valid-type]
-    best_of: _unsupported() = None  # type: ignore[valid-type]
+    skip_special_tokens: Annotated[Any, Unsupported(False)] = None
+    include_stop_str_in_output: Annotated[Any, Unsupported(False)] = None
+    logit_bias: Annotated[Any, Unsupported({})] = None
+    presence_penalty: Annotated[Any, Unsupported(0)] = None
+    frequency_penalty: Annotated[Any, Unsupported(0)] = None
+    repetition_penalty: Annotated[Any, Unsupported(1)] = None
+    min_tokens: Annotated[Any, Unsupported(0)] = None
+    best_of: Annotated[Any, Unsupported()] = None
 
 
 class ChatRequest(SamplingRequest):
     """``/v1/chat/completions``."""
 
-    messages: list[ChatMessage] = Field(min_length=1)  # type: ignore[valid-type]
+    messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     tools: list[ToolDefinition] | None = Field(None, max_length=128)
-    tool_choice: ToolChoice | None = None  # type: ignore[valid-type]
+    tool_choice: ToolChoice | None = None
     reasoning: Reasoning | None = None
     reasoning_effort: Effort | None = None
     chat_template_kwargs: ChatTemplateKwargs | None = None
     # Without an effect on the answer.
-    store: _unsupported(False) = None  # type: ignore[valid-type]
+    store: Annotated[Any, Unsupported(False)] = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     # Refused where they ask for something.
-    parallel_tool_calls: _unsupported(True) = None  # type: ignore[valid-type]
-    response_format: _unsupported({"type": "text"}) = None  # type: ignore[valid-type]
-    modalities: _unsupported(["text"]) = None  # type: ignore[valid-type]
-    functions: _unsupported(instead="use tools") = None  # type: ignore[valid-type]
-    function_call: _unsupported(instead="use tool_choice") = None  # type: ignore[valid-type]
-    audio: _unsupported() = None  # type: ignore[valid-type]
-    prediction: _unsupported() = None  # type: ignore[valid-type]
-    verbosity: _unsupported() = None  # type: ignore[valid-type]
-    web_search_options: _unsupported() = None  # type: ignore[valid-type]
+    parallel_tool_calls: Annotated[Any, Unsupported(True)] = None
+    response_format: Annotated[Any, Unsupported({"type": "text"})] = None
+    modalities: Annotated[Any, Unsupported(["text"])] = None
+    functions: Annotated[Any, Unsupported(instead="use tools")] = None
+    function_call: Annotated[Any, Unsupported(instead="use tool_choice")] = None
+    audio: Annotated[Any, Unsupported()] = None
+    prediction: Annotated[Any, Unsupported()] = None
+    verbosity: Annotated[Any, Unsupported()] = None
+    web_search_options: Annotated[Any, Unsupported()] = None
 
 
-Prompt = _one_of(
-    "a string, a list of strings, a list of token ids or a list of such lists, not empty",
-    text=(_is_str, str),
-    texts=(_list_of(str), list[str]),
-    ids=(_list_of(int), TokenIds),
-    several=(_list_of(list), list[TokenIds]),
-)
+Prompt = Annotated[
+    Annotated[str, Tag("~text")]
+    | Annotated[list[str], Tag("~texts")]
+    | Annotated[TokenIds, Tag("~ids")]
+    | Annotated[list[TokenIds], Tag("~several")],
+    _by_look(
+        "a string, a list of strings, a list of token ids or a list of such lists, not empty",
+        text=_is_str,
+        texts=_list_of(str),
+        ids=_list_of(int),
+        several=_list_of(list),
+    ),
+]
 
 
 class CompletionRequest(SamplingRequest):
     """``/v1/completions``; a text gets ``<|begin_of_text|>`` before it, token ids do not."""
 
-    prompt: Prompt  # type: ignore[valid-type]
+    prompt: Prompt
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     allowed: Allowed | None = None
     # Refused where they ask for something.
-    echo: _unsupported(False) = None  # type: ignore[valid-type]
-    suffix: _unsupported("") = None  # type: ignore[valid-type]
+    echo: Annotated[Any, Unsupported(False)] = None
+    suffix: Annotated[Any, Unsupported("")] = None

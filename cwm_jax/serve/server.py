@@ -13,12 +13,15 @@ class Server:
     """The engine's service, its options and its counters.
 
     Attributes:
+        tokenizer: the model's.
         is_draining: no request is admitted any more; those that run are finished.
         num_open: requests without a whole reply.
     """
 
     def __init__(self, service: Service, options: ServeOptions) -> None:
-        self.service, self.options = service, options
+        if service.tokenizer is None:
+            raise ValueError("the engine has no tokenizer; expected the model's: texts come and go")
+        self.service, self.options, self.tokenizer = service, options, service.tokenizer
         self.metrics = Metrics(service)
         self.created = now_s()
         self.is_draining = False
@@ -53,5 +56,7 @@ class Server:
 
     def check_alive(self) -> None:
         """Raises ApiError once the engine's loop has died."""
-        if not self.service.healthy:
+        if self.service.failure is not None:
             raise ApiError(503, "the engine has failed; restart the server", code="engine_failed")
+        if not self.service.healthy:
+            raise ApiError(503, "the server shuts down", code="shutting_down")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Protocol
 
 from pydantic import BaseModel
@@ -30,7 +30,7 @@ class Answer(Protocol):
     """What an endpoint makes of deltas."""
 
     def add(self, choice: int, delta: Delta) -> Iterable[BaseModel]:
-        """Takes a delta; the chunks to be sent for it."""
+        """Takes a delta; the chunks to be sent for it, made as they are read."""
         ...
 
     def opening(self) -> Iterable[BaseModel]:
@@ -54,8 +54,7 @@ async def respond(
         return EventStream(generation, answer, timeout_s)
     async with _ending_with_the_client(generation, request.receive):
         async for index, delta in _in_time(generation, timeout_s):
-            for _ in answer.add(index, delta):
-                pass  # chunks are of streams
+            answer.add(index, delta)  # its chunks are made by who reads them
     if generation.failure is not None:
         raise generation.failure
     return json_response(answer.reply())
@@ -77,15 +76,13 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with _ending_with_the_client(self._generation, receive):
-            await send(
-                {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-            )
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async with contextlib.aclosing(self._events()) as events:
                 async for event in events:
                     await send({"type": "http.response.body", "body": event, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
 
-    async def _events(self) -> AsyncIterator[bytes]:
+    async def _events(self) -> AsyncGenerator[bytes, None]:
         try:
             for chunk in self._answer.opening():
                 yield _event(chunk)
@@ -112,7 +109,9 @@ def _event(chunk: BaseModel) -> bytes:
     return f"data: {chunk.model_dump_json(exclude_unset=True)}\n\n".encode()
 
 
-async def _in_time(generation: Generation, timeout_s: float) -> AsyncIterator[tuple[int, Delta]]:
+async def _in_time(
+    generation: Generation, timeout_s: float
+) -> AsyncGenerator[tuple[int, Delta], None]:
     """The deltas; the generation is cancelled when time is up, and so ends."""
     timer = asyncio.get_running_loop().call_later(timeout_s, generation.cancel, "timeout")
     try:

@@ -1,8 +1,8 @@
 """Tools as CWM was trained to call them: how they are described, called, and found in an answer.
 
-A call is ``<tool: NAME>``, its content and ``</tool>``, each on lines of its own. The content of the
-four tools that CWM knows is text; of any other it is a JSON object. Source: the protocol of Meta's
-agents; the words of the descriptions are this project's.
+A call is ``<tool: NAME>``, its content and ``</tool>``, each on lines of its own. The content of
+the four tools that CWM knows is text; of any other it is a JSON object. Source: the protocol of
+Meta's agents; the words of the descriptions are this project's.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class ToolCallParser:
         self._text = ""
         self._given = 0  # characters of _text
         self._searched = 0  # no opening begins before
-        self._num_calls = 0
+        self._call_end = -1  # of the last one
 
     def feed(self, text: str) -> tuple[str, list[ToolCall]]:
         if not self._tools:
@@ -134,15 +134,14 @@ class ToolCallParser:
             if tool is not None and arguments is not None:
                 content += self._give(_before_line_ends(self._text, found.start()))
                 calls.append(ToolCall(tool.name, arguments))
-                self._given = self._searched = end + len(_CLOSING)
-                self._num_calls += 1
+                self._given = self._searched = self._call_end = end + len(_CLOSING)
         return content + self._give(self._certain()), calls
 
     def finish(self) -> str:
         """The text that was held back; line ends after the last call are part of no text."""
-        rest = self._text[self._given :]
-        self._given = len(self._text)
-        return "" if self._num_calls and not rest.strip() else rest
+        start, self._given = self._given, len(self._text)
+        rest = self._text[start:]
+        return "" if start == self._call_end and not rest.strip() else rest
 
     def _certain(self) -> int:
         """Where the text ends that no call can begin in, nor line ends before one."""

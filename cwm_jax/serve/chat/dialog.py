@@ -12,9 +12,9 @@ from cwm_jax.data.chat import (
     with_reasoning_prompt,
     without_previous_reasoning,
 )
+from cwm_jax.serve.chat.tools import Tool, ToolCall, describe_tools, render_call
 from cwm_jax.serve.errors import ApiError
 from cwm_jax.serve.protocol import AssistantMessage, ChatRequest, NamedTool, ToolMessage
-from cwm_jax.serve.tools import Tool, ToolCall, describe_tools, render_call
 from cwm_jax.tokenizer import Tokenizer
 
 
@@ -123,7 +123,7 @@ def _tools(request: ChatRequest) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
     if isinstance(choice, NamedTool) and choice.function.name not in names:
         raise _wrong(
             "tool_choice.function.name",
-            f"{choice.function.name!r}; expected one of the tools: {', '.join(names) or 'none given'}",
+            f"{choice.function.name!r}; expected one of the tools: {', '.join(names) or 'none'}",
         )
     if choice == "required" and not names:
         raise _wrong("tool_choice", "'required', but there are no tools")

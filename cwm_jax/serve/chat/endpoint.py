@@ -12,12 +12,13 @@ from starlette.responses import Response
 
 from cwm_jax.inference import requests as engine
 from cwm_jax.inference.requests import Delta
-from cwm_jax.serve.dialog import Dialog, dialog_of
+from cwm_jax.serve.chat.dialog import Dialog, dialog_of
+from cwm_jax.serve.chat.forced_call import ForcedCall
+from cwm_jax.serve.chat.reasoning import ReasoningSplitter
+from cwm_jax.serve.chat.tools import ToolCall, ToolCallParser
 from cwm_jax.serve.errors import ApiError
-from cwm_jax.serve.forced_call import ForcedCall
 from cwm_jax.serve.generation import Generation, Job
 from cwm_jax.serve.protocol import ChatRequest
-from cwm_jax.serve.reasoning import ReasoningSplitter
 from cwm_jax.serve.replies import (
     Alternative,
     CalledFunction,
@@ -36,10 +37,9 @@ from cwm_jax.serve.replies import (
     now_s,
     reply_id,
 )
-from cwm_jax.serve.sampling import finite_logprob, sampling_params
+from cwm_jax.serve.sampling import finite_logprob, sampling_params, token_bytes, token_name
 from cwm_jax.serve.server import Server
 from cwm_jax.serve.streaming import respond
-from cwm_jax.serve.tools import ToolCall, ToolCallParser
 from cwm_jax.tokenizer import Tokenizer
 
 _FIELDS = {"prompt": "messages", "num_logprobs": "top_logprobs"}
@@ -51,7 +51,7 @@ async def chat(server: Server, body: ChatRequest, request: Request) -> Response:
     _check(body)
     # Long texts take a while to encode.
     dialog = await asyncio.to_thread(
-        dialog_of, body, server.service.tokenizer, reasons_by_default=server.options.reasoning
+        dialog_of, body, server.tokenizer, reasons_by_default=server.options.reasoning
     )
     generation = server.generate(_job(server, body, dialog))
     wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
@@ -59,7 +59,7 @@ async def chat(server: Server, body: ChatRequest, request: Request) -> Response:
         generation,
         model=model,
         choices=[
-            _Choice(server.service.tokenizer, dialog, with_logprobs=bool(body.logprobs))
+            _Choice(server.tokenizer, dialog, with_logprobs=bool(body.logprobs))
             for _ in range(body.n or 1)
         ],
         with_usage=wants_usage,
@@ -93,19 +93,22 @@ def _check(body: ChatRequest) -> None:
 
 
 def _job(server: Server, body: ChatRequest, dialog: Dialog) -> Job:
-    tokenizer = server.service.tokenizer
-    constraint = None
-    if dialog.must_call:
-        constraint = ForcedCall(tokenizer, dialog.must_call, is_reasoning=dialog.is_reasoning)
+    def forced_call() -> ForcedCall:
+        return ForcedCall(server.tokenizer, dialog.must_call, is_reasoning=dialog.is_reasoning)
+
     sampling = sampling_params(
         body,
-        tokenizer,
+        server,
         max_tokens=body.max_completion_tokens or body.max_tokens or server.service.max_length,
         num_logprobs=body.top_logprobs or 0,
-        constraint=constraint,
     )
     return Job(
-        endpoint="chat", prompts=[dialog.prompt], n=body.n or 1, sampling=sampling, fields=_FIELDS
+        endpoint="chat",
+        prompts=[dialog.prompt],
+        n=body.n or 1,
+        sampling=sampling,
+        fields=_FIELDS,
+        make_constraint=forced_call if dialog.must_call else None,
     )
 
 
@@ -241,10 +244,10 @@ class _Answer:
         choice = ChatChunkChoice(
             index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason
         )
-        usage = {"usage": None} if self._with_usage else {}
-        return ChatCompletionChunk(
-            **self._names, object="chat.completion.chunk", choices=[choice], **usage
-        )
+        chunk = ChatCompletionChunk(**self._names, object="chat.completion.chunk", choices=[choice])
+        if self._with_usage:
+            chunk.usage = None  # set, and so sent
+        return chunk
 
 
 def _call_reply(call: ToolCall) -> ToolCallReply:
@@ -276,7 +279,7 @@ def _token_logprob(tokenizer: Tokenizer, token: engine.TokenLogprob) -> TokenLog
 
 def _alternative(tokenizer: Tokenizer, token_id: int, logprob: float) -> Alternative:
     return Alternative(
-        token=tokenizer.decode([token_id]),
+        token=token_name(token_id, tokenizer),
         logprob=finite_logprob(logprob),
-        bytes=list(tokenizer.decode_bytes([token_id])),
+        bytes=list(token_bytes(token_id, tokenizer)),
     )

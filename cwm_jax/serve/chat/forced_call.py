@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from cwm_jax.data.chat import THINK_CLOSING
-from cwm_jax.serve.tools import opening
+from cwm_jax.serve.chat.tools import opening
 from cwm_jax.tokenizer import Tokenizer
 
-_WINDOW_TOKENS = len(THINK_CLOSING) + 1  # in the last so many the marker is, if a token completes it
+_WINDOW_TOKENS = (
+    len(THINK_CLOSING) + 1
+)  # in the last so many the marker is, if a token completes it
 
 
 class ForcedCall:

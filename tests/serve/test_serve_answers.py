@@ -1,0 +1,197 @@
+"""Reasoning and tool calls in an answer: the parts are the same however the text is cut."""
+
+import json
+import random
+
+import pytest
+
+from cwm_jax.serve.chat.forced_call import ForcedCall
+from cwm_jax.serve.chat.reasoning import ReasoningSplitter
+from cwm_jax.serve.chat.tools import (
+    Tool,
+    ToolCall,
+    ToolCallParser,
+    describe_tools,
+    opening,
+    render_call,
+)
+
+BASH = Tool("bash")
+TOOLS = (BASH, Tool("get-weather_2", "The weather.", {"properties": {"city": {"type": "string"}}}))
+
+
+def cuts(text: str):
+    """Whole, by character, and at random."""
+    yield [text]
+    yield [*text]
+    rng = random.Random(0)
+    for _ in range(20):
+        at = sorted(rng.choices(range(len(text) + 1), k=rng.randint(1, 6)))
+        yield [text[a:b] for a, b in zip([0, *at], [*at, len(text)], strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "content"),
+    [
+        ("hm\n</think>\nyes", "hm", "yes"),
+        ("hm</think>yes", "hm", "yes"),
+        ("hm\n\n</think>\n\nyes\n", "hm\n", "\nyes\n"),
+        ("a < b </thin </think>c</think>", "a < b </thin ", "c</think>"),
+        ("never\n</think", "never\n</think", ""),
+        ("</think>\n", "", ""),
+        ("\n\n</think></think>", "\n", "</think>"),
+        ("", "", ""),
+    ],
+)
+def test_reasoning_ends_at_the_first_marker(text, reasoning, content):
+    for pieces in cuts(text):
+        splitter = ReasoningSplitter(is_reasoning=True)
+        parts = [*map(splitter.feed, pieces), splitter.finish()]
+        assert ("".join(r for r, _ in parts), "".join(c for _, c in parts)) == (reasoning, content)
+
+
+def test_an_answer_without_reasoning_is_content():
+    assert ReasoningSplitter(is_reasoning=False).feed("a</think>b") == ("", "a</think>b")
+
+
+def test_reasoning_is_given_out_as_soon_as_it_is_no_marker():
+    splitter = ReasoningSplitter(is_reasoning=True)
+    given = [splitter.feed(piece)[0] for piece in ("so\n", "</th", "ree", "</think>")]
+    assert given == ["so", "", "\n</three", ""]
+
+
+CALLS = [
+    ("<tool: bash>\nls -l\n</tool>", "", [ToolCall("bash", '{"command": "ls -l"}')]),
+    (
+        "Let me see.\n\n<tool: bash>\nls\ncat x\n</tool>\n",
+        "Let me see.",
+        [ToolCall("bash", '{"command": "ls\\ncat x"}')],
+    ),
+    (
+        'a\n<tool: get-weather_2>\n{"city": "Ulm"}\n</tool>\n<tool: bash>\n\n</tool>',
+        "a",
+        [ToolCall("get-weather_2", '{"city": "Ulm"}'), ToolCall("bash", '{"command": ""}')],
+    ),
+    ("<tool: get-weather_2>\n</tool>", "", [ToolCall("get-weather_2", "{}")]),
+    ("<tool: bash>\na\n</tool>\nand\n", "\nand\n", [ToolCall("bash", '{"command": "a"}')]),
+    # What is no call stays in the text.
+    ("<tool: rm>\nx\n</tool>", "<tool: rm>\nx\n</tool>", []),
+    ("<tool: bashful>\nx\n</tool>\n", "<tool: bashful>\nx\n</tool>\n", []),
+    ("see <tool: bash>\nx\n</tool>", "see <tool: bash>\nx\n</tool>", []),
+    ("<tool: bash> x\n</tool>", "<tool: bash> x\n</tool>", []),
+    ("<tool: bash>\nnever ends\n\n", "<tool: bash>\nnever ends\n\n", []),
+    (
+        "<tool: get-weather_2>\nUlm, please\n</tool>",
+        "<tool: get-weather_2>\nUlm, please\n</tool>",
+        [],
+    ),
+    ("<tool: get-weather_2>\n[1]\n</tool>", "<tool: get-weather_2>\n[1]\n</tool>", []),
+    (
+        "<tool: rm>\n<tool: bash>\nx\n</tool>",
+        "<tool: rm>",
+        [ToolCall("bash", '{"command": "x"}')],
+    ),
+    ("a\n\n\n", "a\n\n\n", []),
+    ("<tool", "<tool", []),
+    ("a\n<b\n<tool: ", "a\n<b\n<tool: ", []),
+]
+
+
+@pytest.mark.parametrize(("text", "content", "calls"), CALLS)
+def test_calls_are_found(text, content, calls):
+    for pieces in cuts(text):
+        parser = ToolCallParser(TOOLS)
+        fed = [*map(parser.feed, pieces)]
+        assert "".join(t for t, _ in fed) + parser.finish() == content, pieces
+        assert [call for _, found in fed for call in found] == calls
+
+
+def test_text_is_given_out_as_soon_as_it_is_no_call():
+    parser = ToolCallParser(TOOLS)
+    assert [
+        parser.feed(p)[0] for p in ("a\n", "b ", "<tool: ", "c\n", "<tool: ba", "g>", "\n")
+    ] == [
+        "a",
+        "\nb ",
+        "<tool: ",
+        "c",
+        "",
+        "",
+        "\n<tool: bag>",
+    ]
+
+
+def test_without_tools_nothing_is_a_call():
+    assert ToolCallParser(()).feed(CALLS[0][0]) == (CALLS[0][0], [])
+
+
+@pytest.mark.parametrize(("text", "_content", "calls"), [c for c in CALLS if c[2]])
+def test_calls_round_trip(text, _content, calls):
+    parser = ToolCallParser(TOOLS)
+    assert parser.feed("\n".join(map(render_call, calls)))[1] == calls
+
+
+@pytest.mark.parametrize(
+    ("tool", "argument"),
+    [
+        (BASH, "command"),
+        (Tool("submit"), "path"),
+        (Tool("bash", "", {"properties": {"cmd": {"type": "string"}}}), "cmd"),
+        (Tool("bash", "", {"properties": {"cmd": {"type": "integer"}}}), None),
+        (Tool("edit", "", {"properties": {"a": {"type": "string"}, "b": {}}}), None),
+        (Tool("bash", "", {"properties": ["x"]}), None),
+        (Tool("run", "", {"properties": {"command": {"type": "string"}}}), None),
+    ],
+)
+def test_the_content_of_cwms_own_tools_is_text(tool, argument):
+    assert tool.text_argument == argument
+    described = describe_tools([tool])
+    assert f"## {tool.name}\n" in described
+    assert ("JSON object of this schema" in described) == (argument is None)
+
+
+def test_arguments_that_are_no_single_string_are_written_as_they_are():
+    for arguments in ('{"command": 1}', '{"a": "b", "c": "d"}', "[", '"x"'):
+        assert render_call(ToolCall("bash", arguments)) == f"<tool: bash>\n{arguments}\n</tool>"
+
+
+class Pieces:
+    """A tokenizer of characters, in which some longer pieces are tokens too."""
+
+    LONGER = (">\n", ">\n\n", "k>", "</think>")
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(character) for character in text]
+
+    def decode(self, ids) -> str:
+        return "".join(chr(i) if i > 0 else self.LONGER[-i] for i in ids)
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "line_end"),
+    [
+        (None, ""),
+        ([*map(ord, "a </think>")], "\n"),
+        ([*map(ord, "</think"), 0], ""),
+        ([*map(ord, "a\n</think"), -1], ""),
+        ([*map(ord, "</thin"), -2], "\n"),
+        ([*map(ord, "<think>"), -3], "\n"),
+    ],
+)
+@pytest.mark.parametrize("name", ["bash", "get-weather_2"])
+def test_a_forced_call_follows_the_reasoning(name, reasoning, line_end):
+    names = ["bash", "get-weather_2"]
+    force = ForcedCall(Pieces(), names, is_reasoning=reasoning is not None)  # type: ignore
+    generated = reasoning or []
+    assert all(force(generated[:n]) is None for n in range(len(generated)))
+    for character in line_end + opening(name):
+        allowed = force(generated)
+        assert ord(character) in allowed and len(allowed) == 1 + (generated[-1:] == [ord(" ")])
+        generated = [*generated, ord(character)]
+    assert force(generated) is None
+    assert force([*generated, ord("x")]) is None
+
+
+def test_arguments_of_text_are_json():
+    text = 'echo "ü\\n" \x01\u2028'
+    assert json.loads(BASH.arguments(text)) == {"command": text}
