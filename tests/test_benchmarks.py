@@ -20,6 +20,7 @@ from benchmarks import (
     attention_gpu_torch,
     compile_time,
     inference,
+    serve_load,
     trace_ablation,
     train_step_cpu,
 )
@@ -202,3 +203,13 @@ def test_attention_is_measured_on_the_cpu(capsys, monkeypatch):
     monkeypatch.setattr(attention_cpu, "IMPLEMENTATIONS", ("chunked",))
     attention_cpu.main(["--tokens", "16", "--rounds", "1"])
     assert "| 16 | chunked | " in capsys.readouterr().out
+
+
+def test_a_short_load_leaves_nothing_behind(capsys, monkeypatch):
+    monkeypatch.setattr(serve_load, "MAX_GROWTH", 0.5)  # three seconds are all start
+    command = ["--seconds", "3", "--streams", "16", "--max-rows", "4", "--max-length", "512"]
+    status = serve_load.main(command)
+    printed = capsys.readouterr().out
+    assert status == 0 and "everything holds" in printed, printed
+    for kind in ("stream: answered", "cancel: left", "too large: 413", "malformed: 400"):
+        assert f"| {kind} | " in printed

@@ -12,6 +12,9 @@ from cwm_jax.serve.server import Server
 
 PATHS = ("/chat/completions", "/completions", "/models", "/health", "/metrics")
 PREFIX = "/v1"
+# Of a body that is too large so much is read and dropped: a client that still sends when the
+# connection is closed does not get to read why.
+_MAX_DISCARDED_BYTES = 64 * 2**20
 _PAGE = "/debugger"
 _API = "/debugger/api"
 
@@ -87,23 +90,27 @@ class Gate:
         """All of it, at most so much and in so much time; None: the client has gone."""
         options = self._server.options
         declared = _header(scope, b"content-length")
-        if declared.isdigit() and len(declared) <= 20:  # the server has refused what is no number
-            self._check_size(int(declared))
-        body = bytearray()
+        if _header(scope, b"expect") and declared.isdigit():  # asks before it sends
+            self._check_size(int(declared[:20]))
+        body, num_bytes = bytearray(), 0
+        most_read = max(options.max_body_bytes, _MAX_DISCARDED_BYTES)
         try:
             async with asyncio.timeout(options.body_timeout_s):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
-                    body += message.get("body", b"")
-                    self._check_size(len(body))
-                    if not message.get("more_body", False):
+                    piece = message.get("body", b"")
+                    num_bytes += len(piece)
+                    if num_bytes <= options.max_body_bytes:
+                        body += piece
+                    if num_bytes > most_read or not message.get("more_body", False):
+                        self._check_size(num_bytes)
                         return bytes(body)
         except TimeoutError:
             raise ApiError(
                 408,
-                f"{len(body)} bytes of the body came within {options.body_timeout_s:g} s; expected "
+                f"{num_bytes} bytes of the body came within {options.body_timeout_s:g} s; expected "
                 "all of it",
                 code="timeout",
                 headers={"Connection": "close"},
@@ -114,7 +121,7 @@ class Gate:
         if num_bytes > most:
             raise ApiError(
                 413,
-                f"the body has {num_bytes} bytes or more; expected at most {most}",
+                f"the body has {num_bytes} bytes; expected at most {most}",
                 param="body",
                 code="body_too_large",
                 headers={"Connection": "close"},
