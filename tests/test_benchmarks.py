@@ -207,7 +207,7 @@ def test_attention_is_measured_on_the_cpu(capsys, monkeypatch):
 
 def test_a_short_load_leaves_nothing_behind(capsys, monkeypatch):
     monkeypatch.setattr(serve_load, "MAX_GROWTH", 0.5)  # three seconds are all start
-    command = ["--seconds", "3", "--streams", "16", "--max-rows", "4", "--max-length", "512"]
+    command = ["--seconds", "3", "--streams", "16", "--max-rows", "2", "--max-length", "256"]
     status = serve_load.main(command)
     printed = capsys.readouterr().out
     assert status == 0 and "everything holds" in printed, printed
