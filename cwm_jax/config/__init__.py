@@ -6,7 +6,13 @@ required field has no default. Numbers that follow from others (steps, tokens pe
 computed in ``cwm_jax.training.plan``, never stored.
 """
 
-from cwm_jax.config.architecture import ModelConfig, RopeParameters, layer_types_3_to_1
+from cwm_jax.config.architecture import (
+    FULL_ATTENTION,
+    SLIDING_ATTENTION,
+    ModelConfig,
+    RopeParameters,
+    layer_types_3_to_1,
+)
 from cwm_jax.config.data import (
     DataConfig,
     GeneratedTraces,
@@ -25,8 +31,10 @@ from cwm_jax.config.run import RunConfig
 from cwm_jax.config.training import BatchConfig, BatchPhase, CheckpointConfig, OptimizerConfig
 
 __all__ = [
+    "FULL_ATTENTION",
     "REMAT_POLICIES",
     "REMAT_TENSORS",
+    "SLIDING_ATTENTION",
     "BatchConfig",
     "BatchPhase",
     "CheckpointConfig",

@@ -1,95 +1,304 @@
-"""The cache of a batch of rows: made empty, filled with prompts, extended token by token.
+"""The cache of some rows: made empty, extended by many tokens of a row, or by one of every row.
 
 Pure functions over ``(params, cache, tokens)``: jit them with the cache donated, or it is copied.
 
-P prompts of a call, T their padded length, C rows of the cache, V vocab.
+Local layers keep their window alone. A cache is pages of ``page_tokens`` positions; the pages of a
+global layer hold a whole row, those of a local layer form a ring: position p lies in page
+``p // page_tokens % n`` of its row. ``CacheLayout`` says how many there are of each, and
+``extend_pages`` and ``decode_pages`` take any pages for any row: the engine deals them out as rows
+grow, and shares them. A ``KVCache`` has fixed ones, for a researcher's loop.
+
+C rows of the cache, B rows and T tokens of a call, V vocab.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from cwm_jax.config import ExecutionConfig, ModelConfig
-from cwm_jax.model.cache import CacheAccess, Caches, LayerCache
+from cwm_jax.config import SLIDING_ATTENTION, ExecutionConfig, ModelConfig
+from cwm_jax.kernels.mask import extending_mask
+from cwm_jax.model.cache import Caches, Decoding, Extending, LayerCache, Places
 from cwm_jax.model.transformer import (
     DEFAULT_EXECUTION,
     Params,
     cached_hidden_states,
     logits_from_hidden,
 )
+from cwm_jax.sharding import shard
+
+PAGE_TOKENS = 64  # assumed: a tile of the GPU kernel; less wastes less, more is indexed faster
 
 
-class KVCache(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class CacheLayout:
+    """Sizes of a cache in pages.
+
+    Attributes:
+        max_length: tokens of a row.
+        page_tokens: positions of a page.
+        spare_tokens: positions beyond the window of which a local layer's ring keeps room: as many
+            as a row may grow while its pages stay the same.
+    """
+
+    model_config: ModelConfig
+    max_length: int
+    page_tokens: int = PAGE_TOKENS
+    spare_tokens: int = 1
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Layer types that the model has, the global one first."""
+        return tuple(sorted({*self.model_config.layer_types}))
+
+    def row_pages(self, kind: str) -> int:
+        """Pages that a whole row has in a layer of that type."""
+        whole = -(-self.max_length // self.page_tokens)
+        window = self.model_config.window(kind)
+        if window is None:
+            return whole
+        # the newest position may be the first of its page, the oldest seen the last of its own
+        return min(whole, -(-(window + self.spare_tokens - 1) // self.page_tokens) + 1)
+
+    def context_pages(self, kind: str, num_tokens: int) -> int:
+        """Pages that hold what a token sees of the ``num_tokens`` before it."""
+        pages = -(-num_tokens // self.page_tokens)
+        window = self.model_config.window(kind)
+        if window is None:
+            return pages
+        return min(pages, -(-(window - 1) // self.page_tokens) + 1)
+
+    def first_context_page(self, kind: str, num_tokens):
+        """Number of the page that holds the first of them; an int or an array of them."""
+        window = self.model_config.window(kind)
+        if window is None:
+            return num_tokens * 0
+        first = num_tokens - (window - 1)
+        return first * (first > 0) // self.page_tokens
+
+    def page_bytes(self, kind: str, dtype: str) -> int:
+        """Of a page in all layers of that type; int8 has a float32 scale per head and token."""
+        config = self.model_config
+        num_layers = sum(layer_type == kind for layer_type in config.layer_types)
+        head = config.head_dim * jnp.dtype(dtype).itemsize + (4 if dtype == "int8" else 0)
+        return 2 * num_layers * self.page_tokens * config.num_key_value_heads * head
+
+
+def init_pages(layout: CacheLayout, num_pages: Mapping[str, int], *, dtype: str) -> Caches:
+    """Empty pages, so many in every layer of a type; ``dtype`` may be int8."""
+    config, kinds = layout.model_config, layout.model_config.layer_types
+    K, H = config.num_key_value_heads, config.head_dim
+
+    def zeros(kind: str, repeats: int) -> LayerCache:
+        shape = (repeats, num_pages[kind], K, layout.page_tokens, H)
+        axes = ("layers", None, "act_kv_heads", None, "head_dim")
+
+        def make(shape, axes, dtype):
+            return shard(jnp.zeros(shape, dtype), *axes)
+
+        arrays = [make(shape, axes, dtype) for _ in range(2)]
+        if dtype == "int8":
+            arrays += [make(shape[:-1], axes[:-1], jnp.float32) for _ in range(2)]
+        return LayerCache(*arrays)
+
+    in_groups = config.period * config.num_repeats
+    return Caches(
+        [zeros(kind, config.num_repeats) for kind in kinds[: config.period]],
+        [zeros(kind, 1) for kind in kinds[in_groups:]],
+    )
+
+
+class Extension(NamedTuple):
+    """Tokens that go on in rows; the same for all layers of a type."""
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    """In their rows."""
+    segment_ids: Int[Array, "B T"]
+    """1 goes on where the context of the call's row ends; others are rows that begin; 0 padding."""
+    places: dict[str, Places]
+    """By layer type: where they are written."""
+    context: dict[str, Int[Array, "B n"]]
+    """By layer type: pages of the context, from ``CacheLayout.first_context_page`` on."""
+    context_lengths: Int[Array, " B"]
+
+
+def extend_pages(
+    params: Params,
+    layout: CacheLayout,
+    caches: Caches,
+    extension: Extension,
+    *,
+    execution: ExecutionConfig = DEFAULT_EXECUTION,
+) -> tuple[Float[Array, "B T D"], Caches]:
+    """What the output head reads at each token, and the caches with them."""
+    P, T = layout.page_tokens, extension.tokens.shape[1]
+
+    def access(kind: str) -> Extending:
+        pages, lengths = extension.context[kind], extension.context_lengths
+        offsets = lengths - layout.first_context_page(kind, lengths) * P
+        num_keys = pages.shape[1] * P + T
+        if not pages.shape[1]:
+            offsets = jnp.zeros_like(offsets)
+        window = layout.model_config.window(kind)
+        mask = extending_mask(extension.segment_ids, offsets, num_keys, window)
+        return Extending(extension.places[kind], pages, offsets, mask)
+
+    return cached_hidden_states(
+        params,
+        layout.model_config,
+        extension.tokens,
+        positions=extension.positions,
+        caches=caches,
+        access={kind: access(kind) for kind in layout.kinds},
+        execution=execution,
+    )
+
+
+def decode_pages(
+    params: Params,
+    layout: CacheLayout,
+    caches: Caches,
+    tokens: Int[Array, " B"],
+    *,
+    lengths: Int[Array, " B"],
+    active: Bool[Array, " B"],
+    pages: Mapping[str, Int[Array, "B n"]],
+    num_keys: int | None = None,
+    execution: ExecutionConfig = DEFAULT_EXECUTION,
+) -> tuple[Float[Array, "B V"], Caches]:
+    """Appends a token to each row: float32 logits of the token after it, and the caches with it.
+
+    Args:
+        params, layout, execution: as for ``extend_pages``.
+        tokens: the next of each row.
+        lengths: tokens that each row holds before.
+        active: of other rows nothing is written.
+        pages: of each row by layer type, ``CacheLayout.row_pages`` of them.
+        num_keys: positions that are read, at least as many as the longest row then holds; None is
+            all.
+    """
+    P = layout.page_tokens
+    num_keys = min(num_keys or layout.max_length, layout.max_length)
+
+    def access(kind: str) -> Decoding:
+        rows = pages[kind]
+        place = (lengths // P % rows.shape[1])[:, None]
+        target = jnp.take_along_axis(rows, place, axis=1)
+        target = jnp.where(active[:, None], target, _nowhere(caches))
+        read = min(rows.shape[1], -(-num_keys // P))
+        ring = kind == SLIDING_ATTENTION and read * P < num_keys
+        places = Places(target, (lengths % P)[:, None])
+        return Decoding(places, rows[:, :read], lengths[:, None], ring)
+
+    x, caches = cached_hidden_states(
+        params,
+        layout.model_config,
+        tokens[:, None],
+        positions=lengths[:, None],
+        caches=caches,
+        access={kind: access(kind) for kind in layout.kinds},
+        execution=execution,
+    )
+    return logits_from_hidden(params, x)[:, 0], caches
+
+
+def _nowhere(caches: Caches) -> int:
+    return max(layer.keys.shape[1] for layer in (*caches.layers, *caches.tail))
+
+
+# ---------------------------------------------------------------- rows with pages of their own
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
     """Keys and values of all layers for C rows, each one document from position 0."""
 
-    layers: Caches
+    caches: Caches
     lengths: Int[Array, " C"]
     """Tokens that each row holds; what lies in later slots is never seen."""
+    layout: CacheLayout = dataclasses.field(metadata={"static": True})
 
     @property
     def max_length(self) -> int:
-        """Slots of a row."""
-        return jax.tree.leaves(self.layers)[0].shape[3]
+        """Tokens of a row."""
+        return self.layout.max_length
+
+    def pages(self, kind: str) -> Int[Array, "C n"]:
+        """Of each row."""
+        C, n = self.lengths.shape[0], self.layout.row_pages(kind)
+        return jnp.arange(C * n, dtype=jnp.int32).reshape(C, n)
 
 
 def init_cache(
-    model_config: ModelConfig, batch_size: int, max_length: int, *, dtype: str = "float32"
-) -> KVCache:
-    """An empty cache of ``batch_size`` rows of ``max_length`` slots in every layer."""
-    K, H = model_config.num_key_value_heads, model_config.head_dim
-
-    def zeros(repeats: int) -> LayerCache:
-        shape = (repeats, batch_size, K, max_length, H)
-        return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-    in_groups = model_config.period * model_config.num_repeats
-    layers = Caches(
-        [zeros(model_config.num_repeats) for _ in range(model_config.period)],
-        [zeros(1) for _ in model_config.layer_types[in_groups:]],
-    )
-    return KVCache(layers, jnp.zeros(batch_size, jnp.int32))
-
-
-def prefill(
-    params: Params,
     model_config: ModelConfig,
-    cache: KVCache,
-    tokens: Int[Array, "P T"],
+    batch_size: int,
+    max_length: int,
     *,
-    lengths: Int[Array, " P"],
-    rows: Int[Array, " P"],
-    execution: ExecutionConfig = DEFAULT_EXECUTION,
+    dtype: str = "float32",
+    page_tokens: int = PAGE_TOKENS,
 ) -> KVCache:
-    """Starts rows anew with the first ``lengths`` of ``tokens``, padded on the right.
+    """An empty cache of ``batch_size`` rows of ``max_length`` tokens; ``dtype`` may be int8."""
+    layout = CacheLayout(model_config, max_length, page_tokens)
+    num_pages = {kind: batch_size * layout.row_pages(kind) for kind in layout.kinds}
+    caches = init_pages(layout, num_pages, dtype=dtype)
+    return KVCache(caches, jnp.zeros(batch_size, jnp.int32), layout)
+
+
+def extend(
+    params: Params,
+    cache: KVCache,
+    tokens: Int[Array, "B T"],
+    *,
+    lengths: Int[Array, " B"],
+    rows: Int[Array, " B"],
+    num_cached: int | None = None,
+    execution: ExecutionConfig = DEFAULT_EXECUTION,
+) -> tuple[Float[Array, "B T D"], KVCache]:
+    """Appends the first ``lengths`` of ``tokens``, padded on the right: a piece of each prompt.
 
     Args:
-        params, model_config, execution: as for ``forward``.
-        cache: its other rows stay as they are.
-        tokens: at most as many as the cache has slots.
-        lengths: 0 makes a row empty.
+        params, execution: as for ``forward``.
+        cache: its other rows stay as they are; give it to ``empty_rows`` to begin some anew.
+        tokens: of each row; together with what it holds at most ``max_length``.
+        lengths: 0 leaves a row as it is.
         rows: of the cache, no two the same; a row past the last one is written nowhere.
+        num_cached: tokens that are read of a row at most, at least as many as the longest of
+            ``rows`` holds; 0 if all are empty; None is all.
+
+    Returns:
+        What ``logits_from_hidden`` reads at each token, and the cache.
     """
-    index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    positions = jnp.broadcast_to(index, tokens.shape)
-    _, layers = cached_hidden_states(
-        params,
-        model_config,
-        tokens,
-        caches=cache.layers,
-        access=CacheAccess(positions, rows, num_keys=0),
-        segment_ids=(index < lengths[:, None]).astype(jnp.int32),
-        execution=execution,
-    )
-    return KVCache(layers, cache.lengths.at[rows].set(lengths, mode="drop"))
+    layout, P, T = cache.layout, cache.layout.page_tokens, tokens.shape[1]
+    num_cached = min(layout.max_length if num_cached is None else num_cached, layout.max_length)
+    before = cache.lengths.at[rows].get(mode="fill", fill_value=0)
+    index = jnp.arange(T, dtype=jnp.int32)[None]
+    positions, real = before[:, None] + index, index < lengths[:, None]
+    places, context = {}, {}
+    for kind in layout.kinds:
+        table = cache.pages(kind).at[rows].get(mode="fill", fill_value=_nowhere(cache.caches))
+        n = table.shape[1]
+        pages = jnp.take_along_axis(table, positions // P % n, axis=1)
+        kept = real & (index >= lengths[:, None] - n * P)  # a ring keeps its last round
+        places[kind] = Places(jnp.where(kept, pages, _nowhere(cache.caches)), positions % P)
+        first = layout.first_context_page(kind, before)[:, None]
+        order = first + jnp.arange(layout.context_pages(kind, num_cached), dtype=jnp.int32)
+        context[kind] = jnp.take_along_axis(table, order % n, axis=1)
+    extension = Extension(tokens, positions, real.astype(jnp.int32), places, context, before)
+    x, caches = extend_pages(params, layout, cache.caches, extension, execution=execution)
+    after = cache.lengths.at[rows].add(lengths, mode="drop")
+    return x, KVCache(caches, after, layout)
 
 
 def decode(
     params: Params,
-    model_config: ModelConfig,
     cache: KVCache,
     tokens: Int[Array, " C"],
     *,
@@ -99,19 +308,32 @@ def decode(
     """Appends one token to every row; float32 logits of the token after it.
 
     Args:
-        params, model_config, execution: as for ``forward``.
+        params, execution: as for ``forward``.
         cache: a row that is full stays so, and its logits mean nothing.
         tokens: the next of each row.
-        num_keys: slots that are read, at least as many as the longest row then holds; None is all.
+        num_keys: positions that are read, at least as many as the longest row then holds; None is
+            all.
     """
-    rows = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-    x, layers = cached_hidden_states(
+    logits, caches = decode_pages(
         params,
-        model_config,
-        tokens[:, None],
-        caches=cache.layers,
-        access=CacheAccess(cache.lengths[:, None], rows, num_keys=num_keys or cache.max_length),
+        cache.layout,
+        cache.caches,
+        tokens,
+        lengths=cache.lengths,
+        active=cache.lengths < cache.max_length,
+        pages={kind: cache.pages(kind) for kind in cache.layout.kinds},
+        num_keys=num_keys,
         execution=execution,
     )
     lengths = jnp.minimum(cache.lengths + 1, cache.max_length)
-    return logits_from_hidden(params, x)[:, 0], KVCache(layers, lengths)
+    return logits, KVCache(caches, lengths, cache.layout)
+
+
+def empty_rows(cache: KVCache, rows: Int[Array, " B"]) -> KVCache:
+    """The cache with those rows empty."""
+    return dataclasses.replace(cache, lengths=cache.lengths.at[rows].set(0, mode="drop"))
+
+
+def cache_bytes(cache: KVCache) -> int:
+    """Of the keys and values, and the scales of an int8 cache."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(cache.caches))

@@ -72,7 +72,7 @@ class SamplingParams:
         self._check(
             "top_p",
             0 < self.top_p <= 1,
-            "above 0 and at most 1 (all tokens): for the most likely token alone give temperature=0",
+            "above 0 and at most 1 (all tokens): for the most likely token give temperature=0",
         )
         self._check("min_p", 0 <= self.min_p <= 1, "0 to 1")
         seed_fits = self.seed is None or -(2**63) <= self.seed < 2**63

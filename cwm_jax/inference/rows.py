@@ -1,6 +1,8 @@
-"""The rows that decode together on the device: admission of prompts, and a chunk of steps.
+"""The two compiled programs of the engine: a piece of prompts, and some steps of decoding.
 
-C rows of the batch, P prompts admitted together, T their padded length, V vocab.
+Everything but the cache comes from the host and goes back to it with each call.
+
+B rows of a call, T tokens, V vocab.
 """
 
 from __future__ import annotations
@@ -12,136 +14,149 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from cwm_jax.config import ExecutionConfig, ModelConfig
-from cwm_jax.inference.cache import KVCache, decode, init_cache, prefill
+from cwm_jax.config import ExecutionConfig
+from cwm_jax.inference.cache import CacheLayout, Extension, decode_pages, extend_pages
 from cwm_jax.inference.choice import Choice, choose
+from cwm_jax.inference.requests import MAX_LOGPROBS, MAX_STOP_TOKENS
+from cwm_jax.model.cache import Caches
 from cwm_jax.model.transformer import Params
-
-CHUNK_STEPS = 32  # assumed: steps between two looks of the host
 
 
 class Rows(NamedTuple):
-    """State of the batch."""
+    """Rows that decode together; one that is not active is padding."""
 
-    cache: KVCache
-    next_tokens: Int[Array, " C"]
+    tokens: Int[Array, " B"]
     """Known, but not yet in the cache."""
-    limits: Int[Array, " C"]
+    lengths: Int[Array, " B"]
+    """Tokens in the cache."""
+    limits: Int[Array, " B"]
     """Tokens, the prompt's included, at which a row stops."""
-    active: Bool[Array, " C"]
-    numbers: Int[Array, " C"]
-    """Of the prompts, for the draws."""
+    active: Bool[Array, " B"]
+    stops: Int[Array, f"B {MAX_STOP_TOKENS}"]
+    """Tokens that end a row; -1 is none."""
+    pages: dict[str, Int[Array, "B n"]]
+    """By layer type."""
+    choice: Choice
 
 
-class Prompts(NamedTuple):
-    """Prompts to be admitted; one whose row lies past the last is padding."""
+class Made(NamedTuple):
+    """What some steps made; row b's tokens are the first ``counts[b]`` of column b."""
 
-    tokens: Int[Array, "P T"]
-    """All but the last of each prompt, padded on the right."""
-    last_tokens: Int[Array, " P"]
-    lengths: Int[Array, " P"]
-    """Of ``tokens``, without padding."""
-    rows: Int[Array, " P"]
-    limits: Int[Array, " P"]
-    numbers: Int[Array, " P"]
-
-
-class Chunk(NamedTuple):
-    """What a chunk of steps made; row c's tokens are the first ``counts[c]`` of column c."""
-
-    tokens: Int[Array, "steps C"]
-    logprobs: Float[Array, "steps C"]
-    counts: Int[Array, " C"]
-    active: Bool[Array, " C"]
+    tokens: Int[Array, "steps B"]
+    logprobs: Float[Array, "steps B"]
+    """Under the model at temperature 1, in nats."""
+    counts: Int[Array, " B"]
+    top_tokens: Int[Array, f"steps B {MAX_LOGPROBS}"]
+    """The most likely; 0 unless asked for."""
+    top_logprobs: Float[Array, f"steps B {MAX_LOGPROBS}"]
 
 
-def init_rows(model_config: ModelConfig, batch_size: int, max_length: int, *, dtype: str) -> Rows:
-    """A batch without prompts."""
-    cache = init_cache(model_config, batch_size, max_length, dtype=dtype)
-
-    def zeros() -> jax.Array:  # each an array of its own: all are donated
-        return jnp.zeros(batch_size, jnp.int32)
-
-    return Rows(cache, zeros(), zeros(), jnp.zeros(batch_size, bool), zeros())
-
-
-@functools.partial(jax.jit, donate_argnums=1, static_argnames=("model_config", "execution"))
-def admit(
+@functools.partial(jax.jit, donate_argnums=1, static_argnames=("layout", "execution"))
+def extend_rows(
     params: Params,
-    rows: Rows,
-    prompts: Prompts,
+    caches: Caches,
+    extension: Extension,
     *,
-    model_config: ModelConfig,
+    layout: CacheLayout,
     execution: ExecutionConfig,
-) -> Rows:
-    """Gives prompts the rows that they name; the last token of each is the next to be decoded."""
-    cache = prefill(
-        params,
-        model_config,
-        rows.cache,
-        prompts.tokens,
-        lengths=prompts.lengths,
-        rows=prompts.rows,
-        execution=execution,
-    )
-
-    def put(old, new):
-        return old.at[prompts.rows].set(new, mode="drop")
-
-    return Rows(
-        cache,
-        put(rows.next_tokens, prompts.last_tokens),
-        put(rows.limits, prompts.limits),
-        put(rows.active, True),
-        put(rows.numbers, prompts.numbers),
-    )
+) -> Caches:
+    """The caches with the tokens; no logits are made."""
+    return extend_pages(params, layout, caches, extension, execution=execution)[1]
 
 
 @functools.partial(
-    jax.jit, donate_argnums=1, static_argnames=("model_config", "execution", "num_keys")
+    jax.jit,
+    donate_argnums=1,
+    static_argnames=("layout", "execution", "max_steps", "num_keys"),
 )
-def decode_chunk(
+def decode_rows(
     params: Params,
+    caches: Caches,
     rows: Rows,
-    choice: Choice,
-    stops: Bool[Array, " V"],
+    num_steps: Int[Array, ""],
+    with_top: Bool[Array, ""],
     *,
-    model_config: ModelConfig,
+    layout: CacheLayout,
     execution: ExecutionConfig,
+    max_steps: int,
     num_keys: int,
-) -> tuple[Rows, Chunk]:
-    """Up to ``CHUNK_STEPS`` tokens in each active row; it ends early when no row is active.
+) -> tuple[Caches, Made]:
+    """Up to ``num_steps`` tokens in each active row; it ends early when no row is active.
 
-    ``num_keys`` is the most that an active row may hold in the end.
+    Args:
+        params, caches: as for ``decode_pages``.
+        rows: where they stand.
+        num_steps: at most ``max_steps``.
+        with_top: whether the most likely tokens are wanted, too.
+        layout, execution: as for ``decode_pages``.
+        max_steps: room for results.
+        num_keys: the most that an active row may hold in the end.
     """
-    C = rows.next_tokens.shape[0]
+    B = rows.tokens.shape[0]
 
     def step(carry):
-        rows, tokens, logprobs, n = carry
-        logits, cache = decode(
+        caches, rows, made, n = carry
+        logits, caches = decode_pages(
             params,
-            model_config,
-            rows.cache,
-            rows.next_tokens,
+            layout,
+            caches,
+            rows.tokens,
+            lengths=rows.lengths,
+            active=rows.active,
+            pages=rows.pages,
             num_keys=num_keys,
             execution=execution,
         )
-        chosen = choose(choice, logits, numbers=rows.numbers, positions=cache.lengths)
-        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], axis=1)[:, 0]
-        lengths = jnp.where(rows.active, cache.lengths, rows.cache.lengths)
+        lengths = rows.lengths + rows.active
+        chosen = choose(rows.choice, logits, lengths)
+        made = _record(made, n, logits, chosen, rows.active, with_top)
+        stopped = (rows.stops == chosen[:, None]).any(axis=1)
         rows = rows._replace(
-            cache=cache._replace(lengths=lengths),
-            next_tokens=jnp.where(rows.active, chosen, rows.next_tokens),
-            active=rows.active & ~stops[chosen] & (lengths + 1 < rows.limits),
+            tokens=jnp.where(rows.active, chosen, rows.tokens),
+            lengths=lengths,
+            active=rows.active & ~stopped & (lengths + 1 < rows.limits),
         )
-        return rows, tokens.at[n].set(chosen), logprobs.at[n].set(logprob), n + 1
+        return caches, rows, made, n + 1
 
     def unfinished(carry):
-        rows, _, _, n = carry
-        return (n < CHUNK_STEPS) & rows.active.any()
+        _, rows, _, n = carry
+        return (n < num_steps) & rows.active.any()
 
-    tokens = jnp.zeros((CHUNK_STEPS, C), jnp.int32)
-    carry = (rows, tokens, tokens.astype(jnp.float32), jnp.int32(0))
-    after, tokens, logprobs, _ = jax.lax.while_loop(unfinished, step, carry)
-    counts = after.cache.lengths - rows.cache.lengths
-    return after, Chunk(tokens, logprobs, counts, after.active)
+    made = _nothing_made(max_steps, B)
+    caches, _, made, _ = jax.lax.while_loop(unfinished, step, (caches, rows, made, jnp.int32(0)))
+    return caches, made
+
+
+def _nothing_made(max_steps: int, B: int) -> Made:
+    tokens, top = jnp.zeros((max_steps, B), jnp.int32), (max_steps, B, MAX_LOGPROBS)
+    return Made(
+        tokens,
+        jnp.zeros(tokens.shape, jnp.float32),
+        jnp.zeros(B, jnp.int32),
+        jnp.zeros(top, jnp.int32),
+        jnp.zeros(top, jnp.float32),
+    )
+
+
+def _record(made: Made, n, logits, chosen, active, with_top) -> Made:
+    total = jax.nn.logsumexp(logits, axis=1, keepdims=True)
+    logprobs = jnp.take_along_axis(logits, chosen[:, None], axis=1) - total
+    k = min(MAX_LOGPROBS, logits.shape[1])
+
+    def top():
+        values, tokens = jax.lax.top_k(logits, k)
+        room = ((0, 0), (0, MAX_LOGPROBS - k))
+        return jnp.pad(tokens.astype(jnp.int32), room), jnp.pad(values - total, room)
+
+    def none():
+        shape = (logits.shape[0], MAX_LOGPROBS)
+        return jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
+
+    top_tokens, top_logprobs = jax.lax.cond(with_top, top, none)
+    return Made(
+        made.tokens.at[n].set(chosen),
+        made.logprobs.at[n].set(logprobs[:, 0]),
+        made.counts + active,
+        made.top_tokens.at[n].set(top_tokens),
+        made.top_logprobs.at[n].set(top_logprobs),
+    )

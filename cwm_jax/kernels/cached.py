@@ -2,7 +2,8 @@
 
 The slots can be cut into splits whose softmaxes are combined in the end, exactly: on a device of
 many cores one long cache is then read by all of them. ``kernels/decode.py`` does the same in one
-GPU kernel, and reads the live slots only.
+GPU kernel, and reads the live slots only. Where the cache lies in pages, this copies them together
+first; the GPU kernel reads them where they are.
 
 B batch, T queries, S slots, N heads, K kv heads, G = N/K, H head width, P splits.
 """
@@ -49,7 +50,7 @@ def cached_attention(
         ValueError: splits that do not divide the slots, one scale without the other or without an
             int8 cache, or a ring that has lost keys which a query sees.
     """
-    check_cache(q, k, v, k_scale, v_scale, sliding_window, ring)
+    check_cache(q, k, v, k_scale, v_scale, sliding_window, ring, num_slots=k.shape[2])
     (B, T, N, H), (K, S), P = q.shape, k.shape[1:3], num_splits
     if S % P:
         raise ValueError(
@@ -73,6 +74,35 @@ def cached_attention(
         "bkprs,bkpsh->bkprh", weights.astype(q.dtype), v, preferred_element_type=jnp.float32
     )
     return unfold_queries(combine_splits(Partial(out, total, peak)), T).astype(q.dtype)
+
+
+def cached_attention_in_pages(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "pages K slots H"] | Int8[Array, "pages K slots H"],
+    v: Float[Array, "pages K slots H"] | Int8[Array, "pages K slots H"],
+    pages: Int[Array, "B n"],
+    positions: Int[Array, "B T"],
+    *,
+    k_scale: Float[Array, "pages K slots"] | None = None,
+    v_scale: Float[Array, "pages K slots"] | None = None,
+    **options,
+) -> Float[Array, "B T N H"]:
+    """``cached_attention`` to rows whose slots lie in pages, S = n * slots.
+
+    Args:
+        q, positions, options: as there.
+        k, v, k_scale, v_scale: pages of any rows.
+        pages: of each row, in the order of its slots.
+    """
+
+    def gather(x):
+        if x is None:
+            return None
+        rows = x[pages].swapaxes(1, 2)  # [B, K, n, slots, ...]
+        return rows.reshape(*rows.shape[:2], -1, *rows.shape[4:])
+
+    k, v, k_scale, v_scale = map(gather, (k, v, k_scale, v_scale))
+    return cached_attention(q, k, v, positions, k_scale=k_scale, v_scale=v_scale, **options)
 
 
 class Partial(NamedTuple):
@@ -122,7 +152,9 @@ def unfold_queries(rows: Float[Array, "B K R H"], T: int) -> Float[Array, "B T N
     return rows.reshape(B, K, T, R // T, H).transpose(0, 2, 1, 3, 4).reshape(B, T, K * R // T, H)
 
 
-def check_cache(q, k, v, k_scale, v_scale, sliding_window: int | None, ring: bool) -> None:
+def check_cache(
+    q, k, v, k_scale, v_scale, sliding_window: int | None, ring: bool, *, num_slots: int
+) -> None:
     """Raises ValueError as ``cached_attention`` says."""
     scales = (k_scale is not None, v_scale is not None)
     is_int8 = (k.dtype == jnp.int8, v.dtype == jnp.int8)
@@ -131,7 +163,7 @@ def check_cache(q, k, v, k_scale, v_scale, sliding_window: int | None, ring: boo
             f"cache of {k.dtype} keys and {v.dtype} values got k_scale: {scales[0]}, v_scale: "
             f"{scales[1]}; expected a scale for each int8 array and for no other"
         )
-    T, S = q.shape[1], k.shape[2]
+    T, S = q.shape[1], num_slots
     if ring and (sliding_window is None or sliding_window + T - 1 > S):
         raise ValueError(
             f"a ring of {S} slots cannot hold what {T} queries see of a window of "

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int8
 
+from cwm_jax.kernels.cached import cached_attention_in_pages
 from cwm_jax.kernels.chunked import chunked_attention
 from cwm_jax.kernels.flash import HEAD_DIMS
 from cwm_jax.kernels.mask import IntervalMask, causal_mask, interval_mask
@@ -85,6 +86,49 @@ def attention(
     options = {"block_tokens": block_tokens} if chosen.implementation == "chunked" else {}
     run = IMPLEMENTATIONS[chosen.implementation].load()
     return run(q, k, v, mask, scale=scale, **options)
+
+
+def attention_to_pages(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "pages K slots H"] | Int8[Array, "pages K slots H"],
+    v: Float[Array, "pages K slots H"] | Int8[Array, "pages K slots H"],
+    pages: Int[Array, "B n"],
+    positions: Int[Array, "B T"],
+    *,
+    sliding_window: int | None,
+    ring: bool = False,
+    k_scale: Float[Array, "pages K slots"] | None = None,
+    v_scale: Float[Array, "pages K slots"] | None = None,
+    implementation: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """A few new tokens' attention to what a cache holds of their rows, in pages.
+
+    Args:
+        q, k, v, pages, positions, sliding_window, ring, k_scale, v_scale: as for
+            ``cached_attention_in_pages``.
+        implementation: as for ``attention``; see ``reads_pages_in_place``.
+
+    Raises:
+        ValueError: as the implementations do.
+    """
+    options = dict(sliding_window=sliding_window, ring=ring, k_scale=k_scale, v_scale=v_scale)
+    if reads_pages_in_place(implementation, q.shape[-1]):
+        run = _lazy("decode", "decode_attention_in_pages")()
+    else:
+        run = cached_attention_in_pages
+    return run(q, k, v, pages, positions, **options)
+
+
+def reads_pages_in_place(implementation: str, head_dim: int) -> bool:
+    """Whether ``attention_to_pages`` is the GPU kernel, which reads the live slots alone.
+
+    It is for ``triton`` and ``hopper``, and for ``auto`` on NVIDIA's devices if the head width is a
+    power of two; every other name copies the pages together, in XLA.
+    """
+    if implementation == "auto":
+        is_cuda = _device_class(jax.devices()[0]) in ("sm_90", "cuda")
+        return is_cuda and head_dim >= 16 and not head_dim & (head_dim - 1)
+    return implementation in ("triton", "hopper")
 
 
 # ---------------------------------------------------------------- what there is

@@ -90,6 +90,37 @@ def interval_mask(
     )
 
 
+def extending_mask(
+    segment_ids: Int[Array, "B T"],
+    offsets: Int[Array, " B"],
+    num_keys: int,
+    sliding_window: int | None = None,
+) -> IntervalMask:
+    """The mask of rows that go on behind keys of earlier positions.
+
+    Args:
+        segment_ids: of the queries; documents of the id 1 begin with the earlier keys, the others
+            in the row itself; 0 is padding.
+        offsets: earlier keys of each row: its query t sits at key ``offset + t``.
+        num_keys: S of the mask, at least offset + T.
+        sliding_window: as for ``interval_mask``.
+    """
+    queries = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None] + offsets[:, None]
+    starts = jnp.where(segment_ids == 1, 0, document_starts(segment_ids) + offsets[:, None])
+    if sliding_window is not None:
+        starts = jnp.maximum(starts, queries - (sliding_window - 1))
+    key_start = jnp.where(segment_ids == 0, queries + 1, starts)
+    return IntervalMask(
+        key_start=key_start,
+        key_end=queries + 1,
+        query_start=_num_rows_up_to(queries + 1, num_keys),
+        query_end=_num_rows_up_to(key_start, num_keys),
+        sliding_window=sliding_window,
+        packed=True,
+        aligned=False,
+    )
+
+
 def causal_mask(B: int, T: int, sliding_window: int | None = None) -> IntervalMask:
     """The mask of rows that are one document each, without padding."""
     return interval_mask(jnp.ones((B, T), jnp.int32), sliding_window, packed=False)

@@ -5,19 +5,25 @@ B batch, T query position, D embed, N heads, K kv heads, H head width.
 
 from __future__ import annotations
 
+from typing import Any
+
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from cwm_jax.config import ModelConfig
-from cwm_jax.kernels import attention, cached_attention
-from cwm_jax.model.cache import LayerCache
+from cwm_jax.config import ExecutionConfig, ModelConfig
+from cwm_jax.kernels import attention, attention_to_pages
+from cwm_jax.model.cache import Decoding, LayerCache, behind
 from cwm_jax.model.layers import Linear, residual_gain
 from cwm_jax.model.rope import apply_rope
 from cwm_jax.sharding import BATCH_AXES, map_over_shards, shard
 
 _HEADS = ("batch", "seq", "act_heads", "head_dim")
 _KV_HEADS = ("batch", "kv_seq", "act_kv_heads", "head_dim")
+# With a cache, whose pages are those of all rows, heads alone are divided.
+_HEADS_ALONE = (None, None, "act_heads", "head_dim")
+_KV_HEADS_ALONE = (None, None, "act_kv_heads", "head_dim")
+_PAGES = (None, "act_kv_heads", None, "head_dim")
 
 
 class Attention(nnx.Module):
@@ -53,14 +59,10 @@ class Attention(nnx.Module):
             checkpoint_name(k, "key"),
             checkpoint_name(v, "value"),
         )
-        if cache is not None:
-            cache = cache.write(repeat, k, v, inputs.access)
-        if cache is None or inputs.views is not None:
+        if cache is None:
             out = self._attend(q, k, v, inputs)
         else:
-            k, v = cache.read(repeat, inputs.access.num_keys)
-            window, positions = self.sliding_window, inputs.access.positions
-            out = cached_attention(q, k, v, positions, sliding_window=window)
+            out, cache = self._attend_with_cache(q, k, v, inputs, cache, repeat)
         return self.o_proj(out), cache
 
     def _attend(self, q, k, v, inputs):
@@ -72,8 +74,7 @@ class Attention(nnx.Module):
                 view.exchange.keys(k),
                 view.exchange.keys(v),
                 mask,
-                implementation=inputs.execution.attention,
-                block_tokens=inputs.execution.attention_block_tokens,
+                **_attention_options(inputs.execution),
             )
             return view.exchange.outputs(out)
 
@@ -81,3 +82,55 @@ class Attention(nnx.Module):
             attend, in_axes=(_HEADS, _KV_HEADS, _KV_HEADS, BATCH_AXES), out_axes=_HEADS
         )
         return attend(q, k, v, view.mask)
+
+    def _attend_with_cache(self, q, k, v, inputs, cache: LayerCache, repeat):
+        access = inputs.access[self.layer_type]
+        if isinstance(access, Decoding):
+            cache = cache.write(repeat, k, v, access.places)
+            return self._attend_to_pages(q, inputs, cache, access, repeat), cache
+        keys = behind(cache.row_keys(repeat, access.pages, k.dtype), k, access.offsets)
+        values = behind(cache.row_values(repeat, access.pages, v.dtype), v, access.offsets)
+
+        def attend(q, k, v, mask):
+            return attention(q, k, v, mask, **_attention_options(inputs.execution))
+
+        attend = map_over_shards(
+            attend,
+            in_axes=(_HEADS_ALONE, _KV_HEADS_ALONE, _KV_HEADS_ALONE, ()),
+            out_axes=_HEADS_ALONE,
+        )
+        return attend(q, keys, values, access.mask), cache.write(repeat, k, v, access.places)
+
+    def _attend_to_pages(self, q, inputs, cache: LayerCache, access: Decoding, repeat):
+        # the pages of all repeats are one array for a kernel: a slice of it would be a copy
+        R, num_pages = cache.keys.shape[:2]
+        pages = access.pages + repeat * num_pages
+        arrays = [x.reshape(R * num_pages, *x.shape[2:]) for x in cache if x is not None]
+
+        def attend(q, pages, positions, *arrays):
+            k, v, k_scale, v_scale = arrays if len(arrays) == 4 else (*arrays, None, None)
+            return attention_to_pages(
+                q,
+                k,
+                v,
+                pages,
+                positions,
+                sliding_window=self.sliding_window,
+                ring=access.ring,
+                k_scale=k_scale,
+                v_scale=v_scale,
+                implementation=inputs.execution.attention,
+            )
+
+        axes = [_PAGES, _PAGES, _PAGES[:-1], _PAGES[:-1]][: len(arrays)]
+        attend = map_over_shards(
+            attend, in_axes=(_HEADS_ALONE, (), (), *axes), out_axes=_HEADS_ALONE
+        )
+        return attend(q, pages, access.positions, *arrays)
+
+
+def _attention_options(execution: ExecutionConfig) -> dict[str, Any]:
+    return {
+        "implementation": execution.attention,
+        "block_tokens": execution.attention_block_tokens,
+    }

@@ -49,8 +49,9 @@ class LayerInputs:
     cos: Float[Array, "B T 1 half"]
     sin: Float[Array, "B T 1 half"]
     views: dict[str, RowView] | None
-    """What the tokens see of each other, by layer type; None: they attend to the cache."""
+    """What the tokens see of each other, by layer type; None with a cache, where access has it."""
     access: CacheAccess | None
+    """What they write and read of the cache, by layer type."""
     execution: ExecutionConfig = dataclasses.field(metadata={"static": True})
 
 
@@ -124,7 +125,7 @@ class Transformer(nnx.Module):
         dtype = execution.dtype or self.embed_tokens.embedding[...].dtype
         cos, sin = rope_tables(positions, self.config.rope_parameters, self.config.head_dim)
         views = None
-        if segment_ids is not None or caches is None:
+        if caches is None:
             layout = layout or row_layout("contiguous")
             views = _views(self.config, tokens, segment_ids, attention_cap, layout)
         inputs = LayerInputs(cos, sin, views, access, execution)
@@ -295,23 +296,22 @@ def cached_hidden_states(
     model_config: ModelConfig,
     tokens: Int[Array, "B T"],
     *,
+    positions: Int[Array, "B T"],
     caches: Caches,
     access: CacheAccess,
-    segment_ids: Int[Array, "B T"] | None = None,
     execution: ExecutionConfig = DEFAULT_EXECUTION,
 ) -> tuple[Float[Array, "B T D"], Caches]:
     """Writes the tokens' keys and values into caches: what the head reads, and those caches.
 
     Args:
-        params, model_config, tokens, execution: as for ``forward``.
+        params, model_config, tokens, positions, execution: as for ``forward``.
         caches: keys and values of earlier tokens.
-        access: positions of the tokens and what is written and read.
-        segment_ids: None lets the tokens, one for each row of the caches, see what their rows hold;
-            else they see each other alone, under ``forward``'s mask: the start of rows.
+        access: what is written and read of them, by layer type; ``cwm_jax.inference.cache`` makes
+            it.
     """
-    _check_inputs(params, model_config, tokens, access.positions, segment_ids)
+    _check_inputs(params, model_config, tokens, positions, None)
     model = _model(params, model_config)
-    return model.hidden_states(tokens, access.positions, segment_ids, execution, caches, access)
+    return model.hidden_states(tokens, positions, None, execution, caches, access)
 
 
 def logits_from_hidden(params: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

@@ -1,7 +1,5 @@
 """Cached decoding against the model without a cache, token by token."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +8,6 @@ from tiny import VOCAB_SIZE, tiny_model
 from tolerances import LOGITS_ATOL
 
 from cwm_jax.config import ExecutionConfig, MeshConfig, RopeParameters
-from cwm_jax.inference import rows as rows_module
-from cwm_jax.inference.cache import decode, init_cache, prefill
-from cwm_jax.inference.choice import make_choice
 from cwm_jax.inference.decoder import Decoder
 from cwm_jax.model.transformer import abstract_params, forward, logical_axes
 from cwm_jax.sharding import make_mesh, tree_shardings
@@ -81,32 +76,6 @@ def test_every_token_is_the_most_likely_one_without_a_cache(params, greedy):
         assert_is_greedy(params, prompt, made)
 
 
-def test_logits_of_cached_steps_are_those_of_forward(params):
-    execution = dataclasses.replace(EXECUTION, scan_layers=False)  # the others scan
-    rng = np.random.default_rng(7)
-    tokens = rng.integers(VOCAB_SIZE, size=(3, 64)).astype(np.int32)
-    starts = np.array([0, 11, 40], np.int32)
-    cache = prefill(
-        params,
-        CONFIG,
-        init_cache(CONFIG, 3, 64),
-        jnp.asarray(tokens[::-1, :48]),
-        lengths=jnp.asarray(starts[::-1]),
-        rows=jnp.array([2, 1, 0]),
-        execution=execution,
-    )
-    step = jax.jit(decode, static_argnums=1, static_argnames="execution")
-    expected = [uncached_logits(params, row) for row in tokens]
-    for i in range(24):
-        place = starts + i
-        logits, cache = step(
-            params, CONFIG, cache, tokens[np.arange(3), place], execution=execution
-        )
-        for row in range(3):
-            assert np.abs(logits[row] - expected[row][place[row]]).max() <= LOGITS_ATOL
-    assert cache.lengths.tolist() == (starts + 24).tolist()
-
-
 def test_fewer_rows_than_prompts_change_nothing(params, greedy):
     stop = greedy[0].tokens[3]
     made = generate(params, batch_size=2, stop_ids=(stop,))
@@ -161,50 +130,16 @@ def test_draws_depend_on_key_and_prompt_alone(params, greedy):
         assert np.abs(logprobs - one.logprobs).max() <= LOGITS_ATOL
 
 
-def test_repeated_calls_stage_nothing_anew(params, greedy, monkeypatch):
-    staged = []
-    monkeypatch.setattr(rows_module, "decode", lambda *_, **__: staged.append("decode"))
-    monkeypatch.setattr(rows_module, "prefill", lambda *_, **__: staged.append("prefill"))
-    prompts = [[*prompt, 3] for prompt in PROMPTS]  # other lengths, another stop id
-    generate(params, prompts, stop_ids=(3, 4))
-    assert staged == []
-
-
-def test_cost_of_compiling_is_independent_of_depth(params):
-    def operations(num_layers):
-        config = tiny_model(num_hidden_layers=num_layers)
-        staged = jax.make_jaxpr(decode, static_argnums=1)(
-            abstract_params(config), config, init_cache(config, 2, 32), jnp.zeros(2, jnp.int32)
-        )
-        return str(staged).count("dot_general")
-
-    assert operations(4) == operations(40) > 0
-
-
-def test_the_cache_is_written_in_place(params):
-    state = rows_module.init_rows(CONFIG, 16, 256, dtype="float32")
-    compiled = rows_module.decode_chunk.lower(
-        params,
-        state,
-        make_choice(0.0, 1.0, None),
-        jnp.zeros(VOCAB_SIZE, bool),
-        model_config=CONFIG,
-        execution=EXECUTION,
-        num_keys=128,
-    ).compile()
-    cache_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state.cache.layers))
-    memory = compiled.memory_analysis()
-    assert memory.alias_size_in_bytes >= cache_bytes
-    assert memory.temp_size_in_bytes < cache_bytes / 2  # a layer's slots that are read, and x
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"prompts": [[1], []]}, "prompt 1 has 0 tokens; expected 1 to 15, .*begin it with bos"),
-        ({"prompts": [[1] * 16]}, "prompt 0 has 16 tokens; expected 1 to 15, .*raise max_length"),
-        ({"prompts": [[VOCAB_SIZE]]}, f"prompt 0 has token {VOCAB_SIZE}; expected 0 to 575"),
-        ({"stop_ids": [-1]}, "stop_ids has token -1; expected 0 to 575"),
+        ({"prompts": [[1], []]}, "prompt 1: .* 0 tokens; expected 1 to 15, .*begin it with bos"),
+        ({"prompts": [[1] * 16]}, "prompt 0: .* 16 tokens; expected 1 to 15, .*raise .*max_length"),
+        (
+            {"prompts": [[VOCAB_SIZE]]},
+            f"prompt 0: prompt has token {VOCAB_SIZE}; expected 0 to 575",
+        ),
+        ({"stop_ids": [-1]}, "stop_token_ids has token -1; expected 0 to 575"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0; expected 1 or more"),
         ({"temperature": -1.0}, r"temperature is -1.0; expected .* 0 \(greedy\) or more"),
         ({"temperature": 1.0}, "temperature is 1.0 and key is None; expected a JAX random key"),

@@ -10,8 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tolerances import KERNEL_BF16_RTOL, KERNEL_F32_RTOL
 
-from cwm_jax.kernels.cached import cached_attention
-from cwm_jax.kernels.decode import DecodeBlocks, decode_attention
+from cwm_jax.kernels.cached import cached_attention, cached_attention_in_pages
+from cwm_jax.kernels.decode import (
+    DecodeBlocks,
+    decode_attention,
+    decode_attention_in_pages,
+)
 from cwm_jax.kernels.mask import causal_mask
 from cwm_jax.kernels.reference import reference_attention
 
@@ -22,7 +26,41 @@ BLOCKS = DecodeBlocks(num_splits=3, slots=16)
 cached = functools.partial(cached_attention, num_splits=1)
 split = functools.partial(cached_attention, num_splits=4)
 kernel = functools.partial(decode_attention, blocks=BLOCKS, interpret=True)
-IMPLEMENTATIONS = {"cached": cached, "split": split, "kernel": kernel}
+
+
+def in_pages(attend, q, k, v, positions, *, k_scale=None, v_scale=None, **options):
+    """Cuts the rows of a cache into pages, and strews them."""
+    B, K, S = k.shape[:3]
+    n = S // PAGE_SLOTS
+    order = np.random.default_rng(S).permutation(B * n + 3)[: B * n]
+
+    def strew(x):
+        if x is None:
+            return None
+        rows = x.reshape(B, K, n, PAGE_SLOTS, *x.shape[3:])
+        rows = rows.swapaxes(1, 2).reshape(B * n, K, PAGE_SLOTS, *x.shape[3:])
+        return jnp.zeros((B * n + 3, *rows.shape[1:]), x.dtype).at[order].set(rows)
+
+    k, v, k_scale, v_scale = map(strew, (k, v, k_scale, v_scale))
+    options |= dict(k_scale=k_scale, v_scale=v_scale)
+    return attend(q, k, v, jnp.asarray(order).reshape(B, n), positions, **options)
+
+
+PAGE_SLOTS = 4  # less than a tile
+paged = functools.partial(in_pages, cached_attention_in_pages)
+paged_kernel = functools.partial(
+    in_pages,
+    functools.partial(
+        decode_attention_in_pages, blocks=DecodeBlocks(num_splits=3, slots=4), interpret=True
+    ),
+)
+IMPLEMENTATIONS = {
+    "cached": cached,
+    "split": split,
+    "kernel": kernel,
+    "paged": paged,
+    "paged kernel": paged_kernel,
+}
 
 
 def rows_of(B, seed, dtype=jnp.float32):
