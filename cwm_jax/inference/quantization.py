@@ -124,14 +124,16 @@ def _quantize_kernel(
 def round_to(weight_format: WeightFormat, wide: Any, axis: int, xp: Any = np) -> tuple[Any, Any]:
     """Values and scales of float32 weights; one scale for what lies along an axis, kept as 1.
 
-    ``xp`` is NumPy or jax.numpy: both give the same bits on a CPU.
+    ``xp`` is NumPy or jax.numpy: both give the same bits on a CPU, as XLA would divide by
+    multiplying with the reciprocal.
     """
-    scales = xp.max(xp.abs(wide), axis=axis, keepdims=True) / np.float32(weight_format.largest)
+    step = np.float32(1 / weight_format.largest)
+    scales = xp.max(xp.abs(wide), axis=axis, keepdims=True) * step
     scales = xp.where(scales > _TINY, scales, np.float32(1))
     if weight_format.grouped:
         scales = scales * _UP
     scales = scales.astype(weight_format.scale_dtype)
-    values = wide / scales.astype(np.float32)
+    values = wide * (1 / scales.astype(np.float32))
     if weight_format.dtype == np.int8:
         values = xp.round(values)
     return xp.clip(values, *weight_format.limits).astype(weight_format.dtype), scales
@@ -182,7 +184,7 @@ def is_quantized(params: Params) -> bool:
 
 def describe(params: Params) -> str:
     """Of the kernels in a word: ``int8``, ``int4``, ``fp8``, or the dtype of plain ones."""
-    kernel = params["lm_head"]["kernel"]
+    kernel = params["layers"]["0"]["self_attn"]["q_proj"]["kernel"]  # the head may be plain
     if not _is_kernel(kernel):
         return str(kernel.dtype)
     return {"int8": "int8", "uint8": "int4", "float8_e4m3fn": "fp8"}[str(kernel.values.dtype)]
@@ -261,12 +263,12 @@ def check_group_size(
     widths = (model_config.hidden_size, model_config.intermediate_size, N * H)
     # even: two values of a group share a byte
     fits = [g for g in range(2, math.gcd(*widths) + 1, 2) if _divides(g, widths, N, H)]
-    if group_size is None:
+    if group_size is None and fits:
         return max(g for g in fits if g <= GROUP_SIZE)
     if group_size not in fits:
         raise ValueError(
             f"group_size is {group_size}; expected an even divisor of the maps' inputs "
-            f"{', '.join(map(str, widths))}: one of {', '.join(map(str, fits))}"
+            f"{', '.join(map(str, widths))}: one of {', '.join(map(str, fits)) or 'none (int8)'}"
         )
     return group_size
 
