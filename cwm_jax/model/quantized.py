@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Shaped
 
 # assumed: where sums by group, in float32, take less memory traffic than a kernel in bfloat16
 _FEW_ROWS = 32
+_SUMMED = 128  # assumed: inputs that a GPU sums at a time where one scale is for all
 
 
 @jax.tree_util.register_dataclass
@@ -87,7 +88,11 @@ def _product(x: Float[Array, "B T I"], values, scales) -> Float[Array, "B T O"]:
 def _product_on_gpu(x: Float[Array, "B T I"], values, scales) -> Float[Array, "B T O"]:
     """What XLA for GPUs makes small programs of (seen in them, docs/LOG.md)."""
     rows = x.shape[0] * x.shape[1]
-    if rows == 1:  # a sum reads the layer's values in the stack; a product would have them copied
+    if rows == 1:  # sums read the layer's values in the stack; a product would have them copied
+        if not _is_packed(values):
+            parts = len(values) // math.gcd(_SUMMED, len(values))
+            sums = _sums(x, values.reshape(parts, -1, values.shape[1]))
+            return jnp.sum(sums, axis=2) * scales[0]
         kernel = dequantize(values, scales, jnp.float32)
         return jnp.sum(x[0, 0, :, None].astype(jnp.float32) * kernel, axis=0)[None, None]
     # without it XLA converts the whole stack at once where the loop over layers is unrolled
@@ -107,11 +112,17 @@ def _dot(x: Float[Array, "B T I"], kernel: Float[Array, "I O"]) -> Float[Array, 
 def _by_group(x: Float[Array, "B T I"], values, scales) -> Float[Array, "B T O"]:
     """Sums of each group of a packed kernel, then their sum, scaled."""
     G = len(scales)
-    x = x.reshape(*x.shape[:2], G, 2, -1)
-    sums = sum(
-        jnp.einsum(
-            "btgi,gio->btgo", x[..., n, :], half.astype(x.dtype), preferred_element_type=jnp.float32
-        )
-        for n, half in enumerate(_halves(values, G))
-    )
+    first, second = jnp.split(x.reshape(*x.shape[:2], G, -1), 2, axis=3)
+    low, high = _halves(values, G)
+    sums = _sums(first, low) + _sums(second, high)
     return jnp.sum(sums * scales.astype(jnp.float32), axis=2)
+
+
+def _sums(x: Float[Array, "B T *parts"], values: Shaped[Array, "G i O"]) -> Float[Array, "B T G O"]:
+    """Of each part of the inputs."""
+    return jnp.einsum(
+        "btgi,gio->btgo",
+        x.reshape(*x.shape[:2], *values.shape[:2]),
+        values.astype(x.dtype),
+        preferred_element_type=jnp.float32,
+    )
