@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 
+from cwm_jax.planning import command as plan_command
 from cwm_jax.trace import command as trace_command
 
 
@@ -14,6 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cwm_jax", description=__doc__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     trace_command.add_parser(subparsers)
+    plan_command.add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
         return args.main(args)
