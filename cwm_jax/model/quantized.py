@@ -80,7 +80,7 @@ def _halves(values, num_groups: int):
 def _product(x: Float[Array, "B T I"], values, scales) -> Float[Array, "B T O"]:
     if not _is_packed(values):
         return _dot(x, values.astype(x.dtype)) * scales[0]
-    if x.shape[0] * x.shape[1] == 1:  # twice as fast as the other on a CPU (measured)
+    if x.shape[0] * x.shape[1] == 1 < len(scales):  # twice as fast on a CPU (measured)
         return _by_group(x, values, scales)
     return _dot(x, dequantize(values, scales, x.dtype))
 
