@@ -165,6 +165,13 @@ def test_bad_options_are_refused_and_leave_nothing(exported, tmp_path, options, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_destination_that_holds_something_is_refused(exported, tmp_path):
+    (tmp_path / "mine").write_text("kept")
+    with pytest.raises(ConversionError, match="exists and is not an empty folder"):
+        quantize(exported, tmp_path, dtype="int8")
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
 def test_inputs_that_fill_no_words_are_refused(tmp_path):
     config = small_config(4, hidden_size=20, intermediate_size=36, num_attention_heads=2)
     save_hf(tmp_path / "hf", config, random_params(config))
@@ -214,13 +221,12 @@ def group_of(folder: Path, **changes):
 
 def test_a_plain_head_beside_quantized_layers_is_read(exported, tmp_path):
     """As published models have it: ``ignore`` names the head."""
+    files = pytest.importorskip("safetensors.numpy")
     quantize(exported, tmp_path / "q", dtype="int8")
-    from safetensors.numpy import load_file, save_file
-
     file = tmp_path / "q" / "model.safetensors"
-    tensors = {k: v for k, v in load_file(file).items() if not k.startswith("lm_head.")}
-    tensors["lm_head.weight"] = load_file(exported / "model.safetensors")["lm_head.weight"]
-    save_file(tensors, file)
+    tensors = {k: v for k, v in files.load_file(file).items() if not k.startswith("lm_head.")}
+    head = files.load_file(exported / "model.safetensors")["lm_head.weight"]
+    files.save_file(tensors | {"lm_head.weight": head}, file)
     change(tmp_path / "q", ignore=["lm_head"])
     _, params = load_hf(tmp_path / "q")
     assert_equal_trees(params["lm_head"], load_hf(exported)[1]["lm_head"])

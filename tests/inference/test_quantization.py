@@ -10,8 +10,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiny import tiny_model
 
 from cwm_jax import forward, init
-from cwm_jax.config import MeshConfig
+from cwm_jax.config import ExecutionConfig, MeshConfig
 from cwm_jax.inference.cache import decode, extend, init_cache
+from cwm_jax.inference.engine import Engine, EngineOptions
 from cwm_jax.inference.quantization import (
     FORMATS,
     cast,
@@ -23,6 +24,7 @@ from cwm_jax.inference.quantization import (
     quantized_axes,
     round_to,
 )
+from cwm_jax.inference.requests import SamplingParams
 from cwm_jax.inference.scoring import score
 from cwm_jax.model import quantized
 from cwm_jax.model.quantized import QuantizedKernel
@@ -183,6 +185,20 @@ def test_casts_leave_quantized_kernels_alone(all_quantized):
         assert kernel.scales.dtype == jnp.float32
     logits = run_forward(params, CONFIG, TOKENS)
     assert mean_kl(run_forward(all_quantized["fp8"], CONFIG, TOKENS), logits) < 1e-3
+
+
+def test_the_engine_takes_them(all_quantized):
+    options = EngineOptions(max_length=32, max_rows=2, prefill_tokens=16)
+    execution = ExecutionConfig(dtype="bfloat16")
+    engine = Engine(all_quantized["int8"], CONFIG, None, options, execution=execution)
+    for kernel in kernels(engine._params).values():
+        assert (kernel.values.dtype, kernel.scales.dtype) == (jnp.int8, jnp.float32)
+    request = engine.submit(TOKENS[0, :9].tolist(), SamplingParams(max_tokens=3, temperature=0.0))
+    while engine.has_work:
+        deltas = engine.step()
+    assert deltas[-1][0] is request
+    with pytest.raises(ValueError, match="weights are fp8 and the device is cpu"):
+        engine.update_weights(all_quantized["fp8"])
 
 
 def test_plain_kernels_are_computed_as_before(params):
