@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import sharp_params, tiny_model
 from torch.nn.attention.flex_attention import create_mask
 
 from benchmarks import (
@@ -24,9 +24,9 @@ from benchmarks import (
     trace_ablation,
     train_step_cpu,
 )
+from convert import save_hf
 from cwm_jax.kernels.mask import causal_mask, dense_mask
 from cwm_jax.kernels.reference import reference_attention
-from cwm_jax.model.transformer import init
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -69,13 +69,17 @@ def test_quantization_is_compared_over_what_is_counted():
     assert (ours.tokens, ours.frames) == (6 / 7, 3 / 4)
 
 
-def test_both_sides_of_the_decoding_benchmark_make_the_same_tokens():
-    params = init(inference.MODEL, jax.random.key(0))
-    prompts = np.arange(6).reshape(2, 3)
-    speed, tokens = inference.cached(params, prompts, 5)
-    uncached_speed, expected = inference.uncached(params, prompts, 5)
-    np.testing.assert_array_equal(tokens, expected)
-    assert speed > 0 and uncached_speed > 0
+def test_both_sides_of_the_inference_benchmark_make_the_same_tokens(tmp_path):
+    config = tiny_model()
+    params = sharp_params(config)
+    save_hf(tmp_path, config, params)
+    sides = [inference.ours(params, config, 2, 40), inference.theirs(str(tmp_path), "float32")]
+    prompts = np.random.default_rng(0).integers(config.vocab_size, size=(2, 30))
+    our, their = inference.measure(sides, prompts, 8, rounds=1)
+    np.testing.assert_array_equal(our.tokens, their.tokens)
+    assert our.tokens.shape == (2, 8) and min(our.first_s, their.first_s) > 0
+    # two layers of five keep their window, in pages on our side: here all of one page
+    assert [side.cache_bytes(2, 38) for side in sides] == [2 * 5 * 64 * 128, 2 * 125 * 128]
 
 
 def test_compile_times_are_measured():

@@ -35,7 +35,7 @@ ALLOWED = {
     "sandbox": set(),
     "trace": _TRACE,
     "inference": _INFERENCE,
-    "serve": _INFERENCE,
+    "serve": _INFERENCE | {"debugger"},
     "debugger": _INFERENCE | {"trace", "sandbox"},
     "evals": _INFERENCE | {"trace", "sandbox"},
     "forager": _INFERENCE | {"trace", "sandbox", "data"},

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cwm_jax.config import (
@@ -17,6 +19,7 @@ from cwm_jax.config import (
     SourceConfig,
     TokenizerConfig,
 )
+from cwm_jax.model.transformer import abstract_params
 
 VOCAB_SIZE = 576
 
@@ -38,6 +41,21 @@ def tiny_model(**changes) -> ModelConfig:
         max_position_embeddings=256,
     )
     return ModelConfig(**{**values, **changes})
+
+
+def sharp_params(config: ModelConfig, dtype: str = "float32", seed: int = 0):
+    """Weights at which attention and norms matter; unlike ``init``'s, made without compiling."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = jax.tree_util.keystr(path)
+        values = rng.normal(size=leaf.shape).astype(np.float32)
+        if "scale" in name:
+            return jnp.asarray(1 + 0.3 * values, dtype)
+        gain = 2 if "q_proj" in name else 1
+        return jnp.asarray(gain / config.hidden_size**0.5 * values, dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(config))
 
 
 def tiny_run(folder: Path, *, rows: int = 2, accumulation: int = 1, **changes) -> RunConfig:

@@ -18,11 +18,9 @@ import numpy as np
 
 from cwm_jax.config import FULL_ATTENTION, ExecutionConfig, ModelConfig
 from cwm_jax.inference.cache import PAGE_TOKENS, CacheLayout, Extension, init_pages
-from cwm_jax.inference.choice import Choice, num_words, pack_allowed
 from cwm_jax.inference.pages import PagePool
 from cwm_jax.inference.quantization import cast, check_device
 from cwm_jax.inference.requests import (
-    MAX_STOP_TOKENS,
     Delta,
     QueueFullError,
     RequestError,
@@ -31,17 +29,14 @@ from cwm_jax.inference.requests import (
 )
 from cwm_jax.inference.rows import Made, Rows, decode_rows, extend_rows
 from cwm_jax.inference.scheduler import Piece, Request, Row, Scheduler
+from cwm_jax.inference.shapes import Shapes
 from cwm_jax.inference.text import TextStream
 from cwm_jax.kernels.dispatch import reads_pages_in_place
-from cwm_jax.model.cache import Places
 from cwm_jax.model.transformer import DEFAULT_EXECUTION, Params
 from cwm_jax.sharding import shards_of
 from cwm_jax.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
-_LEAST_TOKENS = 64  # assumed: of a prefill call, and fourfold steps of it
-_LEAST_CONTEXT = 512  # assumed: likewise of what it reads
-_LEAST_KEYS = 128  # assumed: read by a decode step, and doublings of it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,15 +133,21 @@ class Engine:
             page_tokens=options.page_tokens,
             spare_tokens=options.decode_steps,
         )
-        self._batch_shards = shards_of("batch")
         self.update_weights(params)
         num_pages = self._num_pages()
-        dtype = options.kv_dtype or _dtype(self._params)
-        make = functools.partial(init_pages, self._layout, num_pages, dtype=dtype)
+        self._kv_dtype = options.kv_dtype or _dtype(self._params)
+        make = functools.partial(init_pages, self._layout, num_pages, dtype=self._kv_dtype)
         self._caches = jax.jit(make)()  # in one program, and sharded from the start
         pools = {kind: PagePool(num) for kind, num in num_pages.items()}
         self._scheduler = Scheduler(self._layout, pools, options.max_rows)
-        self._num_requests = 0
+        self._shapes = Shapes(
+            layout=self._layout,
+            nowhere=max(num_pages.values()),
+            prefill_tokens=options.prefill_tokens,
+            max_rows=options.max_rows,
+            batch_shards=shards_of("batch"),
+            reads_in_place=reads_pages_in_place(execution.attention, model_config.head_dim),
+        )
         self._counts = dict.fromkeys(("prompt", "cached", "generated"), 0)
         self._finished: dict[str, int] = {}
         self._seeds = np.random.default_rng()
@@ -265,13 +266,22 @@ class Engine:
         """Of keys, values and scales on all devices together."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self._caches))
 
+    def row_bytes(self, num_tokens: int) -> int:
+        """Of the pages that a row of so many tokens holds."""
+        layout, P = self._layout, self.options.page_tokens
+        return sum(
+            min(-(-num_tokens // P), layout.row_pages(kind))
+            * layout.page_bytes(kind, self._kv_dtype)
+            for kind in layout.kinds
+        )
+
     # ------------------------------------------------------------ steps
 
     def _prefill(self) -> None:
         """One call; more while most of the running requests wait for their prompts."""
         while self._scheduler.num_prefilling:
             rows: list[list[Piece]] = []
-            for _ in range(self._batch_shards):
+            for _ in range(self._shapes.batch_shards):
                 taken = [piece for row in rows for piece in row]
                 rows.append(self._scheduler.next_pieces(self.options.prefill_tokens, taken))
             self._extend(rows)
@@ -279,11 +289,12 @@ class Engine:
                 return
 
     def _extend(self, rows: list[list[Piece]]) -> None:
-        used = max(sum(len(piece.tokens) for piece in row) for row in rows)
-        context = max((row[0].start for row in rows if row), default=0)
-        extension = self._extension(
-            rows, _at_least(used, self._token_sizes), _at_least(context, self._context_sizes)
-        )
+        self._compute(self._shapes.extension(rows))
+        for row in rows:
+            for piece in row:
+                self._publish(piece.row)
+
+    def _compute(self, extension: Extension) -> None:
         self._caches = extend_rows(
             self._params,
             self._caches,
@@ -291,9 +302,6 @@ class Engine:
             layout=self._layout,
             execution=self._execution,
         )
-        for row in rows:
-            for piece in row:
-                self._publish(piece.row)
 
     def _decode(self) -> None:
         steps = self.options.decode_steps
@@ -308,23 +316,31 @@ class Engine:
         rows = [row for row in rows if self._restrict(row)]
         if not rows:
             return
-        longest = max(len(row.request.tokens) for row in rows) + num_steps
-        wanted = max(row.request.sampling.num_logprobs for row in rows)
-        self._caches, made = decode_rows(
-            self._params,
-            self._caches,
-            self._rows(rows),
-            np.int32(num_steps),
-            np.bool_(wanted > 0),
-            layout=self._layout,
-            execution=self._execution,
-            max_steps=self.options.decode_steps,
-            num_keys=_at_least(min(longest, self.options.max_length), self._key_sizes),
+        made = self._generate(
+            self._shapes.rows(rows, self.model_config.vocab_size),
+            num_steps,
+            with_top=any(row.request.sampling.num_logprobs for row in rows),
+            num_keys=self._shapes.num_keys(
+                max(len(row.request.tokens) for row in rows) + num_steps
+            ),
         )
-        made = jax.device_get(made)
         for b, row in enumerate(rows):
             self._receive(row, made, b)
             self._publish(row)
+
+    def _generate(self, rows: Rows, num_steps: int, *, with_top: bool, num_keys: int) -> Made:
+        self._caches, made = decode_rows(
+            self._params,
+            self._caches,
+            rows,
+            np.int32(num_steps),
+            np.bool_(with_top),
+            layout=self._layout,
+            execution=self._execution,
+            max_steps=self.options.decode_steps,
+            num_keys=num_keys,
+        )
+        return jax.device_get(made)
 
     def _receive(self, row: Row, made: Made, b: int) -> None:
         request, count = row.request, int(made.counts[b])
@@ -370,67 +386,6 @@ class Engine:
             self._finished[reason] = self._finished.get(reason, 0) + 1
             self._counts["cached"] += request.num_cached_tokens
 
-    # ------------------------------------------------------------ arrays of a call
-
-    def _extension(self, rows: list[list[Piece]], T: int, context_tokens: int) -> Extension:
-        B, P = len(rows), self.options.page_tokens
-        tokens, positions, segments = np.zeros((3, B, T), np.int32)
-        pages = {kind: np.full((B, T), self._nowhere, np.int32) for kind in self._layout.kinds}
-        context = {
-            kind: np.zeros((B, self._layout.context_pages(kind, context_tokens)), np.int32)
-            for kind in self._layout.kinds
-        }
-        lengths = np.zeros(B, np.int32)
-        for b, pieces in enumerate(rows):
-            start = 0
-            for number, piece in enumerate(pieces, start=1):
-                part = slice(start, start := start + len(piece.tokens))
-                tokens[b, part], segments[b, part] = piece.tokens, number
-                positions[b, part] = piece.start + np.arange(len(piece.tokens))
-                for kind, written in piece.pages.items():
-                    pages[kind][b, part] = np.where(written < 0, self._nowhere, written)
-            if pieces:
-                lengths[b] = pieces[0].start
-                for kind, found in pieces[0].context.items():
-                    context[kind][b, : len(found)] = found
-        slots = positions % P
-        places = {kind: Places(written, slots) for kind, written in pages.items()}
-        return Extension(tokens, positions, segments, places, context, lengths)
-
-    def _rows(self, rows: list[Row]) -> Rows:
-        B = _at_least(len(rows), self._row_sizes)
-        values = self._no_rows(B)
-        for b, row in enumerate(rows):
-            request, sampling = row.request, row.request.sampling
-            values.tokens[b], values.lengths[b] = request.tokens[-1], row.num_cached
-            values.limits[b], values.active[b] = request.limit, True
-            values.stops[b, : len(sampling.stop_token_ids)] = sampling.stop_token_ids
-            for kind, table in row.tables.items():
-                values.pages[kind][b] = np.maximum(table, 0)
-            choice = values.choice
-            choice.temperature[b], choice.top_k[b] = sampling.temperature, sampling.top_k
-            choice.top_p[b], choice.min_p[b] = sampling.top_p, sampling.min_p
-            choice.keys[b] = request.key
-            if row.allowed is not None:
-                choice.allowed[b] = pack_allowed(row.allowed, self.model_config.vocab_size)
-        return values
-
-    def _no_rows(self, B: int) -> Rows:
-        ints, floats = (lambda: np.zeros(B, np.int32)), (lambda: np.zeros(B, np.float32))
-        words = np.full((B, num_words(self.model_config.vocab_size)), 0xFFFFFFFF, np.uint32)
-        choice = Choice(
-            floats(), ints(), np.ones(B, np.float32), floats(), np.zeros((B, 2), np.uint32), words
-        )
-        return Rows(
-            ints(),
-            ints(),
-            ints(),
-            np.zeros(B, bool),
-            np.full((B, MAX_STOP_TOKENS), -1, np.int32),
-            {k: np.zeros((B, self._layout.row_pages(k)), np.int32) for k in self._layout.kinds},
-            choice,
-        )
-
     def _in_mesh(self) -> contextlib.AbstractContextManager:
         """The mesh of the engine, on whatever thread it runs."""
         return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
@@ -440,52 +395,12 @@ class Engine:
     def warm_up(self) -> int:
         """Compiles every program that a request can need; the number of their shapes."""
         with self._in_mesh():
-            shapes = 0
-            for T in self._token_sizes:
-                for context in self._context_sizes:
-                    extension = self._extension([[] for _ in range(self._batch_shards)], T, context)
-                    self._caches = extend_rows(
-                        self._params,
-                        self._caches,
-                        extension,
-                        layout=self._layout,
-                        execution=self._execution,
-                    )
-                    shapes += 1
-            for B in self._row_sizes:
-                for num_keys in self._key_sizes:
-                    self._caches, _ = decode_rows(
-                        self._params,
-                        self._caches,
-                        self._no_rows(B),
-                        np.int32(0),
-                        np.bool_(False),
-                        layout=self._layout,
-                        execution=self._execution,
-                        max_steps=self.options.decode_steps,
-                        num_keys=num_keys,
-                    )
-                    shapes += 1
-        return shapes
-
-    @property
-    def _token_sizes(self) -> list[int]:
-        return _sizes(_LEAST_TOKENS, self.options.prefill_tokens, 4)
-
-    @property
-    def _context_sizes(self) -> list[int]:
-        return [0, *_sizes(_LEAST_CONTEXT, self.options.max_length, 4)]
-
-    @property
-    def _key_sizes(self) -> list[int]:
-        if reads_pages_in_place(self._execution.attention, self.model_config.head_dim):
-            return [self.options.max_length]
-        return _sizes(_LEAST_KEYS, self.options.max_length, 2)
-
-    @property
-    def _row_sizes(self) -> list[int]:
-        shards = self._batch_shards
-        return [size * shards for size in _sizes(1, -(-self.options.max_rows // shards), 4)]
+            for shape in self._shapes.extensions:
+                self._compute(self._shapes.no_extension(*shape))
+            for B, num_keys in self._shapes.decodings:
+                rows = self._shapes.no_rows(B, self.model_config.vocab_size)
+                self._generate(rows, 0, with_top=False, num_keys=num_keys)
+        return len(self._shapes.extensions) + len(self._shapes.decodings)
 
     @property
     def longest(self) -> int:
@@ -494,10 +409,6 @@ class Engine:
         if pages is None:
             return self.options.max_length
         return min(self.options.max_length, pages.num_pages * self.options.page_tokens)
-
-    @property
-    def _nowhere(self) -> int:
-        return max(pool.num_pages for pool in self._scheduler.pools.values())
 
     def _num_pages(self) -> dict[str, int]:
         rows, layout = self.options.max_rows, self._layout
@@ -525,19 +436,6 @@ def check_queue(num_waiting: int, options: EngineOptions) -> None:
         raise QueueFullError(
             f"{num_waiting} requests wait, as many as may; expected fewer: try again later"
         )
-
-
-def _at_least(size: int, sizes: list[int]) -> int:
-    return next(s for s in sizes if s >= size)
-
-
-def _sizes(least: int, most: int, factor: int) -> list[int]:
-    """``least`` and its multiples by powers of ``factor``, and ``most``."""
-    sizes = []
-    while least < most:
-        sizes.append(least)
-        least *= factor
-    return [*sizes, most]
 
 
 def _dtype(params: Params) -> str:

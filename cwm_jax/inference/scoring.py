@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from cwm_jax.config import ExecutionConfig, ModelConfig
+from cwm_jax.inference.cache import KVCache, extend
 from cwm_jax.model.transformer import (
     DEFAULT_EXECUTION,
     Params,
@@ -61,7 +62,39 @@ def score(
         segment_ids=segment_ids,
         execution=execution,
     )
+    return _scores(params, x, targets, execution)
 
+
+def cached_score(
+    params: Params,
+    cache: KVCache,
+    tokens: Int[Array, "B T"],
+    *,
+    targets: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    rows: Int[Array, " B"],
+    num_cached: int | None = None,
+    execution: ExecutionConfig = DEFAULT_EXECUTION,
+) -> tuple[Scores, KVCache]:
+    """``score`` of tokens that go on where rows of a cache end, and the cache with them.
+
+    Args:
+        params, cache, tokens, lengths, rows, num_cached, execution: as for ``extend``.
+        targets: the token after each position.
+    """
+    x, cache = extend(
+        params,
+        cache,
+        tokens,
+        lengths=lengths,
+        rows=rows,
+        num_cached=num_cached,
+        execution=execution,
+    )
+    return _scores(params, x, targets, execution), cache
+
+
+def _scores(params: Params, x, targets, execution: ExecutionConfig) -> Scores:
     def one_position(inputs):
         x, targets = inputs  # [B, D], [B]
         logits = logits_from_hidden(params, x[:, None])[:, 0]
@@ -70,6 +103,6 @@ def score(
         return Scores(jnp.argmax(logits, axis=1).astype(jnp.int32), logprobs)
 
     by_position = (jnp.moveaxis(x, 1, 0), targets.T)
-    chunk = max(1, execution.loss_chunk_tokens // tokens.shape[0])
+    chunk = max(1, execution.loss_chunk_tokens // targets.shape[0])
     scores = jax.lax.map(one_position, by_position, batch_size=chunk)
     return Scores(scores.predictions.T, scores.logprobs.T)

@@ -22,7 +22,8 @@ class TextStream:
 
     def push(self, token_id: int) -> bool:
         """Takes the next token; whether a stop string is now complete."""
-        if self._tokenizer is not None:
+        # a model may have more ids, to fill up its shape; they have no text
+        if self._tokenizer is not None and token_id < self._tokenizer.vocab_size:
             self._pending += self._decoder.decode(self._tokenizer.decode_bytes([token_id]))
         found = [place for stop in self._stop if (place := self._pending.find(stop)) >= 0]
         if found:

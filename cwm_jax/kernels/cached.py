@@ -10,7 +10,7 @@ B batch, T queries, S slots, N heads, K kv heads, G = N/K, H head width, P split
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8
@@ -95,7 +95,7 @@ def cached_attention_in_pages(
         pages: of each row, in the order of its slots.
     """
 
-    def gather(x):
+    def gather(x) -> Any:
         if x is None:
             return None
         rows = x[pages].swapaxes(1, 2)  # [B, K, n, slots, ...]

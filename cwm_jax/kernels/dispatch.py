@@ -111,12 +111,20 @@ def attention_to_pages(
     Raises:
         ValueError: as the implementations do.
     """
-    options = dict(sliding_window=sliding_window, ring=ring, k_scale=k_scale, v_scale=v_scale)
+    run = cached_attention_in_pages
     if reads_pages_in_place(implementation, q.shape[-1]):
         run = _lazy("decode", "decode_attention_in_pages")()
-    else:
-        run = cached_attention_in_pages
-    return run(q, k, v, pages, positions, **options)
+    return run(
+        q,
+        k,
+        v,
+        pages,
+        positions,
+        sliding_window=sliding_window,
+        ring=ring,
+        k_scale=k_scale,
+        v_scale=v_scale,
+    )
 
 
 def reads_pages_in_place(implementation: str, head_dim: int) -> bool:

@@ -84,7 +84,7 @@ class LayerCache(NamedTuple):
     ) -> LayerCache:
         """Puts the tokens' keys and values into their places."""
 
-        def put(cache, new):
+        def put(cache, new) -> Any:
             if cache is None:
                 return None
             # the scan's carry is written in place; scan's ys would copy the whole cache

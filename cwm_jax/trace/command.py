@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import builtins
 import itertools
 import json
-import symtable
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cwm_jax.sandbox import SandboxError
 from cwm_jax.tokenizer import BEGIN_OF_TEXT
+from cwm_jax.trace.contexts import context_of_program
 from cwm_jax.trace.corpus import command as corpus_command
 from cwm_jax.trace.corpus import read_corpus
-from cwm_jax.trace.episodes import (
-    context_of_call,
-    context_of_script,
-    decode_source,
-    episode_from_json,
-    episode_from_trace,
-)
+from cwm_jax.trace.episodes import decode_source, episode_from_json, episode_from_trace
 from cwm_jax.trace.format import START_MARKER, parse_trace, render_prompt, split_prompt
 from cwm_jax.trace.frames import TraceFrame
 from cwm_jax.trace.table import format_table
-from cwm_jax.trace.tracer import PARSE_ERRORS, TraceLimits, Tracer, source_lines, unmarked
+from cwm_jax.trace.tracer import TraceLimits, Tracer, source_lines
 
 _TRACE_FILE = (
     "the text of one trace, or episodes as JSON lines, as `trace run --format text` or `--format "
@@ -68,7 +60,9 @@ def _add_show(actions) -> None:
 def _run(args: argparse.Namespace) -> int:
     """Prints the trace; 0: finished, 1: cut by a limit, 2: there is none."""
     try:
-        context, limits = _context(args), TraceLimits(max_events=args.max_events)
+        source = decode_source(args.program.read_bytes())
+        context = context_of_program(source, args.call, args.stdin and args.stdin.read_bytes())
+        limits = TraceLimits(max_events=args.max_events)
         with Tracer(limits, unsafe=args.unsafe) as tracer:
             trace = tracer.trace(context)
     except (ValueError, SandboxError, OSError) as error:
@@ -90,53 +84,6 @@ def _run(args: argparse.Namespace) -> int:
     if not trace.finished:
         print(f"trace run: cut: {trace.message}", file=sys.stderr)
     return 0 if trace.finished else 1
-
-
-def _context(args: argparse.Namespace) -> str:
-    source = decode_source(args.program.read_bytes())
-    is_marked = any(unmarked(line) != line for line in source_lines(source))
-    if args.stdin and (is_marked or args.call is not None):
-        raise ValueError(
-            f"--stdin is {args.stdin}; expected none with --call or a marked line, which nothing "
-            "feeds: leave it out, or trace the whole script"
-        )
-    if args.call is not None:
-        return _context_of_call(source, args.call.strip())
-    if is_marked:
-        return source
-    return context_of_script(source, args.stdin.read_bytes() if args.stdin else b"")
-
-
-def _context_of_call(source: str, call: str) -> str:
-    """The context of ``f(1, x=2)``.
-
-    Raises:
-        ValueError: it is no call, or the source has nothing of that name.
-    """
-    try:
-        tree = ast.parse(call, mode="eval").body
-    except PARSE_ERRORS:
-        tree = None
-    name, _, rest = call.partition("(")
-    if not isinstance(tree, ast.Call) or ast.unparse(tree.func) != name.strip():
-        raise ValueError(f"--call is {call!r}; expected one call of a function, as 'f(1, x=2)'")
-    root = name.strip().partition(".")[0]
-    if (bound := _bound_names(source)) is not None and root not in {*bound, *dir(builtins)}:
-        raise ValueError(
-            f"--call is {call!r}, but nothing in the file is named {root!r}; expected one of its "
-            f"names: {', '.join(sorted(bound)) or 'it has none'}"
-        )
-    return context_of_call(source, rest.removesuffix(")"), function=name.strip())
-
-
-def _bound_names(source: str) -> set[str] | None:
-    """Names that a module binds; None where they are not known: a star import, a syntax error."""
-    try:
-        symbols = symtable.symtable(source, "main.py", "exec").get_symbols()
-    except PARSE_ERRORS:
-        return None  # the tracer names what is wrong with it
-    bound = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
-    return None if "import *" in source else bound
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from tiny import sharp_params as random_params
 
 from cwm_jax.config import ModelConfig, RopeParameters, layer_types_3_to_1
-from cwm_jax.model.transformer import abstract_params
+
+__all__ = ["assert_equal_trees", "random_params", "small_config"]
 
 
 def small_config(num_layers: int = 10, **changes) -> ModelConfig:
@@ -30,21 +31,6 @@ def small_config(num_layers: int = 10, **changes) -> ModelConfig:
         "eos_token_id": (1, 2),
     }
     return ModelConfig(**(values | changes))
-
-
-def random_params(config: ModelConfig, dtype: str = "float32", seed: int = 0):
-    """Weights at which attention and norms matter; unlike ``init``'s, made without compiling."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        name = jax.tree_util.keystr(path)
-        values = rng.normal(size=leaf.shape).astype(np.float32)
-        if "scale" in name:
-            return jnp.asarray(1 + 0.3 * values, dtype)
-        gain = 2 if "q_proj" in name else 1
-        return jnp.asarray(gain / config.hidden_size**0.5 * values, dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, abstract_params(config))
 
 
 def assert_equal_trees(a, b) -> None:

@@ -1,38 +1,24 @@
 """Cached decoding against the model without a cache, token by token."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import VOCAB_SIZE, tiny_model
+from inference.models import CONFIG, EXECUTION
+from tiny import VOCAB_SIZE, sharp_params
 from tolerances import LOGITS_ATOL
 
-from cwm_jax.config import ExecutionConfig, MeshConfig, RopeParameters
+from cwm_jax.config import MeshConfig
 from cwm_jax.inference.decoder import Decoder
-from cwm_jax.model.transformer import abstract_params, forward, logical_axes
+from cwm_jax.model.transformer import forward, logical_axes
 from cwm_jax.sharding import make_mesh, tree_shardings
 
-LLAMA3 = RopeParameters(rope_type="llama3", rope_theta=100.0, original_max_position_embeddings=64)
-# Both layer kinds twice in the scanned group's repeats and once in the tail; GQA 2:1; window 8.
-CONFIG = tiny_model(rope_parameters=LLAMA3)
 LENGTHS = (37, 1, 5, 20, 90)  # most are longer than two windows; two buckets of prompts
 NUM_NEW = 100  # some chunks of steps, and two buckets of keys
-EXECUTION = ExecutionConfig(attention="chunked", attention_block_tokens=16)
 
 
 @pytest.fixture(scope="module")
 def params():
-    """Weights at which attention decides: sharp queries, norm scales that are not 1."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        values = rng.normal(size=leaf.shape).astype(np.float32)
-        name = jax.tree_util.keystr(path)
-        if "scale" in name:
-            return jnp.asarray(1 + 0.3 * values)
-        return jnp.asarray((2 if "q_proj" in name else 1) / CONFIG.hidden_size**0.5 * values)
-
-    return jax.tree_util.tree_map_with_path(draw, abstract_params(CONFIG))
+    return sharp_params(CONFIG)
 
 
 PROMPTS = [

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from tiny import sharp_params
 from tolerances import GRADIENT_RTOL, LOGITS_ATOL
 from transformers import CwmConfig, CwmForCausalLM
 
 from convert.names import weights
 from convert.sources import ParamsSource
 from cwm_jax.config import ExecutionConfig, ModelConfig, RopeParameters, layer_types_3_to_1
-from cwm_jax.model.transformer import abstract_params, forward
+from cwm_jax.model.transformer import forward
 
 # Wavelengths are 6, 11 (kept), 20, 35, 63 (blended), 112, 199, 353 tokens (divided).
 LLAMA3 = RopeParameters(rope_type="llama3", rope_theta=100.0, original_max_position_embeddings=64)
@@ -55,19 +56,7 @@ CONFIGS = {
 CONFIG = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
-@functools.lru_cache
-def random_params(config: ModelConfig):
-    """Weights at which attention and norms matter: sharp queries, norm scales that are not 1."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        values = rng.normal(size=leaf.shape).astype(np.float32)
-        name = jax.tree_util.keystr(path)
-        if "scale" in name:
-            return jnp.asarray(1 + 0.3 * values)
-        return jnp.asarray((2 if "q_proj" in name else 1) / config.hidden_size**0.5 * values)
-
-    return jax.tree_util.tree_map_with_path(draw, abstract_params(config))
+random_params = functools.lru_cache(sharp_params)
 
 
 @functools.lru_cache

@@ -1,0 +1,1 @@
+"""The neural debugger: a program is stepped through as a model predicts it, and never run."""
