@@ -31,7 +31,7 @@ ALLOWED = {
     "model": _MODEL,
     "data": _TRACE | {"trace"},
     "training": _TRAINING,
-    "planning": _TRAINING | {"planning"},
+    "planning": _TRAINING | {"inference", "planning"},
     "sandbox": set(),
     "trace": _TRACE,
     "inference": _INFERENCE,
