@@ -30,6 +30,7 @@ from cwm_jax.config import ExecutionConfig, ModelConfig
 from cwm_jax.inference.engine import Engine, EngineOptions
 from cwm_jax.inference.requests import SamplingParams
 from cwm_jax.model.transformer import init
+from cwm_jax.training.hardware import accelerator_of
 
 MODELS: dict[str, ModelConfig] = {
     "tiny": quickstart.get_config().model,

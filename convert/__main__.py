@@ -1,4 +1,4 @@
-"""Command line: ``python -m convert from-hf | to-hf | from-meta | to-meta | check``; see --help.
+"""Command line: ``python -m convert from-hf | to-hf | from-meta | to-meta | quantize | check``.
 
 A conversion that was killed is continued by the same command. Its memory is that of the libraries
 plus at most workers x 5 x the largest block (32 MiB for most sources).
@@ -24,6 +24,7 @@ _COMMANDS = {
     "to-hf": "checkpoint or run SRC to a Hugging Face folder DST",
     "from-meta": "folder SRC in Meta's layout (.distcp, params.json) to a checkpoint folder DST",
     "to-meta": "checkpoint or run SRC to a folder DST in Meta's layout; needs PyTorch",
+    "quantize": "Hugging Face folder, checkpoint or run SRC to a folder DST of quantized weights",
 }
 
 
@@ -55,8 +56,11 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("source", metavar="SRC", type=Path)
         command.add_argument("destination", metavar="DST", type=Path)
-        command.add_argument("--dtype", choices=DTYPES, help="default: as stored")
-        if name.startswith("to-"):
+        if name == "quantize":
+            _add_format(command)
+        else:
+            command.add_argument("--dtype", choices=DTYPES, help="default: as stored")
+        if name.startswith("to-") or name == "quantize":
             command.add_argument(
                 "--max-shard-bytes",
                 type=int,
@@ -81,6 +85,17 @@ def _parser() -> argparse.ArgumentParser:
         "--logits", action="store_true", help="also run both in float32 (whole models in memory)"
     )
     return parser
+
+
+def _add_format(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dtype", choices=("int8", "int4", "fp8"), required=True, help="of the linear maps"
+    )
+    command.add_argument(
+        "--group-size",
+        type=int,
+        help="inputs that share a scale, int4 alone (default: the most up to 128 that fits)",
+    )
 
 
 def _limit_arenas() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy as np
 from convert.checkpoint_files import CheckpointSource, open_checkpoint
 from convert.folders import check_vacant
 from convert.kinds import check_kind
-from convert.names import ConversionError, weights
-from convert.safetensors_files import Tensor
+from convert.names import weights
+from convert.safetensors_files import Tensor, group_tensors
 from convert.sources import DTYPES, Source, array_dtypes, row_blocks
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -38,23 +37,12 @@ class Export:
         }
 
     def groups(self, max_bytes: int) -> list[list[Tensor]]:
-        """Consecutive tensors of at most so many bytes; a larger one is alone in its group.
-
-        Raises:
-            ConversionError: fewer than one byte.
-        """
-        if max_bytes < 1:
-            raise ConversionError(f"max_shard_bytes is {max_bytes}; expected 1 or more")
-        groups: list[list[Tensor]] = [[]]
-        used = 0
-        for name, weight in self._weights.items():
-            num_bytes = math.prod(weight.hf_shape) * DTYPES[self.dtypes[name]].itemsize
-            if groups[-1] and used + num_bytes > max_bytes:
-                groups.append([])
-                used = 0
-            groups[-1].append(Tensor(name, self.dtypes[name], weight.hf_shape))
-            used += num_bytes
-        return groups
+        """See ``group_tensors``."""
+        tensors = (
+            Tensor(name, self.dtypes[name], weight.hf_shape)
+            for name, weight in self._weights.items()
+        )
+        return group_tensors(tensors, max_bytes)
 
     def blocks(self, name: str, check: Callable[[], None] = lambda: None) -> Iterator[np.ndarray]:
         """A tensor's consecutive rows; ``check`` is called before each read."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from convert.checkpoint_files import write_checkpoint
 from convert.kinds import check_kind
-from convert.safetensors_files import HfSource
+from convert.safetensors_files import HfSource, quantization_of
 from convert.sources import params_from
 from cwm_jax.config import ModelConfig
 
@@ -19,12 +19,18 @@ def load_hf(
     """Reads a Hugging Face folder into memory.
 
     Args:
-        path: folder with config.json and model.safetensors, or shards with their index.
+        path: folder with config.json and model.safetensors, or shards with their index. That of
+            ``python -m convert quantize`` gives quantized kernels, which every pure function takes.
         dtype: float32, bfloat16 or float16 for every parameter; None keeps the stored dtypes.
+            Quantized kernels keep theirs.
 
     Raises:
         ConversionError: names what is unknown, missing, duplicate, misshapen or damaged.
     """
+    if quantization_of(Path(path)) is not None:
+        from convert.quantized import load_quantized  # imports jax
+
+        return load_quantized(Path(path), dtype)
     source = _open(Path(path))
     return source.model_config, params_from(source, dtype)
 

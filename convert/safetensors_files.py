@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from convert.folders import json_object, read_json, read_model_config, write_json
@@ -25,6 +26,10 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 _TAGS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_PACKED_TAGS = {"I32": "int32", "I64": "int64", "F8_E4M3": "float8_e4m3fn"}  # of quantized weights
+_DTYPES = DTYPES | {name: np.dtype(name) for name in ("int32", "int64")}
+_DTYPES["float8_e4m3fn"] = np.dtype(ml_dtypes.float8_e4m3fn)
+QUANTIZATION_KEY = "quantization_config"  # of config.json
 
 
 class Tensor(NamedTuple):
@@ -33,6 +38,10 @@ class Tensor(NamedTuple):
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +61,9 @@ class HfSource:
     def __init__(self, folder: Path) -> None:
         """Raises ConversionError naming the first thing that is not as it should be."""
         self.folder = folder
+        _check_not_quantized(folder)
         self.model_config = read_model_config(folder)
-        self._records = _records_of_folder(folder)
+        self._records = records_of_folder(folder)
         expected = {weight.hf_name: weight.hf_shape for weight in weights(self.model_config)}
         check_names(set(self._records), set(expected), str(folder))
         for name, shape in expected.items():
@@ -65,12 +75,7 @@ class HfSource:
         self.dtypes = {name: record.dtype for name, record in self._records.items()}
 
     def read(self, weight: Weight, start: int, stop: int) -> np.ndarray:
-        record = self._records[weight.hf_name]
-        rows = np.empty((stop - start, *record.shape[1:]), DTYPES[record.dtype])
-        with open(record.file, "rb", buffering=0) as file:
-            file.seek(record.start + start * (rows.nbytes // len(rows)))
-            read_into(file, memoryview(rows.reshape(-1).view(np.uint8).data), record.file)
-        return rows
+        return read_rows(self._records[weight.hf_name], start, stop)
 
     def unit_rows(self, weight: Weight) -> int:
         return 1
@@ -80,13 +85,41 @@ class HfSource:
         return [self.folder / "config.json", *files]
 
 
+def read_rows(record: Record, start: int, stop: int) -> np.ndarray:
+    """Rows start to stop of a tensor."""
+    rows = np.empty((stop - start, *record.shape[1:]), _DTYPES[record.dtype])
+    with open(record.file, "rb", buffering=0) as file:
+        file.seek(record.start + start * (rows.nbytes // len(rows)))
+        read_into(file, memoryview(rows.reshape(-1).view(np.uint8).data), record.file)
+    return rows
+
+
 def is_hf_folder(folder: Path) -> bool:
     """True if it holds a model in safetensors files."""
     return (folder / SINGLE_FILE).exists() or (folder / INDEX_FILE).exists()
 
 
-def read_header(file: Path) -> dict[str, Record]:
-    """The tensors of one file.
+def quantization_of(folder: Path) -> dict[str, Any] | None:
+    """What config.json says of quantized weights; None if there are none."""
+    file = folder / "config.json"
+    found = read_json(file).get(QUANTIZATION_KEY) if file.is_file() else None
+    if found is None or isinstance(found, dict):
+        return found
+    raise ConversionError(f"{file}: {QUANTIZATION_KEY} is {found!r}; expected an object")
+
+
+def _check_not_quantized(folder: Path) -> None:
+    found = quantization_of(folder)
+    if found is not None:
+        raise ConversionError(
+            f"{folder} holds weights quantized already (quant_method "
+            f"{found.get('quant_method')!r}); expected floating ones: take the model that it was "
+            "made from; convert.load_hf opens it to compute with"
+        )
+
+
+def read_header(file: Path, *, packed: bool = False) -> dict[str, Record]:
+    """The tensors of one file; with ``packed`` also those of quantized weights.
 
     Raises:
         ConversionError: anything but a whole, well-formed file of supported dtypes.
@@ -105,7 +138,9 @@ def read_header(file: Path) -> dict[str, Record]:
             raise ConversionError(f"{file}: header: {error}") from error
     header.pop("__metadata__", None)
     data_start = 8 + length
-    records = {name: _record(file, name, entry, data_start) for name, entry in header.items()}
+    records = {
+        name: _record(file, name, entry, data_start, packed) for name, entry in header.items()
+    }
     _check_coverage(file, records, data_start, num_bytes)
     return records
 
@@ -116,6 +151,25 @@ class Shard:
 
     name: str
     tensors: list[Tensor]
+
+
+def group_tensors(tensors: Iterable[Tensor], max_bytes: int) -> list[list[Tensor]]:
+    """Consecutive tensors of at most so many bytes; a larger one is alone in its group.
+
+    Raises:
+        ConversionError: fewer than one byte.
+    """
+    if max_bytes < 1:
+        raise ConversionError(f"max_shard_bytes is {max_bytes}; expected 1 or more")
+    groups: list[list[Tensor]] = [[]]
+    used = 0
+    for tensor in tensors:
+        if groups[-1] and used + tensor.num_bytes > max_bytes:
+            groups.append([])
+            used = 0
+        groups[-1].append(tensor)
+        used += tensor.num_bytes
+    return groups
 
 
 def name_shards(groups: list[list[Tensor]]) -> list[Shard]:
@@ -132,7 +186,7 @@ def write_index(folder: Path, shards: list[Shard]) -> None:
     """Writes ``model.safetensors.index.json`` if there are several files."""
     if len(shards) > 1:
         weight_map = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
-        total = sum(_num_bytes(tensor) for shard in shards for tensor in shard.tensors)
+        total = sum(tensor.num_bytes for shard in shards for tensor in shard.tensors)
         write_json(
             folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map}
         )
@@ -141,7 +195,7 @@ def write_index(folder: Path, shards: list[Shard]) -> None:
 def write_shard(folder: Path, shard: Shard, blocks: Callable[[str], Iterable[np.ndarray]]) -> Path:
     """Writes one file of ``blocks``, a tensor's consecutive parts by name; returns its path."""
     # Wider dtypes first: every tensor then starts at a multiple of its item's size.
-    ordered = sorted(shard.tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
+    ordered = sorted(shard.tensors, key=lambda tensor: -_DTYPES[tensor.dtype].itemsize)
     with open(folder / shard.name, "wb") as file:
         file.write(_header_bytes(ordered))
         for tensor in ordered:
@@ -153,14 +207,15 @@ def write_shard(folder: Path, shard: Shard, blocks: Callable[[str], Iterable[np.
 # ---------------------------------------------------------------- reading
 
 
-def _records_of_folder(folder: Path) -> dict[str, Record]:
+def records_of_folder(folder: Path, *, packed: bool = False) -> dict[str, Record]:
+    """All tensors of a folder's file or files, by name."""
     single, index = folder / SINGLE_FILE, folder / INDEX_FILE
     if single.exists() and index.exists():
         raise ConversionError(
             f"{folder} holds both {SINGLE_FILE} and {INDEX_FILE}; remove the one that is not meant"
         )
     if single.exists():
-        return read_header(single)
+        return read_header(single, packed=packed)
     if not index.exists():
         raise ConversionError(
             f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; expected a folder in Hugging "
@@ -169,10 +224,10 @@ def _records_of_folder(folder: Path) -> dict[str, Record]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise ConversionError(f"{index} has no weight_map of tensor names to file names")
-    return _records_of_shards(folder, weight_map)
+    return _records_of_shards(folder, weight_map, packed)
 
 
-def _records_of_shards(folder: Path, weight_map: dict[str, str]) -> dict[str, Record]:
+def _records_of_shards(folder: Path, weight_map: dict[str, str], packed: bool) -> dict[str, Record]:
     for file in sorted(set(weight_map.values())):
         if Path(file).name != file or not (folder / file).is_file():
             raise ConversionError(f"{folder / INDEX_FILE} names {file!r}, which is not in {folder}")
@@ -182,7 +237,9 @@ def _records_of_shards(folder: Path, weight_map: dict[str, str]) -> dict[str, Re
             f"{folder / INDEX_FILE} does not name the file {min(stray)}, which may hold other "
             "weights; remove it or mend the index"
         )
-    headers = {file: read_header(folder / file) for file in sorted(set(weight_map.values()))}
+    headers = {
+        file: read_header(folder / file, packed=packed) for file in sorted(set(weight_map.values()))
+    }
     for name, count in Counter(name for header in headers.values() for name in header).items():
         if count > 1:
             files = [file for file, header in headers.items() if name in header]
@@ -196,19 +253,20 @@ def _records_of_shards(folder: Path, weight_map: dict[str, str]) -> dict[str, Re
     return {name: record for header in headers.values() for name, record in header.items()}
 
 
-def _record(file: Path, name: str, entry: Any, data_start: int) -> Record:
+def _record(file: Path, name: str, entry: Any, data_start: int, packed: bool) -> Record:
     where = f"{file}: tensor {name}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ConversionError(f"{where} is described by {entry!r}; expected dtype, shape, offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise ConversionError(f"{where} has shape {shape!r} and data_offsets {offsets!r}")
-    dtype = _TAGS.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    tags = _TAGS | _PACKED_TAGS if packed else _TAGS
+    dtype = tags.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         raise ConversionError(
-            f"{where} has unsupported dtype {entry['dtype']!r}; expected one of {', '.join(_TAGS)}"
+            f"{where} has unsupported dtype {entry['dtype']!r}; expected one of {', '.join(tags)}"
         )
-    expected = math.prod(shape) * DTYPES[dtype].itemsize
+    expected = math.prod(shape) * _DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != expected:
         raise ConversionError(
             f"{where} spans data_offsets {offsets}; shape {shape} in {dtype} takes {expected} bytes"
@@ -249,10 +307,6 @@ def read_into(file: Any, buffer: memoryview, path: Path) -> None:
 # ---------------------------------------------------------------- writing
 
 
-def _num_bytes(tensor: Tensor) -> int:
-    return math.prod(tensor.shape) * DTYPES[tensor.dtype].itemsize
-
-
 def _header_bytes(tensors: list[Tensor]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     header |= dict(_header_entries(tensors))
@@ -262,10 +316,10 @@ def _header_bytes(tensors: list[Tensor]) -> bytes:
 
 
 def _header_entries(tensors: list[Tensor]) -> Iterator[tuple[str, dict[str, Any]]]:
-    tags = {dtype: tag for tag, dtype in _TAGS.items()}
+    tags = {dtype: tag for tag, dtype in (_TAGS | _PACKED_TAGS).items()}
     offset = 0
     for tensor in tensors:
-        end = offset + _num_bytes(tensor)
+        end = offset + tensor.num_bytes
         yield (
             tensor.name,
             {

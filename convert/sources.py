@@ -120,7 +120,7 @@ def params_from(source: Source, dtype: str | None = None) -> dict[str, Any]:
             arrays[weight.path][weight.region(start, stop)] = rows
     params: dict[str, Any] = {}
     for path in list(arrays):  # one array at a time exists twice
-        _insert(params, path.split("."), jnp.asarray(arrays.pop(path)))
+        insert(params, path.split("."), jnp.asarray(arrays.pop(path)))
     return params
 
 
@@ -134,6 +134,12 @@ class ParamsSource:
         shapes = array_shapes(model_config)
         check_names(set(self._arrays), set(shapes), "params")
         for path, array in self._arrays.items():
+            if hasattr(array, "scales"):
+                raise ConversionError(
+                    f"params: {path} is quantized; expected arrays: give "
+                    "cwm_jax.inference.quantization.dequantize_params(params), or let `python -m "
+                    "convert quantize` make a folder of quantized weights from the model's"
+                )
             if tuple(array.shape) != shapes[path]:
                 raise ConversionError(
                     f"params: {path} has shape {tuple(array.shape)}; expected {shapes[path]}"
@@ -167,7 +173,8 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{name}", value
 
 
-def _insert(tree: dict[str, Any], path: list[str], value: Any) -> None:
+def insert(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    """Puts a value into nested dicts, made where they are missing."""
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     tree[path[-1]] = value

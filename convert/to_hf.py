@@ -5,13 +5,21 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from convert.exports import MAX_SHARD_BYTES, Export, open_to_export
 from convert.folders import new_folder, write_json
-from convert.safetensors_files import Shard, name_shards, write_index, write_shard
+from convert.safetensors_files import (
+    QUANTIZATION_KEY,
+    Shard,
+    name_shards,
+    write_index,
+    write_shard,
+)
 from convert.sources import ParamsSource
 from convert.tokenizers import check_vocabulary, read_tokenizer
 from convert.work import Unit, Work, choose_workers, job_of, resumable_folder
@@ -49,7 +57,7 @@ def save_hf(
     with new_folder(Path(path)) as folder:
         for shard in shards:
             write_shard(folder, shard, export.blocks)
-        _write_beside(folder, model_config, shards, tokenizer)
+        write_beside(folder, model_config, shards, tokenizer, dtype=_main_dtype(shards))
 
 
 def to_hf(
@@ -76,8 +84,8 @@ def to_hf(
     workers = choose_workers(workers, source)
     job = job_of("to-hf", source, dtype=dtype, max_shard_bytes=max_shard_bytes)
     with resumable_folder(Path(destination), job, restart=restart) as work:
-        work.run([_unit(work, shard, export) for shard in shards], workers)
-        _write_beside(work.folder, source.model_config, shards, tokenizer)
+        work.run([shard_unit(work, shard, export.blocks) for shard in shards], workers)
+        write_beside(work.folder, source.model_config, shards, tokenizer, dtype=_main_dtype(shards))
     kept = "with" if tokenizer else "without"
     return (
         f"{destination}: export of {len(source.dtypes)} tensors in {len(shards)} files, {kept} "
@@ -85,29 +93,39 @@ def to_hf(
     )
 
 
-def _unit(work: Work, shard: Shard, export: Export) -> Unit:
+def shard_unit(work: Work, shard: Shard, blocks: Callable[..., Iterable[np.ndarray]]) -> Unit:
+    """A file of a conversion; ``blocks(name, check)`` as ``Export.blocks``."""
+
     def write() -> tuple[list[Path], None]:
-        blocks = functools.partial(export.blocks, check=work.check_stop)
-        return [write_shard(work.folder, shard, blocks)], None
+        checked = functools.partial(blocks, check=work.check_stop)
+        return [write_shard(work.folder, shard, checked)], None
 
     return Unit(shard.name, len(shard.tensors), write)
 
 
-def _write_beside(
+def write_beside(
     folder: Path,
     model_config: ModelConfig,
     shards: list[Shard],
     tokenizer: Tokenizer | None,
+    *,
+    dtype: str,
+    quantization: dict[str, Any] | None = None,
 ) -> None:
+    """Writes what an export has besides its weights; ``dtype`` is what they are computed in."""
     write_index(folder, shards)
-    main_dtype = Counter(tensor.dtype for shard in shards for tensor in shard.tensors).most_common(
-        1
-    )[0][0]
-    config = model_config.to_hf() | {"dtype": main_dtype, "torch_dtype": main_dtype}
+    config = model_config.to_hf() | {"dtype": dtype, "torch_dtype": dtype}
+    if quantization is not None:
+        config[QUANTIZATION_KEY] = quantization
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", _generation_config(model_config))
     if tokenizer is not None:
         tokenizer.save(folder, model_max_length=model_config.max_position_embeddings)
+
+
+def _main_dtype(shards: list[Shard]) -> str:
+    counts = Counter(tensor.dtype for shard in shards for tensor in shard.tensors)
+    return counts.most_common(1)[0][0]
 
 
 def _generation_config(model_config: ModelConfig) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cwm_jax.config import ModelConfig, RunConfig
+    from cwm_jax.cwm import CWM
     from cwm_jax.model.transformer import forward, init
     from cwm_jax.training.losses import loss
     from cwm_jax.training.state import init_state
     from cwm_jax.training.step import make_train_step
 
 _HOMES = {
+    "CWM": "cwm_jax.cwm",
     "ModelConfig": "cwm_jax.config",
     "RunConfig": "cwm_jax.config",
     "forward": "cwm_jax.model.transformer",
@@ -24,7 +26,16 @@ _HOMES = {
     "make_train_step": "cwm_jax.training.step",
 }
 
-__all__ = ["ModelConfig", "RunConfig", "forward", "init", "init_state", "loss", "make_train_step"]
+__all__ = [
+    "CWM",
+    "ModelConfig",
+    "RunConfig",
+    "forward",
+    "init",
+    "init_state",
+    "loss",
+    "make_train_step",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import os
 import sys
 
 from cwm_jax.debugger import command as debug_command
+from cwm_jax.planning import command as plan_command
 from cwm_jax.serve import command as serve_command
 from cwm_jax.trace import command as trace_command
 
@@ -16,6 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cwm_jax", description=__doc__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     trace_command.add_parser(subparsers)
+    plan_command.add_parser(subparsers)
     debug_command.add_parser(subparsers)
     serve_command.add_parser(subparsers)
     args = parser.parse_args(argv)

@@ -20,6 +20,7 @@ from benchmarks import (
     attention_gpu_torch,
     compile_time,
     inference,
+    quantization,
     serve_load,
     trace_ablation,
     train_step_cpu,
@@ -51,6 +52,22 @@ def test_both_sides_of_the_step_benchmark_take_a_step():
         train_step_cpu.torch_step(tokens, 2, "sdpa"),
     ):
         assert train_step_cpu.seconds(step, 1) > 0
+
+
+def test_quantization_is_compared_over_what_is_counted():
+    rng = np.random.default_rng(0)
+    exact = rng.standard_normal((2, 6, 11)).astype(np.float32)
+    tokens = np.concatenate([np.zeros((2, 1), np.int32), exact.argmax(-1)], axis=1)
+    frames = np.array([[0, 1, 1, 2, 0, 0], [0, 0, 1, 1, 2, 2]])
+    texts = quantization.Texts(tokens, frames > 0, frames)
+    same = quantization.compare(exact, exact, texts)
+    assert (same.kl, same.tokens, same.frames) == (0, 1, 1)
+    other = exact.copy()
+    other[0, 1] *= -1  # a token of the first frame of four
+    other[0, 5] *= -1  # padding
+    ours = quantization.compare(exact, other, texts)
+    assert ours.kl > 0
+    assert (ours.tokens, ours.frames) == (6 / 7, 3 / 4)
 
 
 def test_both_sides_of_the_inference_benchmark_make_the_same_tokens(tmp_path):

@@ -31,12 +31,13 @@ ALLOWED = {
     "model": _MODEL,
     "data": _TRACE | {"trace"},
     "training": _TRAINING,
-    "planning": _TRAINING | {"planning"},
+    "planning": _TRAINING | {"inference", "planning"},
     "sandbox": set(),
     "trace": _TRACE,
     "inference": _INFERENCE,
     "serve": _INFERENCE | {"data", "debugger"},
     "debugger": _INFERENCE | {"trace", "sandbox"},
+    "cwm": _INFERENCE | {"trace", "debugger", "data"},
     "evals": _INFERENCE | {"trace", "sandbox"},
     "forager": _INFERENCE | {"trace", "sandbox", "data"},
     "rl": _INFERENCE | _TRAINING | {"trace", "sandbox", "evals", "forager"},
@@ -165,13 +166,13 @@ def test_tokenizer_and_config_load_without_jax():
 
 
 def test_public_names():
-    from cwm_jax import ModelConfig, RunConfig, forward, init, loss, make_train_step
+    from cwm_jax import CWM, ModelConfig, RunConfig, forward, init, loss, make_train_step
     from cwm_jax.kernels import attention
     from cwm_jax.tokenizer import load_tokenizer
 
     for name in (forward, init, loss, make_train_step, attention, load_tokenizer):
         assert callable(name)
-    assert ModelConfig.from_hf and RunConfig
+    assert ModelConfig.from_hf and RunConfig and CWM.from_pretrained
     with pytest.raises(ImportError, match="cannot import name 'forwards'"):
         from cwm_jax import forwards  # noqa: F401
 

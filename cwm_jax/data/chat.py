@@ -1,4 +1,4 @@
-"""Dialogs as the tokens that the instruction-tuned model was trained on, piece by piece.
+"""Dialogs as the tokens that the instruction-tuned model was trained on, and its answers' parts.
 
 Text of users never becomes a special token, which a rendered template cannot promise; everywhere
 else the ids are those of ``chat_template.jinja`` through ``AutoTokenizer.apply_chat_template``.
@@ -133,6 +133,43 @@ def without_previous_reasoning(messages: Sequence[Message]) -> list[Message]:
     return [*map(_without_reasoning, messages[:-1]), *messages[-1:]]
 
 
+class ReasoningSplitter:
+    """Fed with text, gives ``(reasoning, content)``; what may be the marker is held back.
+
+    The line ends beside the first ``</think>`` belong to the format and to neither part, one on
+    each side. An answer without the marker is all reasoning.
+    """
+
+    def __init__(self, *, is_reasoning: bool) -> None:
+        """``is_reasoning``: the prompt ends inside the reasoning; else all is content."""
+        self.is_reasoning = is_reasoning
+        self._held = ""
+        self._skips_line_end = False
+
+    def feed(self, text: str) -> tuple[str, str]:
+        if not self.is_reasoning:
+            return "", self._content(text)
+        self._held += text
+        before, marker, after = self._held.partition(THINK_CLOSING)
+        if marker:
+            self.is_reasoning, self._skips_line_end, self._held = False, True, ""
+            return before.removesuffix("\n"), self._content(after)
+        certain = len(self._held) - _num_uncertain(self._held)
+        reasoning, self._held = self._held[:certain], self._held[certain:]
+        return reasoning, ""
+
+    def finish(self) -> tuple[str, str]:
+        """What was held back and turned out to be no marker."""
+        held, self._held = self._held, ""
+        return held, ""
+
+    def _content(self, text: str) -> str:
+        if self._skips_line_end and text:
+            self._skips_line_end = False
+            return text.removeprefix("\n")
+        return text
+
+
 def _without_reasoning(message: Message) -> Message:
     text = message.text
     has_reasoning = text.lstrip().startswith("<think>") and THINK_CLOSING in text
@@ -147,3 +184,14 @@ def _encode_answer(tokenizer: Tokenizer, text: str) -> list[int]:
     for index, part in enumerate(_THINKING_TOKENS.split(text)):
         ids += [tokenizer.special_tokens[part]] if index % 2 else tokenizer.encode(part)
     return ids
+
+
+def _num_uncertain(text: str) -> int:
+    """Characters at the end with which the marker, or the line end before it, may begin."""
+    marker = f"\n{THINK_CLOSING}"
+    longest = min(len(marker) - 1, len(text))
+    lengths = range(longest, 0, -1)
+    return next(
+        (n for n in lengths if marker.startswith(text[-n:]) or THINK_CLOSING.startswith(text[-n:])),
+        0,
+    )

@@ -12,15 +12,14 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cwm_jax.config import FULL_ATTENTION, ExecutionConfig, ModelConfig
 from cwm_jax.inference.cache import PAGE_TOKENS, CacheLayout, Extension, init_pages
 from cwm_jax.inference.pages import PagePool
+from cwm_jax.inference.quantization import cast, check_device
 from cwm_jax.inference.requests import (
     Delta,
     QueueFullError,
@@ -236,8 +235,9 @@ class Engine:
 
         What they have cached stays as it is; no later request shares it.
         """
+        check_device(params)
         if self._execution.dtype is not None:  # once, instead of at each step
-            params = _cast(params, self._execution.dtype)
+            params = cast(params, self._execution.dtype)
         previous = getattr(self, "_params", None)
         if previous is not None:
             _check_same_shapes(previous, params)
@@ -440,13 +440,6 @@ def check_queue(num_waiting: int, options: EngineOptions) -> None:
 
 def _dtype(params: Params) -> str:
     return str(params["norm"]["scale"].dtype)
-
-
-def _cast(params: Params, dtype: str) -> Any:
-    def cast(x):
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-    return jax.tree.map(cast, params)
 
 
 def _check_same_shapes(old: Params, new: Params) -> None:

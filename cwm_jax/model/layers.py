@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from cwm_jax.config import ModelConfig
+from cwm_jax.model.quantized import QuantizedKernel
 from cwm_jax.sharding import shard
 
 
@@ -36,7 +37,10 @@ class Linear(nnx.Module):
         self.num_in = num_in
 
     def __call__(self, x: Float[Array, "B T *ins"]) -> Float[Array, "B T *outs"]:
-        return product(x, self.kernel[...].astype(x.dtype), self.num_in)
+        kernel = self.kernel.get_value()
+        if isinstance(kernel, QuantizedKernel):
+            return kernel.product(x, self.num_in)
+        return product(x, kernel.astype(x.dtype), self.num_in)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

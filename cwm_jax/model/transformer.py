@@ -33,6 +33,7 @@ from cwm_jax.model.attention import Attention
 from cwm_jax.model.cache import CacheAccess, Caches, LayerCache
 from cwm_jax.model.context import RowLayout, RowView, make_exchange, row_layout
 from cwm_jax.model.layers import Embedding, Linear, Mlp, RMSNorm
+from cwm_jax.model.quantized import QuantizedKernel
 from cwm_jax.model.rope import rope_tables
 from cwm_jax.sharding import BATCH_AXES, map_over_shards, shard, shards_of
 
@@ -315,8 +316,12 @@ def cached_hidden_states(
 
 def logits_from_hidden(params: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """The output head: float32 logits."""
-    kernel = params["lm_head"]["kernel"].astype(x.dtype)
-    logits = jnp.einsum("btd,dv->btv", x, kernel, preferred_element_type=jnp.float32)
+    kernel = params["lm_head"]["kernel"]
+    if isinstance(kernel, QuantizedKernel):
+        logits = kernel.product(x, 1, jnp.dtype(jnp.float32))
+    else:
+        kernel = kernel.astype(x.dtype)
+        logits = jnp.einsum("btd,dv->btv", x, kernel, preferred_element_type=jnp.float32)
     return shard(logits, "batch", "seq", "act_vocab")
 
 

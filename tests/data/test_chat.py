@@ -1,5 +1,6 @@
 """Dialogs as tokens, against Meta's example and against the chat template."""
 
+import random
 import textwrap
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import transformers
 from cwm_jax.data.chat import (
     REASONING_SYSTEM_PROMPT,
     Message,
+    ReasoningSplitter,
     encode_dialog,
     encode_message,
     with_reasoning_prompt,
@@ -130,3 +132,46 @@ def test_what_is_no_dialog_is_refused(tokenizer):
             Message(role, "x")
     with pytest.raises(ValueError, match="the answer has begun"):
         encode_dialog(tokenizer, [USER, Message("assistant", "x")], think=True)
+
+
+# Answers ----------------------------------------------------------------------------------------
+
+
+def cuts(text: str):
+    """Whole, by character, and at random."""
+    yield [text]
+    yield [*text]
+    rng = random.Random(0)
+    for _ in range(20):
+        at = sorted(rng.choices(range(len(text) + 1), k=rng.randint(1, 6)))
+        yield [text[a:b] for a, b in zip([0, *at], [*at, len(text)], strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "content"),
+    [
+        ("hm\n</think>\nyes", "hm", "yes"),
+        ("hm</think>yes", "hm", "yes"),
+        ("hm\n\n</think>\n\nyes\n", "hm\n", "\nyes\n"),
+        ("a < b </thin </think>c</think>", "a < b </thin ", "c</think>"),
+        ("never\n</think", "never\n</think", ""),
+        ("</think>\n", "", ""),
+        ("\n\n</think></think>", "\n", "</think>"),
+        ("", "", ""),
+    ],
+)
+def test_reasoning_ends_at_the_first_marker(text, reasoning, content):
+    for pieces in cuts(text):
+        splitter = ReasoningSplitter(is_reasoning=True)
+        parts = [*map(splitter.feed, pieces), splitter.finish()]
+        assert ("".join(r for r, _ in parts), "".join(c for _, c in parts)) == (reasoning, content)
+
+
+def test_an_answer_without_reasoning_is_content():
+    assert ReasoningSplitter(is_reasoning=False).feed("a</think>b") == ("", "a</think>b")
+
+
+def test_reasoning_is_given_out_as_soon_as_it_is_no_marker():
+    splitter = ReasoningSplitter(is_reasoning=True)
+    given = [splitter.feed(piece)[0] for piece in ("so\n", "</th", "ree", "</think>")]
+    assert given == ["so", "", "\n</three", ""]

@@ -1,4 +1,4 @@
-"""Reasoning and tool calls in an answer: the parts are the same however the text is cut."""
+"""Tool calls in an answer: the parts are the same however the text is cut."""
 
 import json
 import random
@@ -6,7 +6,6 @@ import random
 import pytest
 
 from cwm_jax.serve.chat.forced_call import ForcedCall
-from cwm_jax.serve.chat.reasoning import ReasoningSplitter
 from cwm_jax.serve.chat.tools import (
     Tool,
     ToolCall,
@@ -28,36 +27,6 @@ def cuts(text: str):
     for _ in range(20):
         at = sorted(rng.choices(range(len(text) + 1), k=rng.randint(1, 6)))
         yield [text[a:b] for a, b in zip([0, *at], [*at, len(text)], strict=True)]
-
-
-@pytest.mark.parametrize(
-    ("text", "reasoning", "content"),
-    [
-        ("hm\n</think>\nyes", "hm", "yes"),
-        ("hm</think>yes", "hm", "yes"),
-        ("hm\n\n</think>\n\nyes\n", "hm\n", "\nyes\n"),
-        ("a < b </thin </think>c</think>", "a < b </thin ", "c</think>"),
-        ("never\n</think", "never\n</think", ""),
-        ("</think>\n", "", ""),
-        ("\n\n</think></think>", "\n", "</think>"),
-        ("", "", ""),
-    ],
-)
-def test_reasoning_ends_at_the_first_marker(text, reasoning, content):
-    for pieces in cuts(text):
-        splitter = ReasoningSplitter(is_reasoning=True)
-        parts = [*map(splitter.feed, pieces), splitter.finish()]
-        assert ("".join(r for r, _ in parts), "".join(c for _, c in parts)) == (reasoning, content)
-
-
-def test_an_answer_without_reasoning_is_content():
-    assert ReasoningSplitter(is_reasoning=False).feed("a</think>b") == ("", "a</think>b")
-
-
-def test_reasoning_is_given_out_as_soon_as_it_is_no_marker():
-    splitter = ReasoningSplitter(is_reasoning=True)
-    given = [splitter.feed(piece)[0] for piece in ("so\n", "</th", "ree", "</think>")]
-    assert given == ["so", "", "\n</three", ""]
 
 
 CALLS = [

@@ -11,6 +11,8 @@ import pytest
 from tolerances import TRAJECTORY_RTOL
 from training.hosts_runs import ROOT, HostsRuns, outputs
 
+pytestmark = pytest.mark.cluster
+
 STEPS = 24
 ALL_AXES = ("mesh.fsdp=2", "mesh.context=2", "mesh.tensor=2")
 

@@ -10,6 +10,8 @@ import pytest
 from training.hosts_runs import ROOT, environment, free_port, outputs
 from training.mesh_step import TWO_PROCESS_MESHES, OneStep, check_equal, one_step
 
+pytestmark = pytest.mark.cluster
+
 SHAPES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8]
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cwm_jax.data.chat import ReasoningSplitter
 from cwm_jax.inference import requests as engine
 from cwm_jax.inference.requests import Delta
 from cwm_jax.serve.chat.dialog import Dialog, dialog_of
 from cwm_jax.serve.chat.forced_call import ForcedCall
-from cwm_jax.serve.chat.reasoning import ReasoningSplitter
 from cwm_jax.serve.chat.tools import ToolCall, ToolCallParser
 from cwm_jax.serve.errors import ApiError
 from cwm_jax.serve.generation import Generation, Job
