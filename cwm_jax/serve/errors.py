@@ -73,7 +73,6 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         return Response(
-            # Escaped: a message may quote lone surrogates of the request, which UTF-8 cannot write.
             json.dumps(self.reply.model_dump()),
             self.status,
             headers=self.headers,
