@@ -133,7 +133,7 @@ class Engine:
             page_tokens=options.page_tokens,
             spare_tokens=options.decode_steps,
         )
-        self.update_weights(params)
+        self._params = self._prepared(params)
         num_pages = self._num_pages()
         self._kv_dtype = options.kv_dtype or _dtype(self._params)
         make = functools.partial(init_pages, self._layout, num_pages, dtype=self._kv_dtype)
@@ -235,14 +235,23 @@ class Engine:
 
         What they have cached stays as it is; no later request shares it.
         """
+        params = self._prepared(params, like=self._params)
+        self._scheduler.forget_prefixes()
+        self._params = params
+
+    def _prepared(self, params: Params, *, like: Params | None = None) -> Params:
+        """Weights as the steps take them; raises ValueError unless they are like others."""
+        if like is not None and jax.tree.structure(params) != jax.tree.structure(like):
+            raise ValueError(
+                "the new weights form another tree than the engine's; expected the same: make a "
+                "new engine for another model"
+            )
         check_device(params)
         if self._execution.dtype is not None:  # once, instead of at each step
             params = cast(params, self._execution.dtype)
-        previous = getattr(self, "_params", None)
-        if previous is not None:
-            _check_same_shapes(previous, params)
-            self._scheduler.forget_prefixes()
-        self._params = params
+        if like is not None:
+            _check_same_shapes(like, params)
+        return params
 
     def stats(self) -> EngineStats:
         pool = self._scheduler.pools.get(FULL_ATTENTION) or next(
@@ -446,7 +455,7 @@ def _check_same_shapes(old: Params, new: Params) -> None:
     def shapes(tree):
         return jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
 
-    if jax.tree.structure(old) != jax.tree.structure(new) or shapes(old) != shapes(new):
+    if shapes(old) != shapes(new):
         raise ValueError(
             "the new weights have other shapes or dtypes than the engine's; expected the same: "
             "make a new engine for another model"

@@ -95,6 +95,7 @@ class EngineService:
         self._num_new = 0  # of requests in the inbox
         self._streams: dict[Request, Stream] = {}
         self._requests: dict[Stream, Request] = {}
+        self._updates: list[concurrent.futures.Future[None]] = []
         self._closing = self._stopped = False
         self._stats = engine.stats()
         self.failure: BaseException | None = None
@@ -148,11 +149,12 @@ class EngineService:
         def update() -> None:
             try:
                 outcome.set_result(self._engine.update_weights(params))
-            except ValueError as error:
+            except Exception as error:  # the caller's: the engine goes on with what it has
                 outcome.set_exception(error)
 
         with self._changed:
             self._check_open()
+            self._updates.append(outcome)
             self._tell(update)
         outcome.result()
 
@@ -209,6 +211,7 @@ class EngineService:
             jobs, self._inbox = self._inbox, []
             for job in jobs:
                 job()
+            self._updates = [update for update in self._updates if not update.done()]
             self._num_new, self._stats = 0, self._engine.stats()
             if not self._engine.has_work:
                 return not self._stopped
@@ -231,6 +234,9 @@ class EngineService:
             self.failure = failure
             for stream in self._streams.values():
                 stream.put(Delta(token_ids=[], text="", logprobs=[], finish_reason="error"))
+            for update in self._updates:
+                if not update.done():
+                    update.set_exception(ServiceClosedError(f"the engine failed: {failure!r}"))
             self._streams.clear()
             self._requests.clear()
             self._changed.notify_all()

@@ -386,7 +386,7 @@ def test_weights_change_between_steps(params, make_engine):
     service = EngineService(make_engine())
     stream = service.submit(PROMPTS[0], greedy())
     service.update_weights(jax.tree.map(lambda x: 0.9 * x, params))
-    with pytest.raises(ValueError, match="other shapes"):
+    with pytest.raises(ValueError, match="another tree"):
         service.update_weights({})
     assert len([token for delta in stream for token in delta.token_ids]) == NUM_NEW
     service.close()
@@ -399,5 +399,7 @@ def test_an_engine_that_fails_ends_every_stream(make_engine, monkeypatch):
     stream = service.submit(PROMPTS[0], greedy())
     assert [delta.finish_reason for delta in stream] == ["error"]
     assert isinstance(service.failure, ZeroDivisionError) and not service.healthy
+    with pytest.raises(ServiceClosedError, match="the engine failed"):
+        service.update_weights({})
     with pytest.raises(ServiceClosedError, match=r"the engine failed.*ZeroDivisionError"):
         service.submit([1], greedy())
