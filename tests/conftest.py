@@ -1,7 +1,9 @@
 """Eight virtual CPU devices, and shapes checked by beartype wherever a signature states them."""
 
+import gc
 import importlib.metadata
 import os
+import pathlib
 import tempfile
 
 # Workers, subprocesses and later runs share compiled programs.
@@ -24,6 +26,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
+import jax
 import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
@@ -39,6 +42,22 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+
+# A process may have 65,530 memory maps on most Linux systems, and XLA:CPU takes several for each
+# program: the whole suite in two processes came to 39,000 (measured, 2026-11-26). Past the limit it
+# dies inside the compiler.
+_MAX_MAPS = 10_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_compiled_programs():
+    """Drops those of earlier files when there are many."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > _MAX_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
