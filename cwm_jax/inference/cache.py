@@ -169,7 +169,7 @@ def decode_pages(
     *,
     lengths: Int[Array, " B"],
     active: Bool[Array, " B"],
-    pages: Mapping[str, Int[Array, "B n"]],
+    pages: Mapping[str, Int[Array, "B n"]] | None,
     num_keys: int | None = None,
     execution: ExecutionConfig = DEFAULT_EXECUTION,
 ) -> tuple[Float[Array, "B V"], Caches]:
@@ -180,22 +180,26 @@ def decode_pages(
         tokens: the next of each row.
         lengths: tokens that each row holds before.
         active: of other rows nothing is written.
-        pages: of each row by layer type, ``CacheLayout.row_pages`` of them.
+        pages: of each row by layer type, ``CacheLayout.row_pages`` of them; None: ``caches`` are
+            those of ``whole_rows``.
         num_keys: positions that are read, at least as many as the longest row then holds; None is
             all.
     """
-    P = layout.page_tokens
     num_keys = min(num_keys or layout.max_length, layout.max_length)
+    B, P = tokens.shape[0], layout.page_tokens
 
     def access(kind: str) -> Decoding:
-        rows = pages[kind]
-        place = (lengths // P % rows.shape[1])[:, None]
-        target = jnp.take_along_axis(rows, place, axis=1)
-        target = jnp.where(active[:, None], target, _nowhere(caches))
-        read = min(rows.shape[1], -(-num_keys // P))
+        read = min(layout.row_pages(kind), -(-num_keys // P))
         ring = kind == SLIDING_ATTENTION and read * P < num_keys
-        places = Places(target, (lengths % P)[:, None])
-        return Decoding(places, rows[:, :read], lengths[:, None], ring)
+        if pages is None:
+            table, target = None, jnp.arange(B, dtype=jnp.int32)[:, None]
+            slots = lengths % (read * P)
+        else:
+            table, slots = pages[kind], lengths % P
+            place = (lengths // P % table.shape[1])[:, None]
+            target, table = jnp.take_along_axis(table, place, axis=1), table[:, :read]
+        target = jnp.where(active[:, None], target, _nowhere(caches))
+        return Decoding(Places(target, slots[:, None]), table, lengths[:, None], ring)
 
     x, caches = cached_hidden_states(
         params,
@@ -207,6 +211,67 @@ def decode_pages(
         execution=execution,
     )
     return logits_from_hidden(params, x)[:, 0], caches
+
+
+def whole_rows(
+    layout: CacheLayout, caches: Caches, pages: Mapping[str, Int[Array, "B n"]], num_keys: int
+) -> Caches:
+    """Copies of rows, as far as ``num_keys`` positions need them: row b is page b.
+
+    For devices that would otherwise copy a row's pages together in each step.
+    """
+
+    def whole(kind: str, x):
+        n = min(pages[kind].shape[1], -(-num_keys // layout.page_tokens))
+        rows = x[:, pages[kind][:, :n]].swapaxes(2, 3)  # [R, B, K, n, slots, ...]
+        return rows.reshape(*rows.shape[:3], -1, *rows.shape[5:])
+
+    return _map_layers(layout, whole, caches)
+
+
+def put_back(
+    layout: CacheLayout,
+    caches: Caches,
+    rows: Caches,
+    pages: Mapping[str, Int[Array, "B n"]],
+    *,
+    lengths: Int[Array, " B"],
+    counts: Int[Array, " B"],
+    max_count: int,
+) -> Caches:
+    """The caches with the tokens that ``whole_rows`` have gained.
+
+    Args:
+        layout, caches, pages: as of ``whole_rows``.
+        rows: its result, with the tokens.
+        lengths: of the rows before.
+        counts: tokens gained, at most ``max_count``.
+    """
+    index = jnp.arange(max_count, dtype=jnp.int32)[None]
+    positions, P = lengths[:, None] + index, layout.page_tokens
+
+    def put(kind: str, x, row):
+        n, S = pages[kind].shape[1], row.shape[3]
+        target = jnp.take_along_axis(pages[kind], positions // P % n, axis=1)
+        target = jnp.where(index < counts[:, None], target, _nowhere(caches))
+        new = row[:, jnp.arange(row.shape[1])[:, None], :, positions % S]
+        return x.at[:, target, :, positions % P].set(new, mode="drop")
+
+    return _map_layers(layout, put, caches, rows)
+
+
+def _map_layers(layout: CacheLayout, function, *caches: Caches) -> Caches:
+    """``function(kind, *arrays)`` of every array of every layer."""
+    kinds, period = layout.model_config.layer_types, layout.model_config.period
+    tail = kinds[period * layout.model_config.num_repeats :]
+
+    def of(kind: str, *layers: LayerCache) -> LayerCache:
+        return jax.tree.map(lambda *arrays: function(kind, *arrays), *layers)
+
+    return Caches(
+        [of(kind, *x) for kind, *x in zip(kinds, *(c.layers for c in caches), strict=False)],
+        [of(kind, *x) for kind, *x in zip(tail, *(c.tail for c in caches), strict=True)],
+    )
 
 
 def _nowhere(caches: Caches) -> int:

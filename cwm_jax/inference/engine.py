@@ -31,7 +31,7 @@ from cwm_jax.inference.rows import Made, Rows, decode_rows, extend_rows
 from cwm_jax.inference.scheduler import Piece, Request, Row, Scheduler
 from cwm_jax.inference.shapes import Shapes
 from cwm_jax.inference.text import TextStream
-from cwm_jax.kernels.dispatch import reads_pages_in_place
+from cwm_jax.kernels.dispatch import pays_to_copy_rows, reads_pages_in_place
 from cwm_jax.model.transformer import DEFAULT_EXECUTION, Params
 from cwm_jax.sharding import shards_of
 from cwm_jax.tokenizer import Tokenizer
@@ -148,6 +148,7 @@ class Engine:
             batch_shards=shards_of("batch"),
             reads_in_place=reads_pages_in_place(execution.attention, model_config.head_dim),
         )
+        self._copy_rows = pays_to_copy_rows(execution.attention, model_config.head_dim)
         self._counts = dict.fromkeys(("prompt", "cached", "generated"), 0)
         self._finished: dict[str, int] = {}
         self._seeds = np.random.default_rng()
@@ -348,6 +349,7 @@ class Engine:
             execution=self._execution,
             max_steps=self.options.decode_steps,
             num_keys=num_keys,
+            copy_rows=self._copy_rows,
         )
         return jax.device_get(made)
 

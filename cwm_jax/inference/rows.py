@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cwm_jax.config import ExecutionConfig
-from cwm_jax.inference.cache import CacheLayout, Extension, decode_pages, extend_pages
+from cwm_jax.inference.cache import (
+    CacheLayout,
+    Extension,
+    decode_pages,
+    extend_pages,
+    put_back,
+    whole_rows,
+)
 from cwm_jax.inference.choice import Choice, choose
 from cwm_jax.inference.requests import MAX_LOGPROBS, MAX_STOP_TOKENS
 from cwm_jax.model.cache import Caches
@@ -67,7 +74,7 @@ def extend_rows(
 @functools.partial(
     jax.jit,
     donate_argnums=1,
-    static_argnames=("layout", "execution", "max_steps", "num_keys"),
+    static_argnames=("layout", "execution", "max_steps", "num_keys", "copy_rows"),
 )
 def decode_rows(
     params: Params,
@@ -80,6 +87,7 @@ def decode_rows(
     execution: ExecutionConfig,
     max_steps: int,
     num_keys: int,
+    copy_rows: bool,
 ) -> tuple[Caches, Made]:
     """Up to ``num_steps`` tokens in each active row; it ends early when no row is active.
 
@@ -91,19 +99,21 @@ def decode_rows(
         layout, execution: as for ``decode_pages``.
         max_steps: room for results.
         num_keys: the most that an active row may hold in the end.
+        copy_rows: whether ``whole_rows`` are made for the steps; see ``pays_to_copy_rows``.
     """
-    B = rows.tokens.shape[0]
+    B, before = rows.tokens.shape[0], rows
+    kept = whole_rows(layout, caches, rows.pages, num_keys) if copy_rows else caches
 
     def step(carry):
-        caches, rows, made, n = carry
-        logits, caches = decode_pages(
+        kept, rows, made, n = carry
+        logits, kept = decode_pages(
             params,
             layout,
-            caches,
+            kept,
             rows.tokens,
             lengths=rows.lengths,
             active=rows.active,
-            pages=rows.pages,
+            pages=None if copy_rows else rows.pages,
             num_keys=num_keys,
             execution=execution,
         )
@@ -116,15 +126,25 @@ def decode_rows(
             lengths=lengths,
             active=rows.active & ~stopped & (lengths + 1 < rows.limits),
         )
-        return caches, rows, made, n + 1
+        return kept, rows, made, n + 1
 
     def unfinished(carry):
         _, rows, _, n = carry
         return (n < num_steps) & rows.active.any()
 
     made = _nothing_made(max_steps, B)
-    caches, _, made, _ = jax.lax.while_loop(unfinished, step, (caches, rows, made, jnp.int32(0)))
-    return caches, made
+    kept, _, made, _ = jax.lax.while_loop(unfinished, step, (kept, rows, made, jnp.int32(0)))
+    if copy_rows:
+        kept = put_back(
+            layout,
+            caches,
+            kept,
+            before.pages,
+            lengths=before.lengths,
+            counts=made.counts,
+            max_count=max_steps,
+        )
+    return kept, made
 
 
 def _nothing_made(max_steps: int, B: int) -> Made:

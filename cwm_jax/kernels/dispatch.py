@@ -139,6 +139,16 @@ def reads_pages_in_place(implementation: str, head_dim: int) -> bool:
     return implementation in ("triton", "hopper")
 
 
+def pays_to_copy_rows(implementation: str, head_dim: int) -> bool:
+    """Whether it pays to lay rows out whole before some steps, instead of in each.
+
+    On a CPU, where a product reads its cache faster than pages are copied (measured, docs/LOG.md)
+    and there is memory for both.
+    """
+    in_place = reads_pages_in_place(implementation, head_dim)
+    return not in_place and _device_class(jax.devices()[0]) == "other"
+
+
 # ---------------------------------------------------------------- what there is
 
 

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from cwm_jax.config import ExecutionConfig, ModelConfig
-from cwm_jax.kernels import attention, attention_to_pages
+from cwm_jax.kernels import attention, attention_to_pages, cached_attention
 from cwm_jax.model.cache import Decoding, LayerCache, behind
 from cwm_jax.model.layers import Linear, residual_gain
 from cwm_jax.model.rope import apply_rope
@@ -102,6 +102,18 @@ class Attention(nnx.Module):
         return attend(q, keys, values, access.mask), cache.write(repeat, k, v, access.places)
 
     def _attend_to_pages(self, q, inputs, cache: LayerCache, access: Decoding, repeat):
+        if access.pages is None:
+            k, v, k_scale, v_scale = (None if x is None else x[repeat] for x in cache)
+            return cached_attention(
+                q,
+                k,
+                v,
+                access.positions,
+                sliding_window=self.sliding_window,
+                ring=access.ring,
+                k_scale=k_scale,
+                v_scale=v_scale,
+            )
         # the pages of all repeats are one array for a kernel: a slice of it would be a copy
         R, num_pages = cache.keys.shape[:2]
         pages = access.pages + repeat * num_pages

@@ -39,8 +39,8 @@ class Decoding:
     """One token for each row: it is written, then it sees what its row holds."""
 
     places: Places
-    pages: Int[Array, "B n"]
-    """Of each row: slot s of page j holds position ``j * slots + s``."""
+    pages: Int[Array, "B n"] | None
+    """Of each row: slot s of page j holds position ``j * slots + s``; None: row b is page b."""
     positions: Int[Array, "B 1"]
     ring: bool = dataclasses.field(metadata={"static": True})
     """True: positions go on in the first page after the last."""

@@ -120,9 +120,19 @@ def test_nothing_is_compiled_after_the_warm_up(make_engine):
     assert after == warm
 
 
-def test_the_loop_writes_the_cache_in_place(params, make_engine):
+@pytest.mark.parametrize("copy_rows", [False, True])
+def test_rows_in_pages_or_copied_whole_give_the_same(make_engine, expected, copy_rows):
+    engine = make_engine(num_pages=14)
+    engine._copy_rows = copy_rows
+    assert run(engine, PROMPTS, greedy()) == expected
+    assert run(engine, PROMPTS[2:], greedy()) == expected[2:]  # of kept pages
+    assert_nothing_held(engine)
+
+
+@pytest.mark.parametrize("copy_rows", [False, True])
+def test_the_loop_writes_the_cache_in_place(params, make_engine, copy_rows):
     engine = make_engine(max_rows=16)
-    rows = engine._shapes.no_rows(16, VOCAB_SIZE)
+    rows = engine._shapes.no_rows(2, VOCAB_SIZE)
     compiled = rows_module.decode_rows.lower(
         params,
         engine._caches,
@@ -133,6 +143,7 @@ def test_the_loop_writes_the_cache_in_place(params, make_engine):
         execution=EXECUTION,
         max_steps=4,
         num_keys=64,
+        copy_rows=copy_rows,
     ).compile()
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= engine.cache_bytes
