@@ -29,7 +29,7 @@ from convert import save_hf
 from cwm_jax.config import ExecutionConfig, ModelConfig
 from cwm_jax.inference.engine import Engine, EngineOptions
 from cwm_jax.inference.requests import SamplingParams
-from cwm_jax.model.transformer import init
+from cwm_jax.model.transformer import init, separate_layers
 from cwm_jax.training.hardware import accelerator_of
 
 MODELS: dict[str, ModelConfig] = {
@@ -90,6 +90,7 @@ def report(name: str, folder: str, arguments: argparse.Namespace) -> None:
     params = init(config, jax.random.key(0), dtype=arguments.dtype)
     save_hf(folder, config, params)
     weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    params = separate_layers(params, config, delete=True)
     print(
         f"\n{name}: {weight_bytes / 2**20:,.0f} MiB of weights, {arguments.prompt_tokens} tokens "
         f"of prompt, {new_tokens} new"

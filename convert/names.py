@@ -198,8 +198,11 @@ class Weight:
         return tuple(self.sizes[letter] for letter in letters)
 
 
-def weights(model_config: ModelConfig) -> list[Weight]:
-    """Every tensor of the model, in the order of an export."""
+def weights(model_config: ModelConfig, *, stacked: bool = True) -> list[Weight]:
+    """Every tensor of the model, in the order of an export.
+
+    ``stacked`` is False for the parameters of ``separate_layers``: all layers in the tail.
+    """
     sizes = _sizes(model_config)
     return [
         Weight(
@@ -213,16 +216,17 @@ def weights(model_config: ModelConfig) -> list[Weight]:
             sizes=sizes,
         )
         for rows in _runs_of_rows()
-        for i, layer, repeat in _layers(model_config, repeated="{layer}" in rows[0].path)
+        for i, layer, repeat in _layers(model_config, "{layer}" in rows[0].path, stacked)
         for row in rows
     ]
 
 
-def array_shapes(model_config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def array_shapes(model_config: ModelConfig, *, stacked: bool = True) -> dict[str, tuple[int, ...]]:
     """Dotted path and shape of each of our arrays."""
     repeats = model_config.num_repeats
     return {
-        w.path: w.shape if w.repeat is None else (repeats, *w.shape) for w in weights(model_config)
+        w.path: w.shape if w.repeat is None else (repeats, *w.shape)
+        for w in weights(model_config, stacked=stacked)
     }
 
 
@@ -243,12 +247,15 @@ def _runs_of_rows() -> list[list[_Row]]:
     return [list(rows) for _, rows in itertools.groupby(_TABLE, lambda row: "{layer}" in row.path)]
 
 
-def _layers(model_config: ModelConfig, *, repeated: bool) -> Iterator[tuple[int, str, int | None]]:
+def _layers(
+    model_config: ModelConfig, repeated: bool, stacked: bool
+) -> Iterator[tuple[int, str, int | None]]:
     """(layer of the model, its name in our tree, index on the leading axis)."""
     if not repeated:
         yield 0, "", None
         return
-    period, in_groups = model_config.period, model_config.period * model_config.num_repeats
+    period = model_config.period
+    in_groups = period * model_config.num_repeats if stacked else 0
     for i in range(model_config.num_hidden_layers):
         if i < in_groups:
             yield i, f"layers.{i % period}", i // period

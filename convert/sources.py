@@ -131,7 +131,8 @@ class ParamsSource:
         """Raises ConversionError where the tree is not that of the architecture."""
         self.model_config = model_config
         self._arrays = dict(_flatten(params))
-        shapes = array_shapes(model_config)
+        stacked = "layers" in params or "tail" not in params
+        shapes = array_shapes(model_config, stacked=stacked)
         check_names(set(self._arrays), set(shapes), "params")
         for path, array in self._arrays.items():
             if hasattr(array, "scales"):
@@ -148,12 +149,12 @@ class ParamsSource:
                 raise ConversionError(
                     f"params: {path} is {array.dtype}; expected one of {', '.join(DTYPES)}"
                 )
-        self.dtypes = {
-            weight.hf_name: str(self._arrays[weight.path].dtype) for weight in weights(model_config)
-        }
+        self._weights = {w.hf_name: w for w in weights(model_config, stacked=stacked)}
+        self.dtypes = {name: str(self._arrays[w.path].dtype) for name, w in self._weights.items()}
         self._held: tuple[str, np.ndarray] | None = None
 
     def read(self, weight: Weight, start: int, stop: int) -> np.ndarray:
+        weight = self._weights[weight.hf_name]
         if self._held is None or self._held[0] != weight.hf_name:  # one transfer from the device
             array = self._arrays[weight.path]
             part = array if weight.repeat is None else array[weight.repeat]

@@ -112,6 +112,7 @@ class CWM:
         max_length: int | None = None,
         max_rows: int = 8,
         kv_dtype: str | None = None,
+        scan_layers: bool = False,
     ) -> CWM:
         """Loads a folder: a run's export, ``convert``'s output, Hugging Face's.
 
@@ -122,11 +123,12 @@ class CWM:
                 for, at most 8192.
             max_rows: prompts at once.
             kv_dtype: ``int8`` halves the cache and more; None is the weights' dtype.
+            scan_layers: as for ``load_pretrained``.
 
         Raises:
             ValueError: as ``load_pretrained`` and ``Engine``.
         """
-        model = load_pretrained(path, dtype=dtype)
+        model = load_pretrained(path, dtype=dtype, scan_layers=scan_layers)
         longest = model.model_config.max_position_embeddings
         options = EngineOptions(
             max_length=max_length or min(longest, 8192), max_rows=max_rows, kv_dtype=kv_dtype

@@ -45,12 +45,15 @@ class CacheLayout:
         page_tokens: positions of a page.
         spare_tokens: positions beyond the window of which a local layer's ring keeps room: as many
             as a row may grow while its pages stay the same.
+        stacked: whether the caches of layers lie in stacks, as the weights do; False after
+            ``separate_layers``.
     """
 
     model_config: ModelConfig
     max_length: int
     page_tokens: int = PAGE_TOKENS
     spare_tokens: int = 1
+    stacked: bool = True
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -107,10 +110,10 @@ def init_pages(layout: CacheLayout, num_pages: Mapping[str, int], *, dtype: str)
             arrays += [make(shape[:-1], axes[:-1], jnp.float32) for _ in range(2)]
         return LayerCache(*arrays)
 
-    in_groups = config.period * config.num_repeats
+    period = config.period if layout.stacked else 0
     return Caches(
-        [zeros(kind, config.num_repeats) for kind in kinds[: config.period]],
-        [zeros(kind, 1) for kind in kinds[in_groups:]],
+        [zeros(kind, config.num_repeats) for kind in kinds[:period]],
+        [zeros(kind, 1) for kind in kinds[period * config.num_repeats :]],
     )
 
 
@@ -262,8 +265,8 @@ def put_back(
 
 def _map_layers(layout: CacheLayout, function, *caches: Caches) -> Caches:
     """``function(kind, *arrays)`` of every array of every layer."""
-    kinds, period = layout.model_config.layer_types, layout.model_config.period
-    tail = kinds[period * layout.model_config.num_repeats :]
+    kinds = layout.model_config.layer_types
+    tail = kinds[len(kinds) - len(caches[0].tail) :]
 
     def of(kind: str, *layers: LayerCache) -> LayerCache:
         return jax.tree.map(lambda *arrays: function(kind, *arrays), *layers)
@@ -309,9 +312,13 @@ def init_cache(
     *,
     dtype: str = "float32",
     page_tokens: int = PAGE_TOKENS,
+    stacked: bool = True,
 ) -> KVCache:
-    """An empty cache of ``batch_size`` rows of ``max_length`` tokens; ``dtype`` may be int8."""
-    layout = CacheLayout(model_config, max_length, page_tokens)
+    """An empty cache of ``batch_size`` rows of ``max_length`` tokens; ``dtype`` may be int8.
+
+    ``stacked`` is False for the parameters of ``separate_layers``.
+    """
+    layout = CacheLayout(model_config, max_length, page_tokens, stacked=stacked)
     num_pages = {kind: batch_size * layout.row_pages(kind) for kind in layout.kinds}
     caches = init_pages(layout, num_pages, dtype=dtype)
     return KVCache(caches, jnp.zeros(batch_size, jnp.int32), layout)

@@ -32,7 +32,7 @@ from cwm_jax.inference.scheduler import Piece, Request, Row, Scheduler
 from cwm_jax.inference.shapes import Shapes
 from cwm_jax.inference.text import TextStream
 from cwm_jax.kernels.dispatch import pays_to_copy_rows, reads_pages_in_place
-from cwm_jax.model.transformer import DEFAULT_EXECUTION, Params
+from cwm_jax.model.transformer import DEFAULT_EXECUTION, Params, separate_layers
 from cwm_jax.sharding import shards_of
 from cwm_jax.tokenizer import Tokenizer
 
@@ -132,6 +132,7 @@ class Engine:
             options.max_length,
             page_tokens=options.page_tokens,
             spare_tokens=options.decode_steps,
+            stacked="layers" in params,
         )
         self._params = self._prepared(params)
         num_pages = self._num_pages()
@@ -242,6 +243,8 @@ class Engine:
 
     def _prepared(self, params: Params, *, like: Params | None = None) -> Params:
         """Weights as the steps take them; raises ValueError unless they are like others."""
+        if not self._layout.stacked:
+            params = separate_layers(params, self.model_config)
         if like is not None and jax.tree.structure(params) != jax.tree.structure(like):
             raise ValueError(
                 "the new weights form another tree than the engine's; expected the same: make a "

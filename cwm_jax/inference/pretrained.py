@@ -6,7 +6,7 @@ import dataclasses
 import os
 
 from cwm_jax.config import ModelConfig
-from cwm_jax.model.transformer import Params
+from cwm_jax.model.transformer import Params, separate_layers
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -19,12 +19,16 @@ class Pretrained:
     tokenizer: Tokenizer
 
 
-def load_pretrained(path: str | os.PathLike[str], *, dtype: str | None = None) -> Pretrained:
+def load_pretrained(
+    path: str | os.PathLike[str], *, dtype: str | None = None, scan_layers: bool = False
+) -> Pretrained:
     """Reads a folder as ``convert.save_hf``, a run's export, or ``convert quantize`` write it.
 
     Args:
         path: the folder, with its tokenizer.
         dtype: of the weights; None keeps the stored one. Quantized weights keep theirs.
+        scan_layers: keeps the layers in stacks, as ``init`` makes them: programs compile faster and
+            decode slower; see ``separate_layers``.
 
     Raises:
         ValueError: as ``convert.load_hf`` and ``load_tokenizer``, or a vocabulary that is larger
@@ -41,4 +45,6 @@ def load_pretrained(path: str | os.PathLike[str], *, dtype: str | None = None) -
             f"{model_config.vocab_size}; expected at least as many in the model: they do not "
             "belong together"
         )
+    if not scan_layers:
+        params = separate_layers(params, model_config, delete=True)
     return Pretrained(model_config, params, tokenizer)

@@ -184,7 +184,8 @@ def is_quantized(params: Params) -> bool:
 
 def describe(params: Params) -> str:
     """Of the kernels in a word: ``int8``, ``int4``, ``fp8``, or the dtype of plain ones."""
-    kernel = params["layers"]["0"]["self_attn"]["q_proj"]["kernel"]  # the head may be plain
+    layers = params["layers"] if "layers" in params else params["tail"]
+    kernel = layers["0"]["self_attn"]["q_proj"]["kernel"]  # the head may be plain
     if not _is_kernel(kernel):
         return str(kernel.dtype)
     return {"int8": "int8", "uint8": "int4", "float8_e4m3fn": "fp8"}[str(kernel.values.dtype)]

@@ -103,7 +103,8 @@ class Attention(nnx.Module):
 
     def _attend_to_pages(self, q, inputs, cache: LayerCache, access: Decoding, repeat):
         if access.pages is None:
-            k, v, k_scale, v_scale = (None if x is None else x[repeat] for x in cache)
+            k, v, *scales = (x[repeat] for x in cache if x is not None)
+            k_scale, v_scale = scales or (None, None)
             return cached_attention(
                 q,
                 k,

@@ -8,7 +8,7 @@ nested dict of arrays, and everything else is an argument.
 
 The layers repeat a group (three local after one global): ``layers[j]`` holds the j-th layer of each
 of the R groups, stacked on a leading axis that is scanned; ``tail`` holds the layers after the last
-whole group.
+whole group. Without ``layers`` the tail holds them all (``separate_layers``).
 
 B batch, T position, D embed, V vocab, R repeats of the group.
 """
@@ -88,7 +88,7 @@ def shard_residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
 class Transformer(nnx.Module):
     """Embedding, decoder layers, final norm and the untied output head."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, stacked: bool = True, rngs: nnx.Rngs):
         def stack(layer_type: str) -> DecoderLayer:
             @nnx.split_rngs(splits=config.num_repeats)
             @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers"})
@@ -97,7 +97,7 @@ class Transformer(nnx.Module):
 
             return make(rngs)
 
-        kinds, period = config.layer_types, config.period
+        kinds, period = config.layer_types, config.period if stacked else 0
         tail = kinds[period * config.num_repeats :]
         self.embed_tokens = Embedding(config, rngs=rngs)
         self.layers = nnx.Dict({str(j): stack(kind) for j, kind in enumerate(kinds[:period])})
@@ -145,11 +145,11 @@ class Transformer(nnx.Module):
             repeats, caches = None, Caches([None] * len(self.layers), [None] * len(self.tail))
         else:
             repeats = jnp.arange(self.config.num_repeats)
-        stacked = tuple(state for _, state in group)
-        unroll = 1 if execution.scan_layers else self.config.num_repeats
-        (x, layers), _ = jax.lax.scan(
-            run_group, (x, list(caches.layers)), (stacked, repeats), unroll=unroll
-        )
+        layers = list(caches.layers)
+        if group:
+            stacked = tuple(state for _, state in group)
+            unroll = 1 if execution.scan_layers else self.config.num_repeats
+            (x, layers), _ = jax.lax.scan(run_group, (x, layers), (stacked, repeats), unroll=unroll)
         tail = []
         for layer, cache in zip(_in_order(self.tail), caches.tail, strict=True):
             graphdef, state = nnx.split(layer)
@@ -310,6 +310,12 @@ def cached_hidden_states(
             it.
     """
     _check_inputs(params, model_config, tokens, positions, None)
+    if len(caches.layers) != len(params.get("layers", ())):
+        raise ValueError(
+            f"params have {len(params.get('layers', ()))} stacks of layers and the cache "
+            f"{len(caches.layers)}; expected as many: make the cache with stacked="
+            f"{'layers' in params}"
+        )
     model = _model(params, model_config)
     return model.hidden_states(tokens, positions, None, execution, caches, access)
 
@@ -343,25 +349,60 @@ def logical_axes(model_config: ModelConfig) -> Params:
     )
 
 
+def separate_layers(params: Params, model_config: ModelConfig, *, delete: bool = False) -> Params:
+    """The same parameters with every layer in ``tail``, for decoding.
+
+    A step then reads each weight where it lies, instead of copying it out of its stack (measured:
+    docs/LOG.md); programs take longer to compile, with every layer in them.
+
+    Args:
+        params: as from ``init``, or without ``layers``: these are returned as they are.
+        model_config: the architecture.
+        delete: whether each stacked array is deleted once it is copied, so that no more than one is
+            in memory twice.
+    """
+    if "layers" not in params:
+        return params
+    period, repeats = model_config.period, model_config.num_repeats
+    whole, tail = {k: v for k, v in params.items() if k != "layers"}, {}
+    for j in range(period):
+        leaves, structure = jax.tree.flatten(params["layers"][str(j)])
+        apart = []
+        for leaf in leaves:
+            apart.append(_unstack(leaf))
+            if delete:
+                leaf.delete()
+        for r, layer in enumerate(zip(*apart, strict=True)):
+            tail[str(r * period + j)] = jax.tree.unflatten(structure, layer)
+    for j, layer in params.get("tail", {}).items():
+        tail[str(repeats * period + int(j))] = layer
+    return {**whole, "tail": tail}
+
+
+_unstack = jax.jit(lambda x: tuple(x[r] for r in range(x.shape[0])))
+
+
 def num_parameters(model_config: ModelConfig) -> int:
     """Scalars in all parameters, embeddings and head included."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(abstract_params(model_config)))
 
 
 @functools.lru_cache(maxsize=32)
-def _abstract_model(model_config: ModelConfig) -> tuple[Any, Any]:
+def _abstract_model(model_config: ModelConfig, stacked: bool = True) -> tuple[Any, Any]:
     # (nnx.GraphDef, nnx.State); beartype refuses hints that NNX's types contain
     # Without the mesh in use, in which NNX would look for the logical axes.
     with nnx.use_eager_sharding(False), jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
         model = nnx.eval_shape(
-            lambda: Transformer(model_config, rngs=nnx.Rngs(params=jax.random.key(0)))
+            lambda: Transformer(
+                model_config, stacked=stacked, rngs=nnx.Rngs(params=jax.random.key(0))
+            )
         )
     graphdef, state = nnx.split(model, nnx.Param)
     return graphdef, state
 
 
 def _model(params: Params, model_config: ModelConfig) -> Transformer:
-    graphdef, abstract = _abstract_model(model_config)
+    graphdef, abstract = _abstract_model(model_config, "layers" in params)
     state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the cached one stays abstract
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)

@@ -32,6 +32,12 @@ def _add_engine(group) -> None:
     group.add_argument("--kv-dtype", choices=("int8",), help="by default the weights'")
     group.add_argument("--dtype", help="of the weights; by default the stored one")
     group.add_argument(
+        "--scan-layers",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compile a group of layers instead of all: starts sooner, decodes more slowly",
+    )
+    group.add_argument(
         "--warm-up",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -108,7 +114,7 @@ def _service(args: argparse.Namespace):
     from cwm_jax.inference.pretrained import load_pretrained
     from cwm_jax.inference.service import EngineService
 
-    loaded = load_pretrained(args.model, dtype=args.dtype)
+    loaded = load_pretrained(args.model, dtype=args.dtype, scan_layers=args.scan_layers)
     longest = loaded.model_config.max_position_embeddings
     options = EngineOptions(
         max_length=args.max_length or min(longest, _MAX_LENGTH),

@@ -21,7 +21,7 @@ from transformers import (
 from convert import load_hf, save_hf
 from convert.__main__ import main
 from cwm_jax.config import RopeParameters
-from cwm_jax.model.transformer import forward
+from cwm_jax.model.transformer import forward, separate_layers
 from cwm_jax.tokenizer import train_tokenizer
 
 PLAIN = RopeParameters(rope_theta=1000.0)
@@ -109,3 +109,12 @@ def test_auto_tokenizer_opens_an_export(tmp_path):
     text = "def add(x, y):\n    return x + y"
     assert loaded.encode(text, add_special_tokens=False) == tokenizer.encode(text)
     assert loaded.model_max_length == config.max_position_embeddings
+
+
+def test_an_export_of_layers_apart_is_the_same(tmp_path):
+    config = small_config()
+    params = random_params(config)
+    save_hf(tmp_path / "stacked", config, params)
+    save_hf(tmp_path / "apart", config, separate_layers(params, config))
+    for path in (tmp_path / "stacked").iterdir():
+        assert path.read_bytes() == (tmp_path / "apart" / path.name).read_bytes()

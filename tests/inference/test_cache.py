@@ -26,6 +26,7 @@ from cwm_jax.model.transformer import (
     forward,
     logical_axes,
     logits_from_hidden,
+    separate_layers,
 )
 from cwm_jax.sharding import make_mesh, tree_shardings
 
@@ -109,6 +110,19 @@ def test_a_row_that_begins_reads_no_context(params, expected):
         execution=EXECUTION,
     )
     assert np.abs(logits_from_hidden(params, x) - expected).max() <= LOGITS_ATOL
+
+
+def test_a_cache_of_layers_apart(params, expected):
+    apart = separate_layers(params, CONFIG)
+    cache = init_cache(CONFIG, 3, LENGTH, page_tokens=PAGE, stacked=False)
+    _, cache = prefilled(apart, cache)
+    assert_decodes_like(expected, apart, cache, steps=4)
+    with pytest.raises(ValueError, match="make the cache with stacked=True"):
+        prefilled(params, cache)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=2), jax.devices()[:2])
+    sharded = jax.device_put(params, tree_shardings(mesh, logical_axes(CONFIG), params))
+    kernel = separate_layers(sharded, CONFIG)["tail"]["3"]["mlp"]["up_proj"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape)[1] == CONFIG.intermediate_size // 2
 
 
 def test_a_full_row_stays_full(params):

@@ -17,7 +17,7 @@ from cwm_jax.inference.constraints import ChoicesAfter
 from cwm_jax.inference.engine import Engine, EngineOptions
 from cwm_jax.inference.requests import QueueFullError, RequestError, SamplingParams
 from cwm_jax.inference.service import EngineService, ServiceClosedError
-from cwm_jax.model.transformer import forward
+from cwm_jax.model.transformer import forward, separate_layers
 from cwm_jax.tokenizer import train_tokenizer
 
 OPTIONS = dict(max_length=200, max_rows=4, page_tokens=16, prefill_tokens=64, decode_steps=4)
@@ -127,6 +127,21 @@ def test_rows_in_pages_or_copied_whole_give_the_same(make_engine, expected, copy
     assert run(engine, PROMPTS, greedy()) == expected
     assert run(engine, PROMPTS[2:], greedy()) == expected[2:]  # of kept pages
     assert_nothing_held(engine)
+
+
+def test_weights_layer_by_layer_give_the_same(params, expected):
+    apart = separate_layers(params, CONFIG)
+    engine = Engine(apart, CONFIG, None, EngineOptions(**OPTIONS), execution=EXECUTION)
+
+    def tokens():
+        return [row for row, _, _ in run(engine, PROMPTS, greedy())]
+
+    alone = [row for row, _, _ in expected]
+    assert tokens() == alone
+    engine.update_weights(jax.tree.map(lambda x: x * 1.25, params))  # in stacks, as trainers do
+    assert tokens() != alone
+    engine.update_weights(apart)
+    assert tokens() == alone
 
 
 @pytest.mark.parametrize("copy_rows", [False, True])

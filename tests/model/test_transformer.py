@@ -17,6 +17,7 @@ from cwm_jax.model.transformer import (
     hidden_states,
     init,
     num_parameters,
+    separate_layers,
 )
 
 
@@ -51,6 +52,19 @@ def run(model, tokens, **kwargs):
 def test_execution_changes_no_logit(model, tokens, execution):
     expected = run(model, tokens, execution=ExecutionConfig(attention="reference"))
     np.testing.assert_allclose(run(model, tokens, execution=execution), expected, atol=LOGITS_ATOL)
+
+
+def test_layers_apart_are_the_same_model(model, tokens):
+    config, params = model
+    apart = separate_layers(params, config)
+    assert separate_layers(apart, config) is apart
+    expected = run(model, tokens)
+    np.testing.assert_allclose(run((config, apart), tokens), expected, atol=LOGITS_ATOL)
+    copy = jax.tree.map(jnp.copy, params)
+    again = separate_layers(copy, config, delete=True)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), apart, again))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(copy["layers"]))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(again))
 
 
 def test_remat_policies_keep_what_they_say(model, tokens):
