@@ -10,7 +10,8 @@ import pytest
 from aot.targets import abstract_gpu, gpu_target
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cwm_jax.kernels.decode import decode_attention
+from cwm_jax.inference.cache import PAGE_TOKENS
+from cwm_jax.kernels.decode import decode_attention, decode_attention_in_pages
 from cwm_jax.kernels.mask import interval_mask
 from cwm_jax.kernels.triton import triton_attention
 from cwm_jax.planning.targets import has_gpu_compiler
@@ -32,13 +33,17 @@ def training_arguments(dtype, H=128, T=8192):
     return [*arrays, jax.ShapeDtypeStruct((1, T), jnp.int32)]
 
 
-def decode(q, k, v, positions, *scales, ring):
+def decode(q, k, v, *where, ring):
+    """``where`` is positions, behind pages if the cache lies in them, and scales if it is int8."""
+    in_pages = k.shape[0] != q.shape[0]
+    run = decode_attention_in_pages if in_pages else decode_attention
+    scales = where[1 + in_pages :]
     k_scale, v_scale = scales or (None, None)
-    return decode_attention(
+    return run(
         q,
         k,
         v,
-        positions,
+        *where[: 1 + in_pages],
         sliding_window=WINDOW if ring else None,
         k_scale=k_scale,
         v_scale=v_scale,
@@ -58,6 +63,21 @@ def decode_arguments(dtype, cache_dtype, num_slots, T=1, B=2, H=128):
     ]
 
 
+def paged_arguments(cache_dtype, num_slots, B=8, H=128):
+    """Of rows in twice as many pages as they need."""
+    n = num_slots // PAGE_TOKENS
+    cache = jax.ShapeDtypeStruct((2 * B * n, K, PAGE_TOKENS, H), cache_dtype)
+    scale = jax.ShapeDtypeStruct(cache.shape[:-1], jnp.float32)
+    return [
+        jax.ShapeDtypeStruct((B, 1, N, H), jnp.bfloat16),
+        cache,
+        cache,
+        jax.ShapeDtypeStruct((B, n), jnp.int32),
+        jax.ShapeDtypeStruct((B, 1), jnp.int32),
+        *([scale] * 2 if cache_dtype == jnp.int8 else []),
+    ]
+
+
 def compile_for(target, function, arguments):
     sharding = NamedSharding(gpu_target(target), PartitionSpec())
     arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in arguments]
@@ -69,6 +89,8 @@ DECODE_CASES = {
     "global, int8, no whole tiles": (False, decode_arguments(jnp.bfloat16, jnp.int8, 131000)),
     "ring": (True, decode_arguments(jnp.bfloat16, jnp.bfloat16, WINDOW)),
     "ring, int8, four queries": (True, decode_arguments(jnp.bfloat16, jnp.int8, 8320, T=4)),
+    "pages": (False, paged_arguments(jnp.bfloat16, 32768)),
+    "ring of pages, int8": (True, paged_arguments(jnp.int8, WINDOW + PAGE_TOKENS)),
 }
 
 
