@@ -1,11 +1,11 @@
 """Dialogs as tokens, against Meta's example and against the chat template."""
 
-import random
 import textwrap
 from pathlib import Path
 
 import pytest
 import transformers
+from cuts import cuts
 
 from cwm_jax.data.chat import (
     REASONING_SYSTEM_PROMPT,
@@ -135,16 +135,6 @@ def test_what_is_no_dialog_is_refused(tokenizer):
 
 
 # Answers ----------------------------------------------------------------------------------------
-
-
-def cuts(text: str):
-    """Whole, by character, and at random."""
-    yield [text]
-    yield [*text]
-    rng = random.Random(0)
-    for _ in range(20):
-        at = sorted(rng.choices(range(len(text) + 1), k=rng.randint(1, 6)))
-        yield [text[a:b] for a, b in zip([0, *at], [*at, len(text)], strict=True)]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,16 @@ from cwm_jax.tokenizer import END_OF_TEXT, Tokenizer
 from cwm_jax.trace import TraceEvent, TraceFrame
 from cwm_jax.trace.format import SEPARATORS, parse_frame, render_frame, scope_locals, split_prompt
 
+DOUBLES = """\
+def double(n):
+    m = n * 2
+    return m
+
+def main():
+    x = double(1)
+    y = double(x)
+    return x + y
+"""
 CALL, LINE, RETURN = TraceEvent.CALL, TraceEvent.LINE, TraceEvent.RETURN
 
 

@@ -1,22 +1,12 @@
 """Predicted frames beside the real run: the first difference, steps over calls, edits."""
 
 import pytest
+from oracle import DOUBLES as SOURCE
 
 from cwm_jax.debugger.comparison import Verdict, compare, first_difference, run_for_comparison
 from cwm_jax.debugger.entry import program_of_source
 from cwm_jax.debugger.program import Program
 from cwm_jax.trace import TraceError
-
-SOURCE = """\
-def double(n):
-    m = n * 2
-    return m
-
-def main():
-    x = double(1)
-    y = double(x)
-    return x + y
-"""
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from oracle import DOUBLES as SOURCE
 from tiny import tiny_model
 
 from convert import save_hf
@@ -26,16 +27,6 @@ from cwm_jax.inference.pretrained import load_pretrained
 from cwm_jax.inference.service import EngineService
 
 ROOT = Path(__file__).parents[2]
-SOURCE = """\
-def double(n):
-    m = n * 2
-    return m
-
-def main():
-    x = double(1)
-    y = double(x)
-    return x + y
-"""
 
 
 @pytest.fixture

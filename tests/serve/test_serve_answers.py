@@ -1,9 +1,9 @@
 """Tool calls in an answer: the parts are the same however the text is cut."""
 
 import json
-import random
 
 import pytest
+from cuts import cuts
 
 from cwm_jax.serve.chat.forced_call import ForcedCall
 from cwm_jax.serve.chat.tools import (
@@ -17,16 +17,6 @@ from cwm_jax.serve.chat.tools import (
 
 BASH = Tool("bash")
 TOOLS = (BASH, Tool("get-weather_2", "The weather.", {"properties": {"city": {"type": "string"}}}))
-
-
-def cuts(text: str):
-    """Whole, by character, and at random."""
-    yield [text]
-    yield [*text]
-    rng = random.Random(0)
-    for _ in range(20):
-        at = sorted(rng.choices(range(len(text) + 1), k=rng.randint(1, 6)))
-        yield [text[a:b] for a, b in zip([0, *at], [*at, len(text)], strict=True)]
 
 
 CALLS = [
