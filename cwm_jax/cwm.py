@@ -30,7 +30,7 @@ from cwm_jax.debugger.frame_model import DebugOptions
 from cwm_jax.debugger.in_process import EnginePredictor
 from cwm_jax.debugger.prediction import PredictionError
 from cwm_jax.debugger.session import Session, Stop, Why
-from cwm_jax.inference.engine import Engine, EngineOptions
+from cwm_jax.inference.engine import Engine, EngineOptions, check_ids
 from cwm_jax.inference.pretrained import load_pretrained
 from cwm_jax.inference.requests import Delta, FinishReason, SamplingParams, TokenLogprob
 from cwm_jax.inference.scoring import score
@@ -162,12 +162,20 @@ class CWM:
             A ``Completion``, or a list of them.
 
         Raises:
-            RequestError: as ``Engine.submit``.
+            RequestError: as ``Engine.submit``; QueueFullError: more prompts than may wait (256).
+                None of the prompts is continued then.
         """
         one = _is_one(prompts)
         given: Any = [prompts] if one else prompts
-        streams = [self._submit(prompt, max_tokens, sampling) for prompt in given]
-        made = [_completion(stream) for stream in streams]
+        streams: list[Stream] = []
+        try:
+            for prompt in given:
+                streams.append(self._submit(prompt, max_tokens, sampling))
+            made = [_completion(stream) for stream in streams]
+        except BaseException:
+            for stream in streams:
+                stream.cancel()
+            raise
         return made[0] if one else made
 
     def stream(self, prompt: Prompt, *, max_tokens: int = 256, **sampling: Any) -> Iterator[Delta]:
@@ -277,6 +285,7 @@ class CWM:
                 f"score got {len(before)} tokens and {len(after)} after them; expected one or more "
                 "and two together: begin the prompt with bos"
             )
+        check_ids("prompt", row, self.model_config.vocab_size)
         T = max(_LEAST_SCORED, 1 << (len(row) - 2).bit_length())
         padded = np.zeros((1, T + 1), np.int32)
         padded[0, : len(row)] = row

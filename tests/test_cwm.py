@@ -51,13 +51,22 @@ def test_many_prompts_at_once_give_each_its_own(model):
     assert model.generate([], **options) == []
 
 
+def test_a_bad_prompt_among_others_leaves_none_running(model):
+    before = model.service.stats().finished.get("cancelled", 0)
+    with pytest.raises(RequestError, match="token -1"):
+        model.generate(["def f", "def f", [-1]], max_tokens=400, temperature=0.0)
+    model.generate("x", max_tokens=1)
+    assert model.service.stats().finished["cancelled"] == before + 2
+
+
 def test_a_stream_gives_the_same_and_can_be_left(model):
     made = model.generate("def f", max_tokens=30, temperature=0.0)
     deltas = list(model.stream("def f", max_tokens=30, temperature=0.0))
     assert "".join(delta.text for delta in deltas) == made.text and len(deltas) > 1
+    before = model.service.stats().finished.get("cancelled", 0)
     next(iter(model.stream("def f", max_tokens=400, temperature=0.0)))
     model.generate("x", max_tokens=1)
-    assert model.service.stats().finished.get("cancelled", 0) <= 1
+    assert model.service.stats().finished["cancelled"] == before + 1
 
 
 def test_an_answer_is_split_into_reasoning_and_text(model, monkeypatch):
@@ -121,6 +130,12 @@ def test_scores_are_the_models_log_probabilities(model):
     assert len(model.score("def f", " return")) == len(model.tokenizer.encode(" return"))
     with pytest.raises(ValueError, match="0 tokens and 2 after them"):
         model.score([], [1, 2])
+
+
+def test_scores_of_tokens_that_there_are_not_are_refused(model):
+    for prompt, continuation in (([1, -1], [3]), ([1], [CONFIG.vocab_size])):
+        with pytest.raises(RequestError, match="expected 0 to"):
+            model.score(prompt, continuation)
 
 
 def test_what_is_too_long_is_refused_with_the_numbers(model):

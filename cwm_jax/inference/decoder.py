@@ -114,12 +114,18 @@ class Decoder:
             for prompt, words in zip(prompts, keys, strict=True)
         ]
         made = {request: Generation(tokens=[], finished=False, logprobs=[]) for request in requests}
-        while self._engine.has_work:
-            for request, delta in self._engine.step():
-                made[request].tokens.extend(delta.token_ids)
-                made[request].logprobs.extend(token.logprob for token in delta.logprobs)
-                if delta.finish_reason == "stop":
-                    made[request] = dataclasses.replace(made[request], finished=True)
+        try:
+            while self._engine.has_work:
+                for request, delta in self._engine.step():
+                    made[request].tokens.extend(delta.token_ids)
+                    made[request].logprobs.extend(token.logprob for token in delta.logprobs)
+                    if delta.finish_reason == "stop":
+                        made[request] = dataclasses.replace(made[request], finished=True)
+        except BaseException:  # an interrupt, too: the next call finds an empty engine
+            for request in requests:
+                self._engine.cancel(request)
+            self._engine.step()
+            raise
         return [made[request] for request in requests]
 
 

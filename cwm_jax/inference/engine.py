@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import operator
 from collections.abc import Collection, Sequence
 
 import jax
@@ -206,8 +207,8 @@ class Engine:
             )
         if sampling.stop and self.tokenizer is None:
             raise RequestError("stop", "stop has strings, and the engine no tokenizer; give it one")
-        _check_ids("prompt", prompt, self.model_config.vocab_size)
-        _check_ids("stop_token_ids", sampling.stop_token_ids, self.model_config.vocab_size)
+        check_ids("prompt", prompt, self.model_config.vocab_size)
+        check_ids("stop_token_ids", sampling.stop_token_ids, self.model_config.vocab_size)
 
     def cancel(self, request: Request) -> None:
         """Ends a request; its place is free from the next step on."""
@@ -235,7 +236,8 @@ class Engine:
     def update_weights(self, params: Params) -> None:
         """Other weights of the same shapes: running requests go on with them.
 
-        What they have cached stays as it is; no later request shares it.
+        What they have cached stays as it is; no later request shares it. The arrays are the
+        engine's from now on: whoever donates or deletes them gives it copies.
         """
         params = self._prepared(params, like=self._params)
         self._scheduler.forget_prefixes()
@@ -379,7 +381,8 @@ class Engine:
         if request.sampling.constraint is None:
             return True
         try:
-            row.allowed = request.sampling.constraint(request.generated)
+            allowed = request.sampling.constraint(request.generated)
+            row.allowed = None if allowed is None else [operator.index(token) for token in allowed]
             if row.allowed is not None and not any(0 <= token < V for token in row.allowed):
                 raise ValueError("the constraint allows no token of the model")
         except Exception:  # whatever a caller's function does, the others run on
@@ -467,7 +470,8 @@ def _check_same_shapes(old: Params, new: Params) -> None:
         )
 
 
-def _check_ids(field: str, ids: Collection[int], vocab_size: int) -> None:
+def check_ids(field: str, ids: Collection[int], vocab_size: int) -> None:
+    """Raises RequestError, which names ``field``, for a token that the model does not have."""
     wrong = [token for token in ids if not 0 <= token < vocab_size]
     if wrong:  # JAX would clamp it silently
         raise RequestError(

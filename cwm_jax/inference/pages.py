@@ -75,6 +75,7 @@ class PagePool:
 
     def publish(self, page: int, key: bytes) -> None:
         """The page is whole: a request with the same beginning may hold it, too."""
+        assert page >= 0, "a row without its pages was published"
         if key not in self._page_of and page not in self._key_of:
             self._key_of[page], self._page_of[key] = key, page
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal, NamedTuple
 
@@ -14,6 +13,7 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 MAX_STOP_TOKENS = 16  # assumed: of a request; the step looks for them on the device
 MAX_LOGPROBS = 20  # OpenAI's limit
+_MAX_TEMPERATURE = 1e6  # assumed: draws are uniform long before, and float32 ends at 3e38
 
 
 class RequestError(ValueError):
@@ -66,9 +66,9 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         self._check("max_tokens", self.max_tokens >= 1, "1 or more")
-        finite = 0 <= self.temperature < math.inf
-        self._check("temperature", finite, "a finite number, 0 (greedy) or more")
-        self._check("top_k", self.top_k >= 0, "0 (all) or more")
+        fits = 0 <= self.temperature <= _MAX_TEMPERATURE
+        self._check("temperature", fits, f"0 (greedy) to {_MAX_TEMPERATURE:g}")
+        self._check("top_k", 0 <= self.top_k < 2**31, "0 (all) to 2**31 - 1")
         self._check(
             "top_p",
             0 < self.top_p <= 1,

@@ -190,8 +190,12 @@ class Scheduler:
 
     # ------------------------------------------------------------ pages
 
-    def make_room(self, row: Row, num_tokens: int) -> bool:
-        """Gives a row the pages for so many tokens; False if it was itself put back for it."""
+    def make_room(self, row: Row, num_tokens: int, busy: Collection[Row] = ()) -> bool:
+        """Gives a row the pages for so many tokens; False if it was itself put back for it.
+
+        Rows that are ``busy`` are in a call that is being made up: False also if one of them would
+        have to be put back.
+        """
         while row in self.rows:
             if all(
                 pool.num_free + self._num_returned(kind, row, num_tokens)
@@ -201,6 +205,8 @@ class Scheduler:
                 self._take_pages(row, num_tokens)
                 return True
             assert len(self.rows) > 1, "a request that fits alone was refused pages"
+            if self.rows[-1] in busy:
+                return False
             self._preempt(self.rows[-1])
         return False
 
@@ -289,7 +295,7 @@ class Scheduler:
                 continue
             count = min(num_tokens, row.num_uncached)
             context = self._context_pages(row)  # before its pages are taken for new tokens
-            if self.make_room(row, row.num_cached + count):
+            if self.make_room(row, row.num_cached + count, others):
                 pieces.append(self._piece(row, count, context))
                 num_tokens -= count
         return pieces

@@ -87,10 +87,12 @@ class LayerCache(NamedTuple):
         def put(cache, new) -> Any:
             if cache is None:
                 return None
-            # the scan's carry is written in place; scan's ys would copy the whole cache
+            # The scan's carry is written in place; scan's ys would copy the whole cache.
             place = cache.at[repeat, places.pages, :, places.slots]
             return place.set(new.astype(cache.dtype), mode="drop")
 
+        # What overflowed must not reach the next row with this page: 0 times NaN is NaN.
+        k, v = jnp.nan_to_num(k), jnp.nan_to_num(v)
         k_scale = v_scale = None
         if self.key_scales is not None:
             (k, k_scale), (v, v_scale) = _int8(k), _int8(v)

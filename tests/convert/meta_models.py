@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch.nn import functional
 
 _SHARDED_SAVE = """
-import sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+import os, sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 state_file, folder, rank, rendezvous = sys.argv[1:]
@@ -27,6 +27,7 @@ sharded = {
 }
 dcp.save({"model": sharded}, checkpoint_id=folder)
 dist.destroy_process_group()
+os._exit(0)  # PyTorch's threads sometimes abort the interpreter's own exit
 """
 
 

@@ -202,12 +202,20 @@ def test_what_cannot_begin_says_why(capsys, tmp_path, arguments, message):
     assert message in capsys.readouterr().err
 
 
+_INTERRUPTIBLE = """
+import signal, sys
+from cwm_jax.__main__ import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+sys.exit(main())
+"""
+
+
 def test_ctrl_c_ends_a_prediction_and_the_session_goes_on(tmp_path, tokenizer):
     (tmp_path / "prog.py").write_text(SOURCE)
     tokenizer.save(tmp_path / "tokenizer")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        command = [sys.executable, "-m", "cwm_jax", "debug", str(tmp_path / "prog.py")]
+        command = [sys.executable, "-c", _INTERRUPTIBLE, "debug", str(tmp_path / "prog.py")]
         command += ["--server", address, "--tokenizer", str(tmp_path / "tokenizer")]
         with subprocess.Popen(
             command,
@@ -217,14 +225,17 @@ def test_ctrl_c_ends_a_prediction_and_the_session_goes_on(tmp_path, tokenizer):
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         ) as process:
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
             process.stdin.write("step\np\nw\nquit\n")
             process.stdin.flush()
             connection, _ = silent.accept()
             assert connection.recv(1)
             process.send_signal(signal.SIGINT)
-            said = process.stdout.read()
-            assert process.wait(60) == 0
+            try:
+                said, _ = process.communicate(timeout=60)
+            finally:
+                process.kill()
+            assert process.returncode == 0
             connection.close()
     assert "interrupted: the prediction is dropped, the frames before it are kept" in said
     assert "no locals" in said and said.endswith("prog.py(5)main()  def main():\n(cwm) ")

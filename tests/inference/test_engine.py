@@ -275,10 +275,11 @@ def test_a_constraint_that_fails_ends_its_request_alone(make_engine, expected):
 
     engine = make_engine()
     samplings = [greedy(), greedy(constraint=fails), greedy(constraint=lambda _: [])]
+    samplings += [greedy(constraint=lambda _: [7.5])]
     requests = [engine.submit(PROMPTS[3], sampling) for sampling in samplings]
-    whole, three, none = finish(engine, requests)
+    whole, three, none, no_ids = finish(engine, requests)
     assert whole == expected[3]
-    assert three[0] == expected[3][0][:3] and three[2] == none[2] == "error"
+    assert three[0] == expected[3][0][:3] and three[2] == none[2] == no_ids[2] == "error"
     assert_nothing_held(engine)
 
 
@@ -300,17 +301,20 @@ def test_new_weights_forget_what_is_kept_and_drop_no_request(params, make_engine
     engine = make_engine()
     run(engine, [PROMPTS[2]], greedy())
     running = engine.submit(PROMPTS[0], greedy())
+    short = engine.submit(PROMPTS[1], greedy())
     while not running.generated:
         engine.step()
+    assert 0 < len(short.tokens) < OPTIONS["page_tokens"]
     other = jax.tree.map(lambda x: 0.9 * x, params)
     engine.update_weights(other)
     assert engine.stats().num_cached_pages == 0
-    finish(engine, [running])
+    finish(engine, [running, short])
     assert len(running.generated) == NUM_NEW
     fresh = Engine(other, CONFIG, None, EngineOptions(**OPTIONS), execution=EXECUTION)
-    for n in (2, 0):  # also what the running one computed half with the old weights
-        request = engine.submit(PROMPTS[n], greedy())
-        assert finish(engine, [request])[0][0] == run(fresh, [PROMPTS[n]], greedy())[0][0]
+    half = [*PROMPTS[1], *short.generated]  # the first page's tokens are of old and new weights
+    for prompt in (PROMPTS[2], PROMPTS[0], half):
+        request = engine.submit(prompt, greedy())
+        assert finish(engine, [request])[0][0] == run(fresh, [prompt], greedy())[0][0]
         assert request.num_cached_tokens == 0
     with pytest.raises(ValueError, match="other shapes or dtypes"):
         engine.update_weights({**params, "norm": {"scale": np.ones(3)}})
@@ -325,9 +329,11 @@ def test_new_weights_forget_what_is_kept_and_drop_no_request(params, make_engine
         ([1], {"stop_token_ids": (-1,)}, "stop_token_ids", "token -1"),
         ([1], {"stop_token_ids": (1,) * 17}, "stop_token_ids", "at most 16 tokens"),
         ([1], {"max_tokens": 0}, "max_tokens", "0; expected 1 or more"),
-        ([1], {"temperature": float("nan")}, "temperature", "nan; expected a finite"),
+        ([1], {"temperature": float("nan")}, "temperature", "nan; expected 0"),
+        ([1], {"temperature": 1e39}, "temperature", "expected 0 .* to 1e\\+06"),
         ([1], {"top_p": 0}, "top_p", "0; expected above 0"),
         ([1], {"top_k": -1}, "top_k", "-1; expected 0"),
+        ([1], {"top_k": 2**31}, "top_k", "expected 0"),
         ([1], {"min_p": 1.1}, "min_p", "1.1; expected 0 to 1"),
         ([1], {"num_logprobs": 21}, "num_logprobs", "21; expected 0 to 20"),
         ([1], {"seed": 2**63}, "seed", "64 bit"),
@@ -408,14 +414,29 @@ def test_what_does_not_finish_in_time_is_cancelled(make_engine):
     assert [[d.finish_reason for d in stream][-1] for stream in streams] == ["cancelled"] * 3
 
 
-def test_weights_change_between_steps(params, make_engine):
+def test_weights_change_between_steps(params, make_engine, expected):
+    def tokens(stream):
+        return [token for delta in stream for token in delta.token_ids]
+
+    other = jax.tree.map(lambda x: 1.25 * x, params)
+    fresh = Engine(other, CONFIG, None, EngineOptions(**OPTIONS), execution=EXECUTION)
     service = EngineService(make_engine())
     stream = service.submit(PROMPTS[0], greedy())
-    service.update_weights(jax.tree.map(lambda x: 0.9 * x, params))
+    service.update_weights(other)
     with pytest.raises(ValueError, match="another tree"):
         service.update_weights({})
-    assert len([token for delta in stream for token in delta.token_ids]) == NUM_NEW
+    assert len(tokens(stream)) == NUM_NEW
+    made = tokens(service.submit(PROMPTS[0], greedy()))
+    assert made == run(fresh, PROMPTS[:1], greedy())[0][0] != expected[0][0]
     service.close()
+
+
+def test_what_overflowed_is_gone_with_its_request(params, make_engine, expected):
+    engine = make_engine(num_pages=13)  # the same pages again
+    engine.update_weights(jax.tree.map(lambda x: x * jnp.nan, params))
+    run(engine, PROMPTS[:3], greedy())
+    engine.update_weights(params)
+    assert run(engine, PROMPTS, greedy()) == expected
 
 
 def test_an_engine_that_fails_ends_every_stream(make_engine, monkeypatch):
