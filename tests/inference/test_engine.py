@@ -312,7 +312,7 @@ def test_new_weights_forget_what_is_kept_and_drop_no_request(params, make_engine
     assert len(running.generated) == NUM_NEW
     fresh = Engine(other, CONFIG, None, EngineOptions(**OPTIONS), execution=EXECUTION)
     half = [*PROMPTS[1], *short.generated]  # the first page's tokens are of old and new weights
-    for prompt in (PROMPTS[2], PROMPTS[0], half):
+    for prompt in (half, PROMPTS[2], PROMPTS[0]):
         request = engine.submit(prompt, greedy())
         assert finish(engine, [request])[0][0] == run(fresh, [prompt], greedy())[0][0]
         assert request.num_cached_tokens == 0
