@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -218,6 +219,28 @@ def make_router(
     router.include_router(pages)
     router.include_router(api)
     return router
+
+
+def is_local(host: str) -> bool:
+    """Whether a name or address is of this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_local_name(request: Request) -> None:
+    """Refuses what comes under another name of a local server.
+
+    Another site's page may have its name lead here (DNS rebinding), and could run programs then.
+    """
+    host = request.url.hostname or ""
+    if not is_local(host):
+        raise HTTPException(
+            403,
+            f"the request is for {host!r}; expected localhost or its address: open the page so, "
+            "or serve with --debugger predict",
+        )
 
 
 class _Runs:

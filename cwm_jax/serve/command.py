@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import sys
 from pathlib import Path
 
@@ -130,18 +129,20 @@ def _service(args: argparse.Namespace):
 
 
 def _routers(args: argparse.Namespace, service) -> list:
-    kind = args.debugger or ("run" if _is_local(args.host) else "predict")
-    if kind == "off":
+    if args.debugger == "off":
         return []
+    from fastapi import Depends
+
     from cwm_jax.debugger.in_process import EnginePredictor
-    from cwm_jax.debugger.web import make_router
+    from cwm_jax.debugger.web import check_local_name, is_local, make_router
 
-    predictor = EnginePredictor(service)
-    return [make_router(lambda: predictor, service.tokenizer, may_run=kind == "run")]
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    predictor, local = EnginePredictor(service), is_local(args.host)
+    may_run = local if args.debugger is None else args.debugger == "run"
+    return [
+        make_router(
+            lambda: predictor,
+            service.tokenizer,
+            api_dependencies=[Depends(check_local_name)] if may_run and local else [],
+            may_run=may_run,
+        )
+    ]

@@ -66,6 +66,8 @@ def test_a_signal_lets_requests_finish_and_refuses_new_ones(folder, tmp_path):
         assert [m["id"] for m in http.get("/v1/models").json()["data"]] == ["tiny", "also"]
         assert httpx.get(f"{url}/debugger").status_code == 200
         assert httpx.post(f"{url}/debugger/api/sessions", json={}).status_code == 401
+        elsewhere = http.post("/debugger/api/sessions", json={}, headers={"Host": "other.example"})
+        assert elsewhere.status_code == 403 and "other.example" in elsewhere.text
         malformed = http.post("/debugger/api/sessions", json={"sauce": "x"})
         assert malformed.json()["error"]["param"] == "source"
 
