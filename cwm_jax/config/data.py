@@ -41,7 +41,9 @@ class SourceConfig:
         name: unique in the mixture; names its folder of shards.
         kind: ``stdlib`` (the running interpreter's standard library), ``folder``, ``jsonl``,
             ``parquet``, ``traces`` (a corpus of execution traces), ``trace_outputs`` (its programs
-            as plain text, each with an assertion of its output in place of its trace).
+            as plain text, each with an assertion of its output in place of its trace),
+            ``trace_dialogs`` (its programs as dialogs that ask for the output, the trace in words
+            as the answer's reasoning), ``chat`` (dialogs in JSONL, see ``cwm_jax.data.dialogs``).
         path: folder, or file or folder of files (``jsonl``, ``parquet``).
         glob: which files below a folder belong to it; None takes every file of the kind (of a
             corpus of traces always those of its manifest).
@@ -54,10 +56,14 @@ class SourceConfig:
         non_utf8: what to do with a document that is not UTF-8: ``skip`` it (counted in the
             manifest) or keep its ``bytes`` as single-byte tokens.
         generate: of a corpus of traces: programs that are traced to ``path`` if nothing is there.
+        reasoning: of dialogs: how it is written, as ``<think>`` in ``text`` (the released model) or
+            between the two reserved ``tokens`` (hybrid: off unless asked for; report, SFT).
     """
 
     name: str
-    kind: Literal["stdlib", "folder", "jsonl", "parquet", "traces", "trace_outputs"]
+    kind: Literal[
+        "stdlib", "folder", "jsonl", "parquet", "traces", "trace_outputs", "trace_dialogs", "chat"
+    ]
     path: str | None = None
     glob: str | None = None
     text_field: str = "text"
@@ -65,6 +71,7 @@ class SourceConfig:
     epochs: float | None = None
     non_utf8: Literal["skip", "bytes"] = "skip"
     generate: GeneratedTraces | None = None
+    reasoning: Literal["text", "tokens"] = "text"
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -86,7 +93,8 @@ class SourceConfig:
         if self.generate is not None and not self.is_of_episodes:
             raise ValueError(
                 f"source {self.name!r}: kind is {self.kind!r} and generate is set; expected kind "
-                "'traces' or 'trace_outputs', which alone can be generated: drop generate"
+                "'traces', 'trace_outputs' or 'trace_dialogs', which alone can be generated: drop "
+                "generate"
             )
         if self.epochs is not None and self.weight != 1.0:
             raise ValueError(
@@ -96,8 +104,12 @@ class SourceConfig:
 
     @property
     def is_of_episodes(self) -> bool:
-        """Whether the documents come from a corpus of traces: a context, and what follows it."""
-        return self.kind in ("traces", "trace_outputs")
+        """Whether the documents come from a corpus of traces."""
+        return self.kind in ("traces", "trace_outputs", "trace_dialogs")
+
+    @property
+    def is_of_dialogs(self) -> bool:
+        return self.kind in ("trace_dialogs", "chat")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,6 +176,7 @@ class DataConfig:
         trace_context_loss: count the tokens before the first frame of a trace, or before the output
             of ``trace_outputs``, in the loss too.
             (assumed off: not published)
+        observation_loss: count the results of tools in dialogs in the loss too.
     """
 
     sources: tuple[SourceConfig, ...]
@@ -175,6 +188,7 @@ class DataConfig:
     num_streams: int = 1
     length_buckets: tuple[LengthBucket, ...] = ()
     trace_context_loss: bool = False
+    observation_loss: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)

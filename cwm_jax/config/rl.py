@@ -22,9 +22,7 @@ class EnvironmentConfig:
     """
 
     name: str
-    kind: Literal[
-        "output_prediction", "trace_prediction", "code", "math", "math_python", "swe"
-    ]
+    kind: Literal["output_prediction", "trace_prediction", "code", "math", "math_python", "swe"]
     path: str | None = None
     profile: str = "small"
     weight: float = 1.0

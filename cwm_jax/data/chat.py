@@ -46,14 +46,14 @@ class Message:
     reasoning: str | None = None
 
     def __post_init__(self) -> None:
-        known = self.role.strip() in ("system", "user", "assistant") or self._is_tool
+        known = self.role.strip() in ("system", "user", "assistant") or self.is_tool
         if not known:
             raise ValueError(
                 f"message role is {self.role!r}; expected system, user, assistant or 'tool: NAME'"
             )
 
     @property
-    def _is_tool(self) -> bool:
+    def is_tool(self) -> bool:
         role = self.role.strip()
         return role.startswith(_TOOL) and bool(role.removeprefix(_TOOL).strip())
 
@@ -64,7 +64,7 @@ class Message:
     @property
     def header(self) -> str:
         role = self.role.strip()
-        return f"{_TOOL} {role.removeprefix(_TOOL).strip()}" if self._is_tool else role
+        return f"{_TOOL} {role.removeprefix(_TOOL).strip()}" if self.is_tool else role
 
     @property
     def text(self) -> str:
@@ -76,7 +76,7 @@ class Message:
 
     def body(self, *, is_open: bool) -> str:
         """Its text as it is encoded: verbatim from tools and where it is to be continued."""
-        return self.text if is_open or self._is_tool else self.text.strip()
+        return self.text if is_open or self.is_tool else self.text.strip()
 
 
 def encode_dialog(
@@ -112,12 +112,21 @@ def encode_dialog(
 
 def encode_message(tokenizer: Tokenizer, message: Message, *, is_open: bool = False) -> list[int]:
     """Header, body and, unless the message ``is_open``, the end of turn."""
+    ids = encode_header(tokenizer, message) + encode_body(tokenizer, message, is_open=is_open)
+    return ids if is_open else [*ids, tokenizer.special_tokens[END_OF_TURN]]
+
+
+def encode_header(tokenizer: Tokenizer, message: Message) -> list[int]:
+    """Who speaks, up to the first token of what is said."""
     special = tokenizer.special_tokens
     ids = [special[START_HEADER], *tokenizer.encode(message.header), special[END_HEADER]]
-    ids += tokenizer.encode("\n\n")
+    return ids + tokenizer.encode("\n\n")
+
+
+def encode_body(tokenizer: Tokenizer, message: Message, *, is_open: bool = False) -> list[int]:
+    """What is said, without the end of turn."""
     body = message.body(is_open=is_open)
-    ids += _encode_answer(tokenizer, body) if message.is_assistant else tokenizer.encode(body)
-    return ids if is_open else [*ids, special[END_OF_TURN]]
+    return _encode_answer(tokenizer, body) if message.is_assistant else tokenizer.encode(body)
 
 
 def with_reasoning_prompt(messages: Iterable[Message]) -> list[Message]:

@@ -18,7 +18,7 @@ from cwm_jax.config import DataConfig
 from cwm_jax.data.mixture import Bucket, SourceShare, bucket_of_step, make_buckets
 from cwm_jax.data.packing import GROUP_ROWS, Cursor, Row, pack, stack_rows
 from cwm_jax.data.prefetch import Prefetched
-from cwm_jax.data.shards import CONTEXT_MARK, Shards, tokens_from_record
+from cwm_jax.data.shards import CONTEXT_MARK, OBSERVATION_MARK, Shards, tokens_from_record
 from cwm_jax.data.sources import DataError
 
 _STREAM_VERSION = 4  # raised when the same fingerprint would no longer mean the same rows
@@ -98,6 +98,7 @@ class Loader:
             },
             "length_buckets": [b.max_document_tokens for b in data_config.length_buckets],
             "trace_context_loss": data_config.trace_context_loss,
+            "observation_loss": data_config.observation_loss,
             "packing": data_config.packing,
             "group_rows": GROUP_ROWS,
             "shuffle": data_config.shuffle,
@@ -394,8 +395,12 @@ def _read(documents: grain.MapDataset, index: int, data_config: DataConfig) -> n
         raise DataError(
             f"a shard cannot be read ({error}); delete its folder to tokenise again"
         ) from error
-    tokens = tokens_from_record(record)
-    return tokens & ~CONTEXT_MARK if data_config.trace_context_loss else tokens
+    counted = np.uint32(0)
+    if data_config.trace_context_loss:
+        counted |= CONTEXT_MARK
+    if data_config.observation_loss:
+        counted |= OBSERVATION_MARK
+    return tokens_from_record(record) & ~counted
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ A document of n tokens is n - 1 pairs (token, next token), and rows hold pairs. 
 document's first is a target exactly once wherever rows are cut, and the last token (``eos``) is a
 target only: no slot is spent on an input without a target. A document that is continued in another
 row is a document of its own there: its positions restart at 0 and it does not see its earlier part.
-A token that bears ``CONTEXT_MARK`` is no target of the loss.
+A token that bears a mark (``cwm_jax.data.shards``) is no target of the loss.
 
 The packers are not grain's: these need no grain, serve finite streams (held-out rows) as well, and
 their state survives JSON (grain 0.2.18 compares slices with a tuple, which JSON returns as a list).
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from cwm_jax.data.shards import CONTEXT_MARK
+from cwm_jax.data.shards import TOKEN_BITS
 
 ROW_KEYS = ("tokens", "targets", "positions", "segment_ids", "loss_mask")
 # Rows that the fits fill side by side: more pad less, cost memory and are replayed on restore.
@@ -78,7 +78,7 @@ def row_from_pieces(pieces: Iterable[np.ndarray], max_target_length: int) -> Row
     start = 0
     for segment, piece in enumerate(pieces, 1):
         end = start + len(piece) - 1
-        tokens = piece & ~CONTEXT_MARK
+        tokens = piece & TOKEN_BITS
         row["tokens"][start:end] = tokens[:-1]
         row["targets"][start:end] = tokens[1:]
         row["positions"][start:end] = np.arange(end - start)

@@ -25,13 +25,13 @@ import numpy as np
 
 from cwm_jax.config import DataConfig, SourceConfig
 from cwm_jax.config.schema import to_json
+from cwm_jax.data.encoding import encode, text_of
 from cwm_jax.data.shards import (
-    CONTEXT_MARK,
     KIND,
     LENGTH_DTYPE,
     SCHEMA_VERSION,
     SPLITS,
-    TOKEN_DTYPE,
+    TOKEN_BITS,
     Manifest,
     Shards,
     SplitManifest,
@@ -94,6 +94,7 @@ def _description(
         "kind": source.kind,
         "text_field": source.text_field,
         "non_utf8": source.non_utf8,
+        "reasoning": source.reasoning,
         "corpus": corpus,
         "tokenizer": tokenizer.fingerprint,
         "split_rule": SPLIT_RULE,
@@ -195,15 +196,14 @@ def _tokenised(
 ) -> Iterator[tuple[Document, np.ndarray]]:
     """The documents of a batch that are kept, in order, each with the tokens to be stored."""
     kept = [document for document in batch if _is_kept(document, source, counts)]
-    tokens_of = _episode_tokens if source.is_of_episodes else _text_tokens
-    for document, tokens in zip(kept, tokens_of(kept, tokenizer), strict=True):
-        highest = int((tokens & ~CONTEXT_MARK).max())
+    for document, tokens in zip(kept, encode(kept, source, tokenizer), strict=True):
+        highest = int((tokens & TOKEN_BITS).max())
         assert highest < tokenizer.vocab_size, (document.name, highest)
         yield document, tokens
 
 
 def _is_kept(document: Document, source: SourceConfig, counts: _Counts) -> bool:
-    is_text = _text(document.data) is not None
+    is_text = text_of(document) is not None
     if not document.data:
         counts.empty += 1
     elif not is_text and source.non_utf8 == "skip":
@@ -213,32 +213,6 @@ def _is_kept(document: Document, source: SourceConfig, counts: _Counts) -> bool:
         counts.note_split_fraction(document.split_name)
         return True
     return False
-
-
-def _text_tokens(kept: list[Document], tokenizer: TextTokenizer) -> Iterator[np.ndarray]:
-    """Each framed by ``bos`` and ``eos``."""
-    texts = [_text(document.data) for document in kept]
-    encoded = iter(tokenizer.encode_batch([text for text in texts if text is not None]))
-    for document, text in zip(kept, texts, strict=True):
-        ids = tokenizer.encode_bytes(document.data) if text is None else next(encoded)
-        yield np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], TOKEN_DTYPE)
-
-
-def _episode_tokens(kept: list[Document], tokenizer: TextTokenizer) -> Iterator[np.ndarray]:
-    """Each as it is: an episode has its own ``bos``, and ``eos`` only if it is whole."""
-    texts = [t for document in kept for t in (document.context or "", document.data.decode())]
-    encoded = iter(tokenizer.encode_with_special_tokens_batch(texts))
-    for context, frames in zip(encoded, encoded, strict=True):
-        tokens = np.array([*context, *frames], TOKEN_DTYPE)
-        tokens[: len(context)] |= CONTEXT_MARK
-        yield tokens
-
-
-def _text(data: bytes) -> str | None:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return None
 
 
 def _check_splits(

@@ -3,8 +3,9 @@
 A folder ``<source name>-<key>`` holds ``{train,heldout}-00000-of-000NN.arrayrecord``,
 ``{train,heldout}-lengths.npy`` and ``manifest.json``; ``cwm_jax.data.prepare`` writes it. A record
 is one document: ``bos``, its text, ``eos``, as little-endian uint32; of an execution trace its own
-tokens alone, with bit 31 (``CONTEXT_MARK``) set in those before the first frame. The lengths are
-the documents' tokens, uint32 in the order of the records.
+tokens alone, with bit 31 (``CONTEXT_MARK``) set in those before the first frame; of a dialog with
+bits 30 and 29 in those that the assistant has not written. The lengths are the documents' tokens,
+uint32 in the order of the records.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ from cwm_jax.storage import MANIFEST, StoredFile, check_file, read_manifest
 KIND, SCHEMA_VERSION = "token-shards", 3
 TOKEN_DTYPE = np.dtype("<u4")
 LENGTH_DTYPE = np.dtype("<u4")
-CONTEXT_MARK = np.uint32(1 << 31)  # on a token that is context: no target of the loss by default
+# On tokens that are no targets of the loss: context of a trace and results of tools, unless the
+# config says so; what users and systems say, and headers, in any case.
+CONTEXT_MARK = np.uint32(1 << 31)
+MASKED_MARK = np.uint32(1 << 30)
+OBSERVATION_MARK = np.uint32(1 << 29)
+TOKEN_BITS = np.uint32((1 << 29) - 1)
 SPLITS = ("train", "heldout")
 
 # Up to this size, about two seconds of hashing, shards are verified each time they are opened.
@@ -147,7 +153,7 @@ def open_shards(
 
 
 def tokens_from_record(record: bytes) -> np.ndarray:
-    """The tokens of a document as uint32, ``CONTEXT_MARK`` on those that have it."""
+    """The tokens of a document as uint32, with their marks."""
     return np.frombuffer(record, TOKEN_DTYPE)
 
 

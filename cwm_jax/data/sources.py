@@ -11,10 +11,12 @@ import stat
 import sys
 import sysconfig
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cwm_jax.config import SourceConfig
+from cwm_jax.data.chat import Message
+from cwm_jax.data.dialogs import output_dialog, parse_dialog, to_json
 from cwm_jax.storage import StorageError, StoredFile
 from cwm_jax.trace.corpus import read_episodes, read_manifest
 from cwm_jax.trace.episodes import Episode, direct_document
@@ -23,6 +25,7 @@ _SUFFIXES = {
     "stdlib": (".py",),
     "folder": ("",),
     "jsonl": (".jsonl", ".jsonl.gz"),
+    "chat": (".jsonl", ".jsonl.gz"),
     "parquet": (".parquet",),
 }
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
@@ -41,7 +44,7 @@ class Document:
         name: path relative to the source's, with ``:line`` or ``:row`` for JSONL and Parquet; of an
             episode its own.
         data: the text in UTF-8, or whatever bytes the corpus holds instead; of an episode what is
-            to be predicted: its frames, or its output.
+            to be predicted: its frames, or its output; of a dialog its messages in JSON.
         context: of an episode, the text before that; both name special tokens.
         group: of an episode, that of its program.
     """
@@ -159,7 +162,7 @@ def _walk(source: SourceConfig, root: Path) -> Iterator[Path]:
 
 
 def _documents_of_file(source: SourceConfig, name: str, path: Path) -> Iterator[Document]:
-    if source.kind == "jsonl":
+    if source.kind in ("jsonl", "chat"):
         return _jsonl_documents(source, name, path)
     if source.kind == "parquet":
         return _parquet_documents(source, name, path)
@@ -180,14 +183,13 @@ def _jsonl_documents(source: SourceConfig, name: str, path: Path) -> Iterator[Do
                 raise _error(
                     source, where, f"is not JSON ({error}); expected one object per line"
                 ) from error
-            if not isinstance(record, dict) or source.text_field not in record:
+            key = "messages" if source.kind == "chat" else source.text_field
+            if not isinstance(record, dict) or key not in record:
                 got = f"has {sorted(record)}" if isinstance(record, dict) else "is no object"
-                raise _error(
-                    source, where, f"{got}; expected the key {source.text_field!r} (text_field)"
-                )
-            yield Document(
-                f"{name}:{number}", _bytes_of_value(source, where, record[source.text_field])
-            )
+                why = "" if source.kind == "chat" else " (text_field)"
+                raise _error(source, where, f"{got}; expected the key {key!r}{why}")
+            read = _dialog_bytes if source.kind == "chat" else _bytes_of_value
+            yield Document(f"{name}:{number}", read(source, where, record[key]))
 
 
 def _parquet_documents(source: SourceConfig, name: str, path: Path) -> Iterator[Document]:
@@ -230,7 +232,22 @@ def _trace_documents(source: SourceConfig, path: Path) -> Iterator[Document]:
         raise _error(source, error) from error
 
 
+def _dialog_bytes(source: SourceConfig, where: str, messages: object) -> bytes:
+    try:
+        return _json_bytes(parse_dialog(messages))
+    except ValueError as error:  # a lone surrogate too, which no tokenizer reads
+        raise _error(source, where, f"cannot be trained on: {error}") from None
+
+
+def _json_bytes(messages: Sequence[Message]) -> bytes:
+    return json.dumps(to_json(messages), ensure_ascii=False).encode()
+
+
 def _trace_document(episode: Episode, source: SourceConfig) -> Document:
+    if source.kind == "trace_dialogs":
+        dialog = output_dialog(episode)
+        data = _json_bytes(dialog) if dialog else b""  # empty ones are counted
+        return Document(episode.name, data, group=episode.group)
     if source.kind == "traces":
         context, text = episode.prompt, episode.frames
     else:

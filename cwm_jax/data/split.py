@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 
 from cwm_jax.config import SourceConfig
+from cwm_jax.data.dialogs import parse_dialog
 from cwm_jax.data.sources import documents
 from cwm_jax.tokenizer import split_at_special_tokens
 
@@ -69,7 +71,9 @@ def _train_texts_of(source: SourceConfig, heldout_fraction: float) -> Iterator[b
                 text = document.data.decode()
             except UnicodeDecodeError:
                 continue
-            if document.context is None:
+            if source.is_of_dialogs:
+                yield "\n".join(m.text for m in parse_dialog(json.loads(text))).encode()
+            elif document.context is None:
                 yield document.data
             else:
                 pieces = split_at_special_tokens(document.context + text)[::2]

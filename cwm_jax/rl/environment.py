@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 
-class EnvironmentFailure(RuntimeError):
+class EnvironmentFailure(RuntimeError):  # noqa: N818
     """The environment itself failed: a sandbox, a container, a host. Never the policy's fault.
 
     Its episode is dropped and counted; no reward comes of it.
