@@ -1,1 +1,1 @@
-"""Reinforcement learning with verifiable rewards: environments, rollouts, the objective, the run."""
+"""Reinforcement learning with verifiable rewards."""
