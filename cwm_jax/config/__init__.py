@@ -27,6 +27,7 @@ from cwm_jax.config.execution import (
     MeshConfig,
 )
 from cwm_jax.config.reports import LoggingConfig, TraceEvaluationConfig
+from cwm_jax.config.rl import EnvironmentConfig, PolicyLossConfig, RLConfig
 from cwm_jax.config.run import RunConfig
 from cwm_jax.config.training import BatchConfig, BatchPhase, CheckpointConfig, OptimizerConfig
 
@@ -39,6 +40,7 @@ __all__ = [
     "BatchPhase",
     "CheckpointConfig",
     "DataConfig",
+    "EnvironmentConfig",
     "ExecutionConfig",
     "GeneratedTraces",
     "LengthBucket",
@@ -46,6 +48,8 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PolicyLossConfig",
+    "RLConfig",
     "RopeParameters",
     "RunConfig",
     "SourceConfig",

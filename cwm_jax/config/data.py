@@ -160,7 +160,7 @@ class DataConfig:
     """What is trained on.
 
     Attributes:
-        sources: corpora, mixed by their weights or epochs.
+        sources: corpora, mixed by their weights or epochs; none where ``rl`` is set.
         cache_directory: where tokenised shards (and a trained tokenizer) are kept and found again.
         heldout_fraction: share of documents, chosen by a hash of their name, that is never trained
             on.
@@ -194,8 +194,6 @@ class DataConfig:
         check_types(self)
         check_positive(self, "prefetch_rows", "num_streams")
         names = [source.name for source in self.sources]
-        if not names:
-            raise ValueError("data.sources is empty; name at least one SourceConfig")
         if len(set(names)) != len(names):
             raise ValueError(
                 f"data.sources has a name twice: {sorted(names)}; each names a folder of shards"

@@ -71,3 +71,72 @@ class PolicyLossConfig:
         check_positive(self, "normalization_tokens", "clip_low", "clip_high", "importance_cap")
         if self.kl_weight < 0:
             raise ValueError(f"rl.loss.kl_weight is {self.kl_weight}; expected 0 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RLConfig:
+    """The reinforcement learning of a run; its batches are ``batch``'s rows, by token budget.
+
+    Attributes:
+        environments: what is asked, mixed by their weights.
+        group_size: episodes of each task, whose returns are compared.
+        groups_at_once: groups whose episodes are played side by side.
+        max_groups_per_step: after so many the step takes what it has, its batch full or not.
+        mode: ``synchronous`` plays and trains in turns, and repeats itself bit for bit;
+            ``asynchronous`` plays all the time, with weights that are pushed into running episodes.
+        ready_groups: of the asynchronous mode: groups that may wait for the trainer.
+        rollout_devices: that play while the others train; 0 shares the trainer's.
+        rollout_workers: processes on a Ray cluster that play; 0 plays in this one.
+        ray_address: of that cluster, as ``ray.init`` takes it; None starts Ray on this machine.
+        rollout_dtype: of the weights that play; None is the trainer's.
+        max_rows: episodes that the engine computes at once.
+        environment_timeout_s: for each step of an environment; longer ones have failed.
+        loss: the objective.
+        eval_tasks: held-out tasks of each environment in an evaluation, each answered once.
+        eval_period: steps between evaluations; the first step and the last are always evaluated.
+        eval_temperature: of their draws.
+    """
+
+    environments: tuple[EnvironmentConfig, ...]
+    group_size: int = 8  # secondary
+    groups_at_once: int = 16
+    max_groups_per_step: int = 512
+    mode: Literal["synchronous", "asynchronous"] = "synchronous"
+    ready_groups: int = 16
+    rollout_devices: int = 0
+    rollout_workers: int = 0
+    ray_address: str | None = None
+    rollout_dtype: Literal["float32", "bfloat16"] | None = None
+    max_rows: int = 32
+    environment_timeout_s: float = 600.0
+    loss: PolicyLossConfig = dataclasses.field(default_factory=PolicyLossConfig)
+    eval_tasks: int = 128
+    eval_period: int = 50
+    eval_temperature: float = 1.0  # report: its evaluations'
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        names = [environment.name for environment in self.environments]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(
+                f"rl.environments are named {names}; expected one or more, each with its own name"
+            )
+        check_positive(
+            self,
+            "group_size",
+            "groups_at_once",
+            "max_groups_per_step",
+            "ready_groups",
+            "max_rows",
+            "environment_timeout_s",
+            "eval_tasks",
+            "eval_period",
+        )
+        for name in ("rollout_devices", "rollout_workers", "eval_temperature"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"rl.{name} is {getattr(self, name)}; expected 0 or more")
+        if self.mode == "synchronous" and (self.rollout_devices or self.rollout_workers):
+            raise ValueError(
+                "rl.mode is 'synchronous' and rollout_devices or rollout_workers is set; what "
+                "plays elsewhere plays while the trainer trains: set rl.mode='asynchronous'"
+            )

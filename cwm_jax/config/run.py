@@ -8,6 +8,7 @@ from cwm_jax.config.architecture import ModelConfig
 from cwm_jax.config.data import DataConfig, TokenizerConfig
 from cwm_jax.config.execution import ExecutionConfig, MeshConfig
 from cwm_jax.config.reports import LoggingConfig, TraceEvaluationConfig
+from cwm_jax.config.rl import RLConfig
 from cwm_jax.config.schema import check_positive, check_types
 from cwm_jax.config.training import BatchConfig, CheckpointConfig, OptimizerConfig
 
@@ -22,6 +23,7 @@ class RunConfig:
         seed: of the weights' initial values and of the order of the data.
         steps: stop after this many steps (a resumable cut); None runs through
             optimizer.train_tokens.
+        rl: what a policy learns from rewards, in place of ``data.sources``.
     """
 
     run_name: str
@@ -38,10 +40,17 @@ class RunConfig:
     base_output_directory: str = "runs"
     seed: int = 0
     steps: int | None = None
+    rl: RLConfig | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(self, "steps")
+        if (self.rl is None) != bool(self.data.sources):
+            raise ValueError(
+                f"data.sources has {len(self.data.sources)} entries and rl is "
+                f"{'not ' if self.rl is None else ''}set; expected one of them: what is read, or "
+                "what is played"
+            )
         if not self.run_name or self.run_name.startswith(".") or "/" in self.run_name:
             raise ValueError(f"run_name is {self.run_name!r}; expected one folder name")
         if (

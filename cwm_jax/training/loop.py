@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
-import hashlib
 import json
 import math
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +29,7 @@ from cwm_jax.sharding import make_mesh, process_rows
 from cwm_jax.storage import write_whole
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
 from cwm_jax.training import checkpoint as ckpt
+from cwm_jax.training import startup
 from cwm_jax.training.goodput import Goodput
 from cwm_jax.training.metrics import (
     MetricsLog,
@@ -46,7 +44,6 @@ from cwm_jax.training.state import (
     TrainState,
     abstract_state,
     check_host_memory,
-    init_sharded_state,
     state_shardings,
 )
 from cwm_jax.training.trainer import Trainer
@@ -90,17 +87,17 @@ def run(
     """
     # 1. Processes that agree, devices and derived numbers: nothing is touched before they fit.
     hosts = hosts or Hosts()
-    hosts.check_same("start", _start_values(config))
+    hosts.check_same("start", startup.start_values(config))
     mesh = make_mesh(config.mesh)
     check_host_memory(config, mesh.local_devices)
     plan = make_plan(config)
     # 2. The run's folder, for these processes alone.
     folder = Path(config.base_output_directory) / config.run_name
     goodput = Goodput(folder / GOODPUT_FILE if hosts.is_first else None, started=started)
-    with _locked(folder, hosts), contextlib.ExitStack() as stack:
+    with startup.locked(folder, hosts), contextlib.ExitStack() as stack:
         print_line(f"run {config.run_name} in {folder}\n{plan.describe()}")
         # 3. The newest whole checkpoint decides what the run continues.
-        newest = _newest_checkpoint(folder / "checkpoints", hosts)
+        newest = startup.newest_checkpoint(folder / "checkpoints", hosts)
         record = None
         if newest is not None:
             record = ckpt.read_record(newest)
@@ -130,7 +127,7 @@ def run(
             loader.restore(record.loader_state)
             print_line(f"resuming at step {record.step} from {newest}")
         else:
-            state = _first_state(config, mesh, tokenizer, hosts)
+            state = startup.first_state(config, mesh, tokenizer, hosts)
         # 6. Logs, cut back to that state.
         metrics_path = folder / METRICS_FILE
         if hosts.is_first:
@@ -162,28 +159,6 @@ def run(
     return RunResult(folder, state, tokenizer, metrics, finished)
 
 
-def _start_values(config: RunConfig) -> dict[str, Any]:
-    """What all processes of a run must have been started with."""
-    if jax.process_count() == 1:
-        return {}
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(file.read_bytes())
-    code = {"code_sha256": digest.hexdigest(), "jax": jax.__version__}
-    return code | {key: schema.to_json(v) for key, v in schema.flatten(config).items()}
-
-
-def _newest_checkpoint(folder: Path, hosts: Hosts) -> Path | None:
-    """Chosen by the first process, which reads all of it to compare its checksums."""
-
-    def choose() -> str:
-        newest = ckpt.newest_checkpoint(folder, print_line)
-        return newest.name if newest else ""
-
-    name = hosts.decide("newest checkpoint", choose)
-    return folder / name if name else None
-
-
 def _shards(config: RunConfig, tokenizer: Tokenizer) -> list[Shards]:
     return [
         prepare(s, config.data, tokenizer, model_vocab_size=config.model.vocab_size)
@@ -206,29 +181,6 @@ def _loader(
     )
 
 
-def _first_state(config: RunConfig, mesh, tokenizer: Tokenizer, hosts: Hosts) -> TrainState:
-    """From the seed; parameters, or parameters and optimizer state, from where the config says."""
-    state = init_sharded_state(config, mesh)
-    source = config.checkpoint.load_full_state_path or config.checkpoint.load_parameters_path
-    if source is None:
-        return state
-    path = Path(hosts.decide("starting weights", lambda: str(ckpt.resolve_checkpoint(source))))
-    for note in ckpt.check_same_model(path, config.model, tokenizer):
-        print_line(note)
-    parts = ["params"]
-    if config.checkpoint.load_full_state_path is not None:
-        parts.append("opt_state")
-    abstract, shardings = abstract_state(config), state_shardings(config, mesh)
-    loaded = ckpt.restore(
-        path,
-        {part: getattr(abstract, part) for part in parts},
-        {part: getattr(shardings, part) for part in parts},
-        cast=parts == ["params"],
-    )
-    print_line(f"starting from {' and '.join(parts)} of {path}")
-    return dataclasses.replace(state, **loaded)
-
-
 def _describe_data(shards: list[Shards], tokenizer: Tokenizer) -> Iterator[str]:
     yield f"tokenizer {tokenizer.fingerprint[:16]} with {tokenizer.vocab_size} tokens"
     for shard in shards:
@@ -241,36 +193,3 @@ def _describe_data(shards: list[Shards], tokenizer: Tokenizer) -> Iterator[str]:
             f"source {manifest.source.name}: {manifest.train.tokens:,} training and "
             f"{manifest.heldout.tokens:,} held-out tokens in {shard.folder}{notes}"
         )
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, hosts: Hosts) -> Iterator[None]:
-    """Refuses a second run in the same folder, and processes that do not share it."""
-    with contextlib.ExitStack() as stack:
-        lock = folder / ".lock"
-        written = hosts.decide("run folder", lambda: _lock(lock, stack))
-        absent = not hosts.is_first and not (lock.exists() and lock.read_text() == written)
-        hosts.meet(
-            "run folder is shared",
-            problem=f"{folder.absolute()} is not the folder of process 0: base_output_directory "
-            "must be on storage that all hosts share"
-            if absent
-            else "",
-        )
-        yield
-
-
-def _lock(path: Path, stack: contextlib.ExitStack) -> str:
-    """Takes the lock until the stack is left; returns what is written in it, new each time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = stack.enter_context(path.open("a"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ValueError(
-            f"another process is training {path.parent}; wait for it, or use another run_name"
-        ) from error
-    file.truncate(0)
-    file.write(text := uuid.uuid4().hex)
-    file.flush()
-    return text

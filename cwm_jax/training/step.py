@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +20,55 @@ from cwm_jax.training.state import TrainState
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a step minimises: a sum over micro-batches, divided by what the whole batch gives.
+
+    Attributes:
+        sums: of parameters and a micro-batch: a pytree of scalars; its field ``objective`` is
+            differentiated.
+        add: two of them, of different micro-batches; it starts from zeros.
+        divisor: of the whole batch, its micro-batches included.
+        metrics: to be logged, of all sums and the divisor.
+    """
+
+    sums: Callable[[Any, Batch], Any]
+    add: Callable[[Any, Any], Any]
+    divisor: Callable[[Batch], jax.Array]
+    metrics: Callable[[Any, jax.Array], dict[str, jax.Array]]
+
+
+def next_token_objective(run_config: RunConfig, attention_cap: int | None = None) -> Objective:
+    """The mean loss of all counted tokens, and z-loss; arguments as for ``make_train_step``."""
+
+    def sums(params, micro_batch: Batch) -> LossSums:
+        return loss_sums(
+            params,
+            run_config.model,
+            micro_batch,
+            z_loss=run_config.optimizer.z_loss,
+            execution=run_config.execution,
+            attention_cap=attention_cap,
+        )
+
+    def metrics(sums: LossSums, count: jax.Array) -> dict[str, jax.Array]:
+        return {"cross_entropy": sums.cross_entropy / count, "num_targets": sums.num_targets}
+
+    return Objective(
+        sums=sums,
+        add=functools.partial(jax.tree.map, jnp.add),
+        divisor=lambda batch: jnp.maximum(batch["loss_mask"].astype(jnp.float32).sum(), 1.0),
+        metrics=metrics,
+    )
+
+
 def make_train_step(
     run_config: RunConfig,
     *,
     plan: Plan | None = None,
     optimizer: optax.GradientTransformation | None = None,
     attention_cap: int | None = None,
+    objective: Objective | None = None,
 ) -> Step:
     """Returns ``step(state, batch) -> (state, metrics)``; jit it with ``donate_argnums=0``.
 
@@ -42,16 +86,18 @@ def make_train_step(
         optimizer: replaces the run's AdamW, see ``init_state``.
         attention_cap: keys that a query of a global layer sees in this step, its own included (of
             ``LengthBucket``); None does not cap.
+        objective: what is minimised; None is ``next_token_objective``.
     """
+    objective = objective or next_token_objective(run_config, attention_cap)
     plan = plan or make_plan(run_config)
     optimizer = optimizer or make_optimizer(run_config.optimizer)
     clip = run_config.optimizer.gradient_clipping_threshold
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        grads, sums = _gradients(state.params, batch, run_config, attention_cap)
-        count = jnp.maximum(sums.num_targets, 1.0)
+        divisor = objective.divisor(batch)
+        grads, sums = _gradients(objective, divisor, state.params, batch)
         grad_norm = optax.tree.norm(grads)
-        loss = sums.objective / count
+        loss = sums.objective / divisor
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         if clip is not None:
             factor = jnp.minimum(1.0, clip / jnp.maximum(grad_norm, 1e-12))
@@ -75,10 +121,9 @@ def make_train_step(
         )
         metrics = {
             "loss": loss,
-            "cross_entropy": sums.cross_entropy / count,
+            **objective.metrics(sums, divisor),
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
-            "num_targets": sums.num_targets,
             "skipped_steps": new_state.skipped_steps,
             "skipped_in_a_row": new_state.skipped_in_a_row,
         }
@@ -107,37 +152,29 @@ def compiler_options() -> dict[str, str]:
     return {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
-def _gradients(
-    params, batch: Batch, run_config: RunConfig, attention_cap: int | None
-) -> tuple[Any, LossSums]:
-    """Gradient of the mean loss, in float32, and the sums over all micro-batches."""
+def _gradients(objective: Objective, divisor, params, batch: Batch) -> tuple[Any, Any]:
+    """Gradient of the divided objective, in float32, and the sums over all micro-batches."""
     if batch["tokens"].ndim == 2:
         batch = jax.tree.map(lambda x: x[None], batch)
-    count = jnp.maximum(batch["loss_mask"].astype(jnp.float32).sum(), 1.0)
 
-    def objective(params, micro_batch):
-        sums = loss_sums(
-            params,
-            run_config.model,
-            micro_batch,
-            z_loss=run_config.optimizer.z_loss,
-            execution=run_config.execution,
-            attention_cap=attention_cap,
-        )
-        return sums.objective / count, sums
+    def divided(params, micro_batch):
+        sums = objective.sums(params, micro_batch)
+        return sums.objective / divisor, sums
+
+    gradients = jax.grad(divided, has_aux=True)
 
     def micro_step(carry, micro_batch):
-        grads, sums = jax.grad(objective, has_aux=True)(params, micro_batch)
+        grads, sums = gradients(params, micro_batch)
         grads = jax.tree.map(lambda a, g: a + g.astype(jnp.float32), carry[0], grads)
-        return (grads, jax.tree.map(jnp.add, carry[1], sums)), None
+        return (grads, objective.add(carry[1], sums)), None
 
+    first = jax.tree.map(lambda x: x[0], batch)
     if batch["tokens"].shape[0] == 1:
-        micro_batch = jax.tree.map(lambda x: x[0], batch)
-        grads, sums = jax.grad(objective, has_aux=True)(params, micro_batch)
+        grads, sums = gradients(params, first)
         return jax.tree.map(lambda g: g.astype(jnp.float32), grads), sums
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    zero = jnp.zeros((), jnp.float32)
-    (grads, sums), _ = jax.lax.scan(micro_step, (zeros, LossSums(zero, zero, zero)), batch)
+    _, sums = jax.eval_shape(gradients, params, first)
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), (params, sums))
+    (grads, sums), _ = jax.lax.scan(micro_step, zeros, batch)
     return grads, sums
 
 

@@ -1,0 +1,104 @@
+"""How every run begins: processes that agree, a folder of its own, a state to go on from."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cwm_jax.config import RunConfig, schema
+from cwm_jax.distributed import Hosts
+from cwm_jax.tokenizer import Tokenizer
+from cwm_jax.training import checkpoint as ckpt
+from cwm_jax.training.metrics import print_line
+from cwm_jax.training.state import (
+    TrainState,
+    abstract_state,
+    init_sharded_state,
+    state_shardings,
+)
+
+
+def start_values(config: RunConfig) -> dict[str, Any]:
+    """What all processes of a run must have been started with."""
+    if jax.process_count() == 1:
+        return {}
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(file.read_bytes())
+    code = {"code_sha256": digest.hexdigest(), "jax": jax.__version__}
+    return code | {key: schema.to_json(v) for key, v in schema.flatten(config).items()}
+
+
+def newest_checkpoint(folder: Path, hosts: Hosts) -> Path | None:
+    """Chosen by the first process, which reads all of it to compare its checksums."""
+
+    def choose() -> str:
+        newest = ckpt.newest_checkpoint(folder, print_line)
+        return newest.name if newest else ""
+
+    name = hosts.decide("newest checkpoint", choose)
+    return folder / name if name else None
+
+
+def first_state(config: RunConfig, mesh, tokenizer: Tokenizer, hosts: Hosts) -> TrainState:
+    """From the seed; parameters, or parameters and optimizer state, from where the config says."""
+    state = init_sharded_state(config, mesh)
+    source = config.checkpoint.load_full_state_path or config.checkpoint.load_parameters_path
+    if source is None:
+        return state
+    path = Path(hosts.decide("starting weights", lambda: str(ckpt.resolve_checkpoint(source))))
+    for note in ckpt.check_same_model(path, config.model, tokenizer):
+        print_line(note)
+    parts = ["params"]
+    if config.checkpoint.load_full_state_path is not None:
+        parts.append("opt_state")
+    abstract, shardings = abstract_state(config), state_shardings(config, mesh)
+    loaded = ckpt.restore(
+        path,
+        {part: getattr(abstract, part) for part in parts},
+        {part: getattr(shardings, part) for part in parts},
+        cast=parts == ["params"],
+    )
+    print_line(f"starting from {' and '.join(parts)} of {path}")
+    return dataclasses.replace(state, **loaded)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, hosts: Hosts) -> Iterator[None]:
+    """Refuses a second run in the same folder, and processes that do not share it."""
+    with contextlib.ExitStack() as stack:
+        lock = folder / ".lock"
+        written = hosts.decide("run folder", lambda: _lock(lock, stack))
+        absent = not hosts.is_first and not (lock.exists() and lock.read_text() == written)
+        hosts.meet(
+            "run folder is shared",
+            problem=f"{folder.absolute()} is not the folder of process 0: base_output_directory "
+            "must be on storage that all hosts share"
+            if absent
+            else "",
+        )
+        yield
+
+
+def _lock(path: Path, stack: contextlib.ExitStack) -> str:
+    """Takes the lock until the stack is left; returns what is written in it, new each time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = stack.enter_context(path.open("a"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ValueError(
+            f"another process is training {path.parent}; wait for it, or use another run_name"
+        ) from error
+    file.truncate(0)
+    file.write(text := uuid.uuid4().hex)
+    file.flush()
+    return text
