@@ -27,12 +27,14 @@ class Objective:
     Attributes:
         sums: of parameters and a micro-batch: a pytree of scalars; its field ``objective`` is
             differentiated.
-        add: two of them, of different micro-batches; it starts from zeros.
+        zero: the sums of nothing.
+        add: two of them, of different micro-batches.
         divisor: of the whole batch, its micro-batches included.
         metrics: to be logged, of all sums and the divisor.
     """
 
     sums: Callable[[Any, Batch], Any]
+    zero: Callable[[], Any]
     add: Callable[[Any, Any], Any]
     divisor: Callable[[Batch], jax.Array]
     metrics: Callable[[Any, jax.Array], dict[str, jax.Array]]
@@ -54,8 +56,12 @@ def next_token_objective(run_config: RunConfig, attention_cap: int | None = None
     def metrics(sums: LossSums, count: jax.Array) -> dict[str, jax.Array]:
         return {"cross_entropy": sums.cross_entropy / count, "num_targets": sums.num_targets}
 
+    def zero() -> LossSums:
+        return LossSums(*(jnp.zeros((), jnp.float32) for _ in range(3)))
+
     return Objective(
         sums=sums,
+        zero=zero,
         add=functools.partial(jax.tree.map, jnp.add),
         divisor=lambda batch: jnp.maximum(batch["loss_mask"].astype(jnp.float32).sum(), 1.0),
         metrics=metrics,
@@ -168,13 +174,11 @@ def _gradients(objective: Objective, divisor, params, batch: Batch) -> tuple[Any
         grads = jax.tree.map(lambda a, g: a + g.astype(jnp.float32), carry[0], grads)
         return (grads, objective.add(carry[1], sums)), None
 
-    first = jax.tree.map(lambda x: x[0], batch)
     if batch["tokens"].shape[0] == 1:
-        grads, sums = gradients(params, first)
+        grads, sums = gradients(params, jax.tree.map(lambda x: x[0], batch))
         return jax.tree.map(lambda g: g.astype(jnp.float32), grads), sums
-    _, sums = jax.eval_shape(gradients, params, first)
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), (params, sums))
-    (grads, sums), _ = jax.lax.scan(micro_step, zeros, batch)
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    (grads, sums), _ = jax.lax.scan(micro_step, (zeros, objective.zero()), batch)
     return grads, sums
 
 
