@@ -24,12 +24,13 @@ from jaxtyping import Array, Float, Int
 from cwm_jax.config import ExecutionConfig, ModelConfig
 from cwm_jax.model.context import row_layout
 from cwm_jax.model.transformer import DEFAULT_EXECUTION, Params, hidden_states
-from cwm_jax.sharding import BATCH_AXES, map_over_shards, mesh_axes, shards_of
+from cwm_jax.sharding import BATCH_AXES, map_over_shards
+from cwm_jax.training import head
 
 Batch = dict[str, jax.Array]
 
-_IN_AXES = ((*BATCH_AXES, None), (None, "vocab"), BATCH_AXES, BATCH_AXES)
-_OUT_AXES = (((), ()), (*BATCH_AXES, None), ("embed", "vocab"))
+_IN_AXES = (head.X_AXES, head.GATHERED_AXES, BATCH_AXES, BATCH_AXES)
+_OUT_AXES = (((), ()), head.X_AXES, head.KERNEL_AXES)
 
 
 @jax.tree_util.register_dataclass
@@ -118,14 +119,14 @@ def chunked_cross_entropy(
     def local_sums(x, kernel, targets, mask):
         def chunk(sums, inputs):
             x, targets, mask = inputs
-            found = _chunk_losses(x, kernel, targets, mask, z_loss, vocab)
-            return (sums[0] + found.objective, sums[1] + found.cross_entropy), None
+            found = head.chunk(x, kernel, targets, vocab)
+            return _add(sums, found, mask, z_loss), None
 
         zero = jnp.zeros((), jnp.float32)
-        sums, _ = _scan(chunk, (zero, zero), _split((x, targets, mask), chunk_tokens))
+        sums, _ = head.scan(chunk, (zero, zero), head.split((x, targets, mask), chunk_tokens))
         return jax.lax.psum(sums, tokens)
 
-    tokens, vocab = _token_axes(), _axes("vocab")
+    tokens, vocab = head.token_axes(), head.axes_of("vocab")
     return map_over_shards(local_sums, in_axes=_IN_AXES, out_axes=((), ()))(
         x, kernel, targets, mask
     )
@@ -134,26 +135,22 @@ def chunked_cross_entropy(
 def _forward(x, kernel, targets, mask, z_loss, chunk_tokens):
     def local_gradients(x, kernel, targets, mask):
         def chunk(carry, inputs):
-            (objective, cross_entropy), d_kernel = carry
+            sums, d_kernel = carry
             x, targets, mask = inputs
-            found = _chunk_losses(x, kernel, targets, mask, z_loss, vocab)
+            found = head.chunk(x, kernel, targets, vocab)
             d_lse = mask * (1 + 2 * z_loss * found.lse)
-            d_logits = jnp.exp(found.logits - found.lse[..., None]) * d_lse[..., None]
-            is_target = found.target_index[..., None] == jnp.arange(kernel.shape[1])
-            d_logits = d_logits - jnp.where(is_target, mask[..., None], 0.0)
-            d_logits = d_logits.astype(x.dtype)
-            d_x = jax.lax.psum(jnp.einsum("bcv,dv->bcd", d_logits, kernel), vocab)
-            d_kernel += jnp.einsum("bcd,bcv->dv", x, d_logits, preferred_element_type=jnp.float32)
-            sums = (objective + found.objective, cross_entropy + found.cross_entropy)
-            return (sums, d_kernel), d_x
+            d_x, d_part = head.chunk_gradients(x, kernel, found, d_lse, -mask, vocab)
+            return (_add(sums, found, mask, z_loss), d_kernel + d_part), d_x
 
         zero = jnp.zeros((), jnp.float32)
         carry = ((zero, zero), jnp.zeros(kernel.shape, jnp.float32))
-        (sums, d_kernel), d_x = _scan(chunk, carry, _split((x, targets, mask), chunk_tokens))
-        d_kernel = _sum_kernel(d_kernel, tokens, embed)
-        return jax.lax.psum(sums, tokens), _join(d_x, x.shape[1]), d_kernel
+        (sums, d_kernel), d_x = head.scan(
+            chunk, carry, head.split((x, targets, mask), chunk_tokens)
+        )
+        d_kernel = head.sum_kernel(d_kernel, tokens, embed)
+        return jax.lax.psum(sums, tokens), head.join(d_x, x.shape[1]), d_kernel
 
-    tokens, vocab, embed = _token_axes(), _axes("vocab"), _axes("embed")
+    tokens, vocab, embed = head.token_axes(), head.axes_of("vocab"), head.axes_of("embed")
     run = map_over_shards(local_gradients, in_axes=_IN_AXES, out_axes=_OUT_AXES)
     sums, d_x, d_kernel = run(x, kernel, targets, mask)
     return sums, (d_x, d_kernel.astype(kernel.dtype))
@@ -168,73 +165,8 @@ def _backward(z_loss, chunk_tokens, residuals, cotangents):
 chunked_cross_entropy.defvjp(_forward, _backward)
 
 
-# ---------------------------------------------------------------- on a device's own tokens
-
-
-@dataclasses.dataclass(frozen=True)
-class _ChunkLosses:
-    objective: Float[Array, ""]
-    cross_entropy: Float[Array, ""]
-    logits: Float[Array, "B C V"]
-    lse: Float[Array, "B C"]
-    target_index: Int[Array, "B C"]
-    """In this device's part of the vocabulary; outside of it elsewhere."""
-
-
-def _chunk_losses(x, kernel, targets, mask, z_loss, vocab) -> _ChunkLosses:
-    """Of tokens and a part of the vocabulary, which the other parts along ``vocab`` complete."""
-    logits = jnp.einsum("bcd,dv->bcv", x, kernel, preferred_element_type=jnp.float32)
-    V = kernel.shape[1]
-    index = targets - (jax.lax.axis_index(vocab) * V if vocab else 0)
-    here = (index >= 0) & (index < V)
-    target_logits = jnp.take_along_axis(logits, jnp.clip(index, 0, V - 1)[..., None], axis=-1)
-    target_logits = jax.lax.psum(jnp.where(here, target_logits[..., 0], 0.0), vocab)
-    lse = jax.nn.logsumexp(logits, axis=-1)
-    if vocab:
-        peak = jax.lax.pmax(lse, vocab)
-        lse = peak + jnp.log(jax.lax.psum(jnp.exp(lse - peak), vocab))
-    cross_entropy = jnp.sum(mask * (lse - target_logits))
-    objective = cross_entropy + z_loss * jnp.sum(mask * jnp.square(lse))
-    return _ChunkLosses(objective, cross_entropy, logits, lse, index)
-
-
-def _axes(axis: str) -> tuple[str, ...]:
-    """Mesh axes that cut a logical axis; none without a mesh."""
-    return mesh_axes(axis) if shards_of(axis) > 1 else ()
-
-
-def _token_axes() -> tuple[str, ...]:
-    return sum((_axes(axis) for axis in BATCH_AXES), ())
-
-
-def _sum_kernel(d_kernel, tokens, embed):
-    """The sum over the devices' tokens; of it each device gets its part of D alone."""
-    if embed:
-        d_kernel = jax.lax.psum_scatter(d_kernel, embed, scatter_dimension=0, tiled=True)
-    return jax.lax.psum(d_kernel, tuple(axis for axis in tokens if axis not in embed))
-
-
-def _split(arrays, chunk_tokens: int):
-    """``[B, T, ...]`` -> ``[n, B, C, ...]``, the last chunk padded with zeros (mask 0)."""
-    B, T = arrays[0].shape[:2]
-    length = min(T, max(1, chunk_tokens // B))
-
-    def split(x):
-        x = jnp.pad(x, [(0, 0), (0, -T % length)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(B, -1, length, *x.shape[2:]), 1, 0)
-
-    return tuple(split(x) for x in arrays)
-
-
-def _join(x, T: int):
-    """Inverse of ``_split`` for one array of rows of T tokens."""
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :T]
-
-
-def _scan(body, carry, xs) -> Any:
-    """``lax.scan``, but a single chunk runs outside any loop."""
-    if xs[0].shape[0] > 1:
-        return jax.lax.scan(body, carry, xs)
-    carry, y = body(carry, tuple(x[0] for x in xs))
-    return carry, None if y is None else y[None]
+def _add(sums, found: head.Chunk, mask, z_loss: float):
+    """(objective, cross-entropy) with those of a chunk."""
+    cross_entropy = jnp.sum(mask * (found.lse - found.target_logits))
+    penalty = z_loss * jnp.sum(mask * jnp.square(found.lse))
+    return sums[0] + cross_entropy + penalty, sums[1] + cross_entropy
