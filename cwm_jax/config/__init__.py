@@ -27,7 +27,14 @@ from cwm_jax.config.execution import (
     MeshConfig,
 )
 from cwm_jax.config.reports import LoggingConfig, TraceEvaluationConfig
-from cwm_jax.config.rl import EnvironmentConfig, PolicyLossConfig, RLConfig
+from cwm_jax.config.rl import (
+    CurriculumConfig,
+    EnvironmentConfig,
+    FilterConfig,
+    LengthRewardConfig,
+    PolicyLossConfig,
+    RLConfig,
+)
 from cwm_jax.config.run import RunConfig
 from cwm_jax.config.training import BatchConfig, BatchPhase, CheckpointConfig, OptimizerConfig
 
@@ -39,11 +46,14 @@ __all__ = [
     "BatchConfig",
     "BatchPhase",
     "CheckpointConfig",
+    "CurriculumConfig",
     "DataConfig",
     "EnvironmentConfig",
     "ExecutionConfig",
+    "FilterConfig",
     "GeneratedTraces",
     "LengthBucket",
+    "LengthRewardConfig",
     "LoggingConfig",
     "MeshConfig",
     "ModelConfig",

@@ -35,24 +35,25 @@ class EnvironmentConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyLossConfig:
-    """The objective; the defaults are the report's (section 5.2 of it).
+    """The objective; the defaults are the report's. ``cwm_jax.rl.objective`` names the variants.
 
     Attributes:
-        baseline: what is subtracted from a trajectory's return R: ``token_mean``, the group's mean
-            weighted by action tokens; ``mean``; ``leave_one_out``, the mean of the others (RLOO).
-        divide_by_std: divide the advantages by the group's standard deviation (GRPO).
-        ratio: of probabilities to the sampler's: of each ``token``, or of the whole ``sequence`` by
-            its mean log-ratio (GSPO).
-        surrogate: ``clip`` (PPO) or ``cispo``, which clips the ratio as a constant weight and lets
-            every token's log-probability learn.
+        baseline: what is subtracted from a trajectory's return: ``token_mean``, the group's mean
+            weighted by action tokens; ``mean``; ``leave_one_out``, the mean of the others.
+        divide_by_std: divide the advantages by the group's standard deviation.
+        ratio: of probabilities to the sampler's: of each ``token``, or of the whole ``sequence``,
+            the exponential of its mean log-ratio.
+        surrogate: ``clip`` is PPO's; ``cispo`` takes the clipped ratio as a constant weight, so
+            that every token learns.
         clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-        normalization: what the sum over action tokens is divided by: ``constant``
-            (normalization_tokens of each trajectory-slot, see objective.py), ``tokens`` (their
-            number in the batch), ``sequence`` (each trajectory's own number, then trajectories).
-        normalization_tokens: the constant.
-        kl_weight: of the penalty on the distance to the starting policy; 0 keeps no such policy.
-        importance_cap: truncated importance weights between the trainer's own old log-probabilities
-            and the sampler's; None uses none.
+        normalization: what the sum over action tokens is divided by: for each row of the batch a
+            ``constant``; the number of ``tokens``; or each trajectory's by its own number, then by
+            that of trajectories (``sequence``).
+        normalization_tokens: the constant; None is the rows' length.
+        kl_weight: of the estimated divergence from the starting policy; 0 keeps no such policy.
+        importance_cap: truncated importance weights: the ratio of the trainer's probabilities
+            before the step to the sampler's is a weight of at most this, and the clipped ratio is
+            to the trainer's own; None leaves both in one ratio.
     """
 
     baseline: Literal["token_mean", "mean", "leave_one_out"] = "token_mean"
@@ -62,7 +63,7 @@ class PolicyLossConfig:
     clip_low: float = 0.2  # report
     clip_high: float = 0.25  # report
     normalization: Literal["constant", "tokens", "sequence"] = "constant"
-    normalization_tokens: int = 131_072  # report
+    normalization_tokens: int | None = 131_072  # report
     kl_weight: float = 0.0  # report: none
     importance_cap: float | None = None
 
@@ -71,6 +72,93 @@ class PolicyLossConfig:
         check_positive(self, "normalization_tokens", "clip_low", "clip_high", "importance_cap")
         if self.kl_weight < 0:
             raise ValueError(f"rl.loss.kl_weight is {self.kl_weight}; expected 0 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """Trajectories that are not learnt from.
+
+    Attributes:
+        max_staleness_steps: steps since the weights that drew its most recent token, at most.
+        gibberish_min_token_id: a trajectory with a token above this id, which is rare text, that
+            the sampler gave less than the least probability, is rejected; None rejects none.
+        gibberish_margin: the least log-probability is that of a uniform draw, less this, in nats.
+    """
+
+    max_staleness_steps: int = 100  # report
+    gibberish_min_token_id: int | None = 100_000  # report, of 128,256 tokens
+    gibberish_margin: float = 2.0  # report
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("max_staleness_steps", "gibberish_min_token_id", "gibberish_margin"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"rl.filters.{name} is {value}; expected 0 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LengthRewardConfig:
+    """What a right answer is worth by its action tokens.
+
+    1 up to a soft limit, from there falling to -1 at the hard one; the soft limit grows.
+
+    Attributes:
+        first_soft_tokens, last_soft_tokens: the soft limit before the first step, and after
+            ``growth_steps``.
+        growth_steps: over which it grows, linearly.
+        hard_tokens: where a right answer is worth -1.
+    """
+
+    first_soft_tokens: int = 8_192  # report
+    last_soft_tokens: int = 65_536  # report
+    growth_steps: int = 10_000  # report
+    hard_tokens: int = 65_536  # report
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "first_soft_tokens", "growth_steps", "hard_tokens")
+        limits = (self.first_soft_tokens, self.last_soft_tokens, self.hard_tokens)
+        if sorted(limits) != list(limits):
+            raise ValueError(
+                f"rl.length_reward has the soft limits {limits[0]} to {limits[1]} and the hard one "
+                f"{limits[2]}; expected them in rising order"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CurriculumConfig:
+    """Tasks by how often they are solved; one that has not been tried enough is always asked.
+
+    Attributes:
+        min_solve_rate, max_solve_rate: others are passed over.
+        min_episodes: of a task before its rate counts.
+        memory_episodes: of a task, the newest, that its rate is of.
+        harder_first: within the limits, a task is asked with the probability 1 - its rate, rounded
+            down to tenths (report, stage 3: binned by 0.1, harder ones sampled more).
+        retry_fraction: of the tasks that would be passed over, still asked: their rate may move.
+    """
+
+    min_solve_rate: float = 0.1  # report
+    max_solve_rate: float = 0.7  # report
+    min_episodes: int = 8
+    memory_episodes: int = 32
+    harder_first: bool = False
+    retry_fraction: float = 0.05  # assumed
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "min_episodes", "memory_episodes")
+        if not 0 <= self.min_solve_rate <= self.max_solve_rate <= 1:
+            raise ValueError(
+                f"rl.curriculum: solve rates {self.min_solve_rate} to {self.max_solve_rate}; "
+                "expected 0 to 1, the lower first"
+            )
+        if not 0 < self.retry_fraction <= 1:
+            raise ValueError(
+                f"rl.curriculum.retry_fraction is {self.retry_fraction}; expected above 0 and at "
+                "most 1: with 0, a run whose tasks are all solved would ask for ever"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +180,9 @@ class RLConfig:
         max_rows: episodes that the engine computes at once.
         environment_timeout_s: for each step of an environment; longer ones have failed.
         loss: the objective.
+        filters: what is not learnt from.
+        length_reward: shapes the rewards of right answers; None leaves them.
+        curriculum: chooses tasks by their solve rates; None takes all.
         eval_tasks: held-out tasks of each environment in an evaluation, each answered once.
         eval_period: steps between evaluations; the first step and the last are always evaluated.
         eval_temperature: of their draws.
@@ -110,6 +201,9 @@ class RLConfig:
     max_rows: int = 32
     environment_timeout_s: float = 600.0
     loss: PolicyLossConfig = dataclasses.field(default_factory=PolicyLossConfig)
+    filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
+    length_reward: LengthRewardConfig | None = None
+    curriculum: CurriculumConfig | None = None
     eval_tasks: int = 128
     eval_period: int = 50
     eval_temperature: float = 1.0  # report: its evaluations'

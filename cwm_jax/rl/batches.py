@@ -10,9 +10,10 @@ import numpy as np
 from cwm_jax.rl.trajectory import Trajectory
 
 # int32: as of any batch. float32, of each target: whether it is an action's; the sampler's
-# log-probability; the advantage of its trajectory; one over the trajectory's action tokens.
+# log-probability; the advantage of its trajectory; one over the trajectory's action tokens; whether
+# the weights that learn from it are those that drew it.
 INT_KEYS = ("tokens", "targets", "positions", "segment_ids")
-FLOAT_KEYS = ("action_mask", "behaviour_logprobs", "advantages", "token_weights")
+FLOAT_KEYS = ("action_mask", "behaviour_logprobs", "advantages", "token_weights", "is_current")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,13 +52,13 @@ class RowPacker:
             self._rows[place].append(learnable)
         return True
 
-    def batch(self) -> dict[str, np.ndarray]:
-        """``[rows, T]`` of each key; what is free is padding."""
-        rows = [_row(row, self._T) for row in self._rows]
+    def batch(self, version: int) -> dict[str, np.ndarray]:
+        """``[rows, T]`` of each key; what is free is padding. ``version``: of the weights."""
+        rows = [_row(row, self._T, version) for row in self._rows]
         return {key: np.stack([row[key] for row in rows]) for key in (*INT_KEYS, *FLOAT_KEYS)}
 
 
-def _row(learnables: Sequence[Learnable], T: int) -> dict[str, np.ndarray]:
+def _row(learnables: Sequence[Learnable], T: int, version: int) -> dict[str, np.ndarray]:
     row = {key: np.zeros(T, np.int32) for key in INT_KEYS}
     row |= {key: np.zeros(T, np.float32) for key in FLOAT_KEYS}
     start = 0
@@ -71,6 +72,8 @@ def _row(learnables: Sequence[Learnable], T: int) -> dict[str, np.ndarray]:
         row["behaviour_logprobs"][start:end] = logprobs[1:]
         row["advantages"][start:end] = learnable.advantage * is_action[1:]
         row["token_weights"][start:end] = is_action[1:] / max(1, is_action.sum())
+        is_current = learnable.trajectory.drawn_with(version)
+        row["is_current"][start:end] = is_action[1:] * is_current
         start = end
     return row
 

@@ -88,6 +88,10 @@ class Trajectory:
         """Of the weights that drew its most recent token; staleness is counted from it."""
         return self.turns[-1].last_version if self.turns else 0
 
+    def drawn_with(self, version: int) -> bool:
+        """Whether all of it was drawn with these weights."""
+        return all(turn.first_version == turn.last_version == version for turn in self.turns)
+
 
 def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
     """Appends to a file; a kill leaves whole lines and at most one that is cut."""

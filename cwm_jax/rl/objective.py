@@ -1,0 +1,219 @@
+"""The policy's objective as a pure function of a packed batch; every choice is a setting.
+
+==========  =========================================================================
+published   settings of ``PolicyLossConfig`` that differ from the defaults (the report's)
+==========  =========================================================================
+GRPO        baseline="mean", divide_by_std=True, clip_high=0.2, normalization="sequence",
+            kl_weight=0.04
+Dr.GRPO     baseline="mean", clip_high=0.2
+RLOO        baseline="leave_one_out"
+DAPO        baseline="mean", divide_by_std=True, clip_high=0.28, normalization="tokens"
+GSPO        baseline="mean", divide_by_std=True, ratio="sequence", normalization="sequence",
+            clip_low=3e-4, clip_high=4e-4
+CISPO       baseline="mean", divide_by_std=True, surrogate="cispo", normalization="tokens"
+==========  =========================================================================
+
+Truncated importance weights (``importance_cap``) go with any of them. B rows, T positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cwm_jax.config import ExecutionConfig, ModelConfig, PolicyLossConfig, RunConfig
+from cwm_jax.model.context import row_layout
+from cwm_jax.model.transformer import DEFAULT_EXECUTION, Params, hidden_states
+from cwm_jax.training.head import token_logprobs
+from cwm_jax.training.losses import Batch
+from cwm_jax.training.step import Objective
+
+REFERENCE = "reference_logprobs"  # key of a batch: of the targets, under the starting policy
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PolicySums:
+    """Sums over the action tokens of some rows; ``add_sums`` joins those of several."""
+
+    objective: Float[Array, ""]
+    """To be minimised; the caller divides it by ``divisor``."""
+    num_actions: Float[Array, ""]
+    ratio: Float[Array, ""]
+    clipped_low: Float[Array, ""]
+    """Tokens whose ratio lies below the range while their advantage is negative: no gradient."""
+    clipped_high: Float[Array, ""]
+    """Likewise above it, where the advantage is positive."""
+    entropy: Float[Array, ""]
+    """Of the predictions, in nats."""
+    sampler_kl: Float[Array, ""]
+    """Estimated KL of the sampler from the trainer's policy, in nats: ratio - 1 - log ratio."""
+    reference_kl: Float[Array, ""]
+    """Likewise of the trainer's policy from the starting one."""
+    num_current: Float[Array, ""]
+    """Action tokens that were drawn with the trainer's own weights."""
+    mismatch: Float[Array, ""]
+    """Of those, |log-probability - the sampler's|."""
+    mismatch_max: Float[Array, ""]
+
+
+def zero_sums() -> PolicySums:
+    return PolicySums(*(jnp.zeros((), jnp.float32) for _ in dataclasses.fields(PolicySums)))
+
+
+def add_sums(a: PolicySums, b: PolicySums) -> PolicySums:
+    both = jax.tree.map(jnp.add, a, b)
+    return dataclasses.replace(both, mismatch_max=jnp.maximum(a.mismatch_max, b.mismatch_max))
+
+
+def batch_logprobs(
+    params: Params,
+    model_config: ModelConfig,
+    batch: Batch,
+    *,
+    execution: ExecutionConfig = DEFAULT_EXECUTION,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """(log-probability of each target, entropy of each prediction), in the rows' own order.
+
+    No more logits exist at a time than for ``execution.loss_chunk_tokens`` tokens.
+    """
+    layout = row_layout(execution.context_layout)
+    rows = {
+        name: layout.arrange(batch[name])
+        for name in ("tokens", "targets", "positions", "segment_ids")
+    }
+    x = hidden_states(
+        params,
+        model_config,
+        rows["tokens"],
+        positions=rows["positions"],
+        segment_ids=rows["segment_ids"],
+        execution=execution,
+        layout=layout,
+    )
+    kernel = params["lm_head"]["kernel"].astype(x.dtype)
+    found: Any = token_logprobs(x, kernel, rows["targets"], execution.loss_chunk_tokens)
+    logprobs, entropy = found
+    return layout.restore(logprobs), jax.lax.stop_gradient(layout.restore(entropy))
+
+
+def policy_loss_sums(
+    params: Params,
+    model_config: ModelConfig,
+    batch: Batch,
+    loss: PolicyLossConfig,
+    *,
+    execution: ExecutionConfig = DEFAULT_EXECUTION,
+) -> PolicySums:
+    """The sums behind the objective; exact under packing and gradient accumulation.
+
+    Args:
+        params, model_config: the policy.
+        batch: of ``cwm_jax.rl.batches``, ``[B, T]`` each; with ``kl_weight`` also ``REFERENCE``.
+        loss: the settings; ``baseline`` and ``divide_by_std`` are in the advantages already.
+        execution: speed and rounding.
+    """
+    logprobs, entropy = batch_logprobs(params, model_config, batch, execution=execution)
+    mask = batch["action_mask"]
+    log_ratio = (logprobs - batch["behaviour_logprobs"]) * mask
+    held = jax.lax.stop_gradient(log_ratio)
+    objective, ratio = _surrogate(log_ratio, logprobs, batch, loss)
+    reference_kl = jnp.zeros((), jnp.float32)
+    if loss.kl_weight:
+        kl = _k3((batch[REFERENCE] - logprobs) * mask)
+        reference_kl = jax.lax.stop_gradient(kl.sum())
+        objective += loss.kl_weight * kl
+    weights = batch["token_weights"] if loss.normalization == "sequence" else mask
+    low, high = 1 - loss.clip_low, 1 + loss.clip_high
+    advantages, current = batch["advantages"], batch["is_current"] * mask
+    return PolicySums(
+        objective=(objective * weights).sum(),
+        num_actions=mask.sum(),
+        ratio=(ratio * mask).sum(),
+        clipped_low=((ratio < low) & (advantages < 0)).sum(where=mask > 0, dtype=jnp.float32),
+        clipped_high=((ratio > high) & (advantages > 0)).sum(where=mask > 0, dtype=jnp.float32),
+        entropy=(entropy * mask).sum(),
+        sampler_kl=_k3(held).sum(),
+        reference_kl=reference_kl,
+        num_current=current.sum(),
+        mismatch=(jnp.abs(held) * current).sum(),
+        mismatch_max=(jnp.abs(held) * current).max(),
+    )
+
+
+def policy_objective(config: RunConfig) -> Objective:
+    """For ``make_train_step``: the run's ``rl.loss``.
+
+    ``constant`` divides by ``normalization_tokens`` for each row of the batch; with rows of as many
+    tokens, the report's, that is the batch's capacity.
+    """
+    assert config.rl is not None
+    loss = config.rl.loss
+    row_tokens = loss.normalization_tokens or config.batch.max_target_length
+
+    def divisor(batch: Batch) -> jax.Array:
+        mask = batch["action_mask"]
+        if loss.normalization == "constant":
+            return jnp.float32(mask.size // mask.shape[-1] * row_tokens)
+        counted = mask if loss.normalization == "tokens" else batch["token_weights"]
+        return jnp.maximum(counted.sum(), 1.0)
+
+    def sums(params, micro_batch: Batch) -> PolicySums:
+        return policy_loss_sums(params, config.model, micro_batch, loss, execution=config.execution)
+
+    return Objective(sums=sums, zero=zero_sums, add=add_sums, divisor=divisor, metrics=_metrics)
+
+
+def _surrogate(log_ratio, logprobs, batch: Batch, loss: PolicyLossConfig):
+    """(objective of each token, to be minimised; its ratio without gradient)."""
+    mask, advantages = batch["action_mask"], batch["advantages"]
+    weight = 1.0
+    if loss.importance_cap is not None:
+        # What the trainer's own weights gave before this step is what they give in it.
+        weight = jnp.minimum(jnp.exp(jax.lax.stop_gradient(log_ratio)), loss.importance_cap)
+        log_ratio = log_ratio - jax.lax.stop_gradient(log_ratio)
+    if loss.ratio == "sequence":
+        log_ratio = _trajectory_mean(log_ratio, batch["segment_ids"], mask)
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1 - loss.clip_low, 1 + loss.clip_high)
+    if loss.surrogate == "cispo":
+        gain = jax.lax.stop_gradient(clipped) * advantages * logprobs
+    else:
+        gain = jnp.minimum(ratio * advantages, clipped * advantages)
+    return -weight * gain * mask, jax.lax.stop_gradient(ratio)
+
+
+def _trajectory_mean(values, segment_ids, mask):
+    """``[B, T]``: at each token the mean over the action tokens of its trajectory."""
+
+    def of_row(values, segments, mask):
+        num_segments = segments.shape[0] + 1
+        total = jax.ops.segment_sum(values * mask, segments, num_segments)
+        count = jax.ops.segment_sum(mask, segments, num_segments)
+        return (total / jnp.maximum(count, 1.0))[segments]
+
+    return jax.vmap(of_row)(values, segment_ids, mask)
+
+
+def _k3(log_ratio):
+    """An estimate of a KL divergence from samples that is never negative."""
+    return jnp.exp(log_ratio) - 1 - log_ratio
+
+
+def _metrics(sums: PolicySums, divisor: jax.Array) -> dict[str, jax.Array]:
+    count, current = jnp.maximum(sums.num_actions, 1.0), jnp.maximum(sums.num_current, 1.0)
+    return {
+        "num_targets": sums.num_actions,
+        "entropy": sums.entropy / count,
+        "ratio": sums.ratio / count,
+        "clip_low_fraction": sums.clipped_low / count,
+        "clip_high_fraction": sums.clipped_high / count,
+        "sampler_kl": sums.sampler_kl / count,
+        "reference_kl": sums.reference_kl / count,
+        "mismatch": sums.mismatch / current,
+        "mismatch_max": sums.mismatch_max,
+    }
