@@ -1,0 +1,1 @@
+"""Environments by kind: their tasks, and one for each episode."""

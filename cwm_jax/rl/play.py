@@ -1,0 +1,255 @@
+"""Groups of episodes for the trainer: played in turns with it, or all the time in a thread."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import random
+import threading
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from cwm_jax.config import RLConfig
+from cwm_jax.rl.environment import Task
+from cwm_jax.rl.rollout import Rollouts, Wanted
+from cwm_jax.rl.selection import Curriculum
+from cwm_jax.rl.tasks import TaskStream
+from cwm_jax.rl.trajectory import Trajectory, from_json, to_json
+
+_MOST_PASSED_OVER = 100_000  # assumed: draws in a row that a curriculum may refuse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """Episodes of one task, in the order of their seeds."""
+
+    number: int
+    trajectories: tuple[Trajectory, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deal:
+    """A task to be played by a group."""
+
+    number: int
+    environment: str
+    task: Task
+
+
+class Dealer:
+    """Numbers the groups and says what each is asked; any thread may ask."""
+
+    def __init__(self, stream: TaskStream, curriculum: Curriculum):
+        self._stream, self._curriculum = stream, curriculum
+        self._next = self._draws = 0
+        self._lock = threading.Lock()
+
+    def deal(self) -> Deal:
+        with self._lock:
+            for _ in range(_MOST_PASSED_OVER):
+                environment, task = self._stream.draw()
+                self._draws += 1
+                if self._curriculum.asks(environment, task.name, self._draws):
+                    self._next += 1
+                    return Deal(number=self._next, environment=environment, task=task)
+        raise RuntimeError(
+            f"rl.curriculum passed over {_MOST_PASSED_OVER} tasks in a row; expected some within "
+            "its solve rates: widen them, or give other tasks"
+        )
+
+    def note(self, trajectory: Trajectory) -> None:
+        with self._lock:
+            self._curriculum.note(trajectory)
+
+    def state(self) -> dict[str, Any]:
+        with self._lock:
+            counters = {"next": self._next, "draws": self._draws}
+            return {**counters, **self._stream.state(), "rates": self._curriculum.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._next, self._draws = state["next"], state["draws"]
+            self._stream.restore(state)
+            self._curriculum.restore(state["rates"])
+
+
+def wanted_episodes(deal: Deal, group_size: int, seed: int) -> list[Wanted]:
+    """The episodes of a group; their draws are functions of the run's seed and their numbers."""
+    return [
+        Wanted(
+            environment=deal.environment,
+            task=deal.task,
+            group=deal.number,
+            seed=random.Random(f"{seed}/{deal.number}/{n}").getrandbits(63),
+        )
+        for n in range(group_size)
+    ]
+
+
+class Players(Protocol):
+    """Whoever plays."""
+
+    def next_group(self) -> Group:
+        """Waits for one; raises what has ended the playing."""
+        ...
+
+    def update_weights(self, params: Any, version: int) -> None:
+        """The trainer's arrays, copied before this returns."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Groups that were not given out yet, fit for JSON."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Table:
+    """Groups that are being played; what is complete goes to ``ready``."""
+
+    def __init__(self, rollouts: Rollouts, config: RLConfig, seed: int):
+        self.ready: collections.deque[Group] = collections.deque()
+        self._rollouts, self._config, self._seed = rollouts, config, seed
+        self._playing: dict[int, dict[int, Trajectory]] = {}
+        self._seeds: dict[int, list[int]] = {}
+
+    @property
+    def num_groups(self) -> int:
+        return len(self._playing)
+
+    def begin(self, deal: Deal) -> None:
+        wanted = wanted_episodes(deal, self._config.group_size, self._seed)
+        self._playing[deal.number] = {}
+        self._seeds[deal.number] = [episode.seed for episode in wanted]
+        for episode in wanted:
+            self._rollouts.add(episode)
+
+    def step(self) -> None:
+        for trajectory in self._rollouts.step():
+            group = self._playing[trajectory.group]
+            group[trajectory.seed] = trajectory
+            if len(group) == self._config.group_size:
+                del self._playing[trajectory.group]
+                seeds = self._seeds.pop(trajectory.group)
+                self.ready.append(
+                    Group(number=trajectory.group, trajectories=tuple(group[s] for s in seeds))
+                )
+
+    def state(self) -> dict[str, Any]:
+        return {"ready": [[to_json(t) for t in group.trajectories] for group in self.ready]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for records in state["ready"]:
+            trajectories = tuple(map(from_json, records))
+            number = trajectories[0].group
+            self.ready.append(Group(number=number, trajectories=trajectories))
+
+
+class InTurns:
+    """Plays a round of groups when the trainer has none left; every bit repeats."""
+
+    def __init__(self, rollouts: Rollouts, dealer: Dealer, config: RLConfig, seed: int):
+        self._rollouts, self._dealer, self._config = rollouts, dealer, config
+        self._table = Table(rollouts, config, seed)
+
+    def next_group(self) -> Group:
+        ready = self._table.ready
+        if not ready:
+            for _ in range(self._config.groups_at_once):
+                self._table.begin(self._dealer.deal())
+            while self._table.num_groups:
+                self._table.step()
+            in_order = sorted(ready, key=lambda group: group.number)
+            ready.clear()
+            ready.extend(in_order)
+        return ready.popleft()
+
+    def update_weights(self, params: Any, version: int) -> None:
+        self._rollouts.update_weights(params, version)
+
+    def state(self) -> dict[str, Any]:
+        return self._table.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._table.restore(state)
+
+    def close(self) -> None:
+        self._rollouts.close()
+
+
+class AllTheTime:
+    """Plays in a thread while the trainer trains; weights reach running episodes."""
+
+    def __init__(self, rollouts: Rollouts, dealer: Dealer, config: RLConfig, seed: int):
+        self._rollouts, self._dealer, self._config = rollouts, dealer, config
+        self._table = Table(rollouts, config, seed)
+        self._changed = threading.Condition()
+        self._update: tuple[Any, int] | None = None
+        self._closing = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="rollouts", daemon=True)
+
+    def next_group(self) -> Group:
+        with self._changed:
+            if not self._thread.is_alive() and self._failure is None:
+                self._thread.start()
+            self._changed.wait_for(lambda: self._table.ready or self._failure is not None)
+            if self._failure is not None:
+                raise RuntimeError("the rollouts failed; the cause is above") from self._failure
+            group = self._table.ready.popleft()
+            self._changed.notify_all()
+            return group
+
+    def update_weights(self, params: Any, version: int) -> None:
+        with self._changed:
+            self._update = (params, version)  # an older one that still waits is of no use
+            self._changed.notify_all()
+
+    def state(self) -> dict[str, Any]:
+        with self._changed:
+            return self._table.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._table.restore(state)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._rollouts.close()
+
+    def _run(self) -> None:
+        try:
+            while self._prepare():
+                self._table.step()
+                with self._changed:
+                    self._changed.notify_all()
+        except BaseException as failure:
+            with self._changed:
+                self._failure = failure
+                self._changed.notify_all()
+
+    def _prepare(self) -> bool:
+        """Newer weights, and groups up to as many as may be under way; False at the end."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closing or self._has_room or self._table.num_groups
+            )
+            if self._closing:
+                return False
+            update, self._update = self._update, None
+        if update is not None:
+            self._rollouts.update_weights(*update)
+        while self._has_room:
+            self._table.begin(self._dealer.deal())
+        return True
+
+    @property
+    def _has_room(self) -> bool:
+        config, table = self._config, self._table
+        few_ready = len(table.ready) < config.ready_groups
+        return few_ready and table.num_groups < config.groups_at_once
