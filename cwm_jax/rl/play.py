@@ -138,7 +138,7 @@ class Table:
                 )
 
     def state(self) -> dict[str, Any]:
-        return {"ready": [[to_json(t) for t in group.trajectories] for group in self.ready]}
+        return {"ready": [[to_json(t) for t in group.trajectories] for group in list(self.ready)]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         for records in state["ready"]:

@@ -88,7 +88,7 @@ def _profile(config: EnvironmentConfig, profiles: Mapping[str, Any]) -> Any:
 def _path(config: EnvironmentConfig) -> str:
     if config.path is None:
         raise ValueError(
-            f"rl environment {config.name!r}: kind {config.kind!r} takes its tasks from a path, and "
-            "there is none; set it"
+            f"rl environment {config.name!r}: kind {config.kind!r} takes its tasks from a path, "
+            "and there is none; set it"
         )
     return config.path

@@ -1,0 +1,127 @@
+"""Held-out tasks, answered by the policy as it is; two evaluations compared task by task."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cwm_jax.config import RunConfig
+from cwm_jax.rl.environment import Task
+from cwm_jax.rl.rollout import Rollouts, Wanted
+from cwm_jax.rl.weights import WeightCopies
+
+_Z95 = statistics.NormalDist().inv_cdf(0.975)
+EVALUATION_FILE = "evaluation.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Of one environment.
+
+    Attributes:
+        environment: its name.
+        step: optimizer steps done.
+        passed: whether each task was solved, by name; failures of environments are left out.
+        mean_action_tokens: of an answer.
+    """
+
+    environment: str
+    step: int
+    passed: Mapping[str, bool]
+    mean_action_tokens: float
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.passed.values()) / max(1, len(self.passed))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Of two accuracies on the same tasks, with its 95 % interval (normal, of paired outcomes)."""
+
+    mean: float
+    low: float
+    high: float
+    num_tasks: int
+
+
+def paired_difference(before: Evaluation, after: Evaluation) -> Difference:
+    """How much more often the same tasks are solved.
+
+    Raises:
+        ValueError: fewer than two tasks are in both.
+    """
+    names = [name for name in before.passed if name in after.passed]
+    if len(names) < 2:
+        raise ValueError(f"{len(names)} tasks are in both evaluations; expected two or more")
+    values = [int(after.passed[name]) - int(before.passed[name]) for name in names]
+    mean = statistics.fmean(values)
+    half = _Z95 * statistics.stdev(values) / math.sqrt(len(values))
+    return Difference(mean=mean, low=mean - half, high=mean + half, num_tasks=len(names))
+
+
+class Evaluator:
+    """Plays the first held-out tasks of each environment once, each with its own seed."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        heldout: Mapping[str, Sequence[Task]],
+        make_rollouts: Callable[..., Rollouts],
+        copies: WeightCopies,
+        folder: Path,
+    ):
+        """``make_rollouts``: of weights and a temperature."""
+        assert config.rl is not None
+        self._rl, self._make, self._copies = config.rl, make_rollouts, copies
+        self._path = folder / EVALUATION_FILE
+        self._tasks = {name: tasks[: config.rl.eval_tasks] for name, tasks in heldout.items()}
+
+    def evaluate(self, params: Any, step: int) -> list[Evaluation]:
+        """One for each environment that has held-out tasks; they are written to the file, too."""
+        rollouts = self._make(self._copies.of(params), self._rl.eval_temperature, ordered=True)
+        wanted = [
+            Wanted(environment=name, task=task, group=0, seed=number)
+            for name, tasks in self._tasks.items()
+            for number, task in enumerate(tasks)
+        ]
+        for episode in wanted:
+            rollouts.add(episode)
+        found = []
+        while rollouts.num_playing:
+            found += rollouts.step()
+        evaluations = []
+        for name, tasks in self._tasks.items():
+            played = [t for t in found if t.environment == name and t.ending != "failed"]
+            if not tasks or not played:
+                continue
+            evaluations.append(
+                Evaluation(
+                    environment=name,
+                    step=step,
+                    passed={t.task.name: t.passed for t in played},
+                    mean_action_tokens=statistics.fmean(t.num_action_tokens for t in played),
+                )
+            )
+        self._write(evaluations)
+        return evaluations
+
+    def _write(self, evaluations: Sequence[Evaluation]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            for evaluation in evaluations:
+                file.write(json.dumps(dataclasses.asdict(evaluation)) + "\n")
+
+
+def read_evaluations(folder: Path) -> list[Evaluation]:
+    """Of a run, in order; of several of one step the newest."""
+    lines = (folder / EVALUATION_FILE).read_text(encoding="utf-8").splitlines()
+    found = {}
+    for line in lines:
+        evaluation = Evaluation(**json.loads(line))
+        found[evaluation.step, evaluation.environment] = evaluation
+    return [found[key] for key in sorted(found)]

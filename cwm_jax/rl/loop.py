@@ -1,0 +1,158 @@
+"""The loop of the reinforcement-learning phase: play, learn, push the weights, save."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from cwm_jax.config import RunConfig, schema
+from cwm_jax.distributed import Hosts
+from cwm_jax.inference.engine import Engine, EngineOptions
+from cwm_jax.rl.envs.kinds import load_tasks, make_environments
+from cwm_jax.rl.evaluation import Evaluator
+from cwm_jax.rl.learner import Learner
+from cwm_jax.rl.play import AllTheTime, Dealer, InTurns, Players
+from cwm_jax.rl.report import plot_rl
+from cwm_jax.rl.rollout import Rollouts
+from cwm_jax.rl.selection import Curriculum
+from cwm_jax.rl.tasks import TaskStream, split_tasks
+from cwm_jax.rl.weights import WeightCopies
+from cwm_jax.sharding import make_mesh
+from cwm_jax.storage import write_whole
+from cwm_jax.tokenizer import Tokenizer, load_tokenizer
+from cwm_jax.training import checkpoint as ckpt
+from cwm_jax.training import startup
+from cwm_jax.training.goodput import Goodput
+from cwm_jax.training.loop import GOODPUT_FILE, METRICS_FILE, RunResult
+from cwm_jax.training.metrics import MetricsLog, keep_metrics_through, print_line, read_metrics
+from cwm_jax.training.plan import make_plan
+from cwm_jax.training.signals import StopRequest
+from cwm_jax.training.state import abstract_state, check_host_memory, state_shardings
+
+
+def run(
+    config: RunConfig, hosts: Hosts | None = None, *, started: float | None = None
+) -> RunResult:
+    """Trains by reinforcement, from the newest checkpoint of ``run_name`` if there is one.
+
+    Args and errors as of ``cwm_jax.training.loop.run``; ValueError also where a task, a profile or
+    an environment's folder is not usable, or on several processes.
+    """
+    hosts = hosts or Hosts()
+    assert config.rl is not None
+    if hosts.count > 1:
+        raise ValueError(
+            f"rl is set and the run has {hosts.count} processes; expected one, which may have many "
+            "devices: play on other machines with rl.rollout_workers"
+        )
+    if config.tokenizer.path is None:
+        raise ValueError(
+            "rl is set and tokenizer.path is not; expected the tokenizer of the policy: name the "
+            "export or checkpoint that it starts from"
+        )
+    # 1. Devices and derived numbers, tasks and environments: nothing is touched before they fit.
+    devices = jax.devices()
+    num_playing = config.rl.rollout_devices
+    training, playing = devices[: len(devices) - num_playing], devices[len(devices) - num_playing :]
+    mesh = make_mesh(config.mesh, training)
+    check_host_memory(config, mesh.local_devices)
+    plan = make_plan(config, num_devices=len(training))
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    tasks = {e.name: load_tasks(e) for e in config.rl.environments}
+    train, heldout = {}, {}
+    for name, found in tasks.items():
+        train[name], heldout[name] = split_tasks(found, config.data.heldout_fraction)
+    environments = make_environments(config.rl.environments, tokenizer)
+    folder = Path(config.base_output_directory) / config.run_name
+    goodput = Goodput(folder / GOODPUT_FILE, started=started)
+    with startup.locked(folder, hosts), contextlib.ExitStack() as stack:
+        print_line(f"run {config.run_name} in {folder}\n{plan.describe()}")
+        for name in tasks:
+            print_line(
+                f"environment {name}: {len(train[name]):,} tasks, {len(heldout[name]):,} held out"
+            )
+        # 2. State: restored, or an earlier phase's weights.
+        newest = startup.newest_checkpoint(folder / "checkpoints", hosts)
+        record = None
+        if newest is not None:
+            record = ckpt.read_record(newest)
+            ckpt.check_same_run(newest, record, plan)
+            shardings = state_shardings(config, mesh)
+            state = ckpt.restore(newest, abstract_state(config), shardings)
+            print_line(f"resuming at step {record.step} from {newest}")
+        else:
+            state = startup.first_state(config, mesh, tokenizer, hosts)
+        # 3. Who plays.
+        copies = WeightCopies(config, mesh, playing)
+        dealer = Dealer(
+            TaskStream(config.rl.environments, train, config.seed),
+            Curriculum(config.rl.curriculum, config.seed),
+        )
+
+        def make_rollouts(params: Any, temperature: float, *, ordered: bool) -> Rollouts:
+            return Rollouts(
+                make_engine(config, copies.mesh, params, tokenizer),
+                environments,
+                max_tokens=config.batch.max_target_length,
+                ordered=ordered,
+                timeout_s=config.rl.environment_timeout_s,
+                temperature=temperature,
+            )
+
+        players = _players(config, dealer, make_rollouts, copies.of(state.params), tokenizer)
+        stack.callback(players.close)
+        evaluator = Evaluator(config, heldout, make_rollouts, copies, folder)
+        if record is not None:
+            dealer.restore(record.loader_state["dealer"])
+            players.restore(record.loader_state["players"])
+            players.update_weights(copies.of(state.params), record.step)
+        # 4. Logs, cut back to that state.
+        first = record.step if record else 0
+        metrics_path = folder / METRICS_FILE
+        goodput.resume(first, read_metrics(metrics_path))
+        keep_metrics_through(metrics_path, record.step if record else -1)
+        resolved = json.dumps(schema.to_json(config), indent=1)
+        write_whole(folder / "config.json", resolved.encode())
+        log = stack.enter_context(
+            contextlib.closing(MetricsLog(metrics_path, tensorboard=config.logging.tensorboard))
+        )
+        saver = ckpt.Checkpointer(folder / "checkpoints", config.checkpoint, tokenizer, hosts)
+        stack.callback(saver.close)
+        # 5. Steps.
+        learner = Learner(
+            config, plan, mesh, players, dealer, copies, evaluator, log, saver, goodput, folder
+        )
+        learner.restore(record.loader_state if record else None, state)
+        with jax.set_mesh(mesh), StopRequest() as stop:
+            state, finished = learner.train(state, stop)
+        saver.wait()
+    print_line(goodput.describe())
+    metrics = read_metrics(metrics_path)
+    plot_rl(metrics, folder / "rl.png")
+    return RunResult(folder, state, tokenizer, metrics, finished)
+
+
+def make_engine(config: RunConfig, mesh: Mesh, params: Any, tokenizer: Tokenizer) -> Engine:
+    """The engine of a run's rollouts, on the devices of its mesh."""
+    assert config.rl is not None
+    episodes = config.rl.groups_at_once * config.rl.group_size
+    options = EngineOptions(
+        max_length=config.batch.max_target_length,
+        max_rows=config.rl.max_rows,
+        max_waiting=max(episodes, config.rl.eval_tasks * len(config.rl.environments)) + 1,
+    )
+    with jax.set_mesh(mesh):
+        return Engine(params, config.model, tokenizer, options, execution=config.execution)
+
+
+def _players(config: RunConfig, dealer: Dealer, make_rollouts, params, tokenizer) -> Players:
+    assert config.rl is not None
+    synchronous = config.rl.mode == "synchronous"
+    rollouts = make_rollouts(params, 1.0, ordered=synchronous)
+    kind = InTurns if synchronous else AllTheTime
+    return kind(rollouts, dealer, config.rl, config.seed)

@@ -1,0 +1,77 @@
+"""What a reinforcement-learning run shows of itself: lines, and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Titles and fields of the panels; a field that ends with "_" stands for all that begin with it.
+_PANELS = (
+    ("held-out accuracy", ("eval_",)),
+    ("reward", ("reward_",)),
+    ("solve rate", ("solve_rate_",)),
+    ("entropy (nats)", ("entropy",)),
+    ("clipped tokens", ("clip_low_fraction", "clip_high_fraction")),
+    ("action tokens of an episode", ("action_tokens",)),
+    ("staleness (steps)", ("staleness", "staleness_max")),
+    ("trainer against sampler (nats)", ("mismatch", "mismatch_max", "sampler_kl")),
+    ("gradient norm", ("grad_norm",)),
+)
+
+
+def format_rl_line(line: dict[str, Any], total_steps: int) -> str:
+    """One line for the terminal."""
+    parts = [f"step {line['step']:>{len(str(total_steps))}}/{total_steps}"]
+    for prefix, label in (("reward_", "reward"), ("eval_", "held-out")):
+        for name, value in line.items():
+            if name.startswith(prefix) and not name.endswith("_tokens"):
+                text = f"{value:.1%}" if prefix == "eval_" else f"{value:+.3f}"
+                parts.append(f"{name.removeprefix(prefix)} {label} {text}")
+    formats = {
+        "entropy": "entropy {:.3f}",
+        "grad_norm": "grad {:.3f}",
+        "action_tokens": "{:.0f} tokens",
+        "groups": "{} groups",
+        "zero_advantage_groups": "{} without advantage",
+        "mismatch_max": "mismatch {:.1e}",
+        "play_time_s": "play {:.2f} s",
+        "step_time_s": "of {:.2f} s",
+    }
+    parts += [
+        form.format(line[name]) for name, form in formats.items() if line.get(name) is not None
+    ]
+    return "  ".join(parts)
+
+
+def plot_rl(metrics: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes the curves of a run as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 9), dpi=100, layout="constrained")
+    figure.suptitle(path.parent.name)
+    for place, (title, fields) in enumerate(_PANELS, 1):
+        axes = figure.add_subplot(3, 3, place)
+        for name in _names(metrics, fields):
+            points = [(m["step"], m[name]) for m in metrics if m.get(name) is not None]
+            style: dict[str, Any] = {"marker": "o"} if name.startswith("eval_") else {}
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=0.8, **style)
+        axes.set(xlabel="step", title=title)
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def _names(metrics: Sequence[dict[str, Any]], fields: Sequence[str]) -> list[str]:
+    found = dict.fromkeys(name for line in metrics for name, v in line.items() if v is not None)
+    return [
+        name
+        for name in found
+        if name in fields
+        or any(
+            field.endswith("_") and name.startswith(field) and not name.endswith("_tokens")
+            for field in fields
+        )
+    ]
