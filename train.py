@@ -15,8 +15,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cwm_jax.config import RunConfig, schema
-from cwm_jax.config.files import load_config
+from cwm_jax.config import Recipe, RunConfig, schema
+from cwm_jax.config.files import load_recipe
 from cwm_jax.sandbox import SandboxError
 
 if TYPE_CHECKING:  # JAX is not imported before it is needed
@@ -37,13 +37,10 @@ def main(argv: list[str] | None = None) -> int:
 def _main(args: argparse.Namespace, hosts: Hosts | None = None) -> int:
     who = "train.py" if hosts is None else f"train.py: {hosts.name()}"
     try:
-        config = schema.override(load_config(args.config), *args.set)
-        if args.plan or args.shardings:
-            return plan_for_cluster(config, args)
-        if args.dry_run:
-            print(dry_run(config))
-            return 0
-        return run(config, hosts)
+        found = schema.override(load_recipe(args.config), *args.set)
+        if isinstance(found, Recipe):
+            return run_phases(found, args, hosts)
+        return _run_as_asked(found, args, hosts)
     except (ValueError, OSError, SandboxError) as error:
         print(f"{who}: {error}", file=sys.stderr)
         return 2
@@ -51,6 +48,41 @@ def _main(args: argparse.Namespace, hosts: Hosts | None = None) -> int:
         note = "interrupted; the same command goes on from the newest checkpoint, if there is one"
         print(f"{who}: {note}", file=sys.stderr)
         return 130
+
+
+def _run_as_asked(
+    config: RunConfig, args: argparse.Namespace, hosts: Hosts | None, started: float | None = None
+) -> int:
+    if args.plan or args.shardings:
+        return plan_for_cluster(config, args)
+    if args.dry_run:
+        print(dry_run(config))
+        return 0
+    return run(config, hosts, started=started)
+
+
+def run_phases(recipe: Recipe, args: argparse.Namespace, hosts: Hosts | None) -> int:
+    """One after another, up to the first that does not finish; then what each has changed."""
+    started = time.time()
+    for number, config in enumerate(recipe.phases):
+        print(f"== phase {number} of {len(recipe.phases)}: {config.run_name}", flush=True)
+        status = _run_as_asked(config, args, hosts, started=time.time() if number else None)
+        if status or not (args.dry_run or args.plan or args.shardings or _is_finished(config)):
+            return status
+    if not (args.dry_run or args.plan or args.shardings):
+        from cwm_jax.rl.report import describe_phases
+
+        print(describe_phases(recipe))
+        print(f"all phases: {time.time() - started:.0f} s")
+    return 0
+
+
+def _is_finished(config: RunConfig) -> bool:
+    """Whether a run has gone to the end of its plan, and was not stopped by a signal."""
+    from cwm_jax.training.goodput import is_finished
+    from cwm_jax.training.loop import GOODPUT_FILE
+
+    return is_finished(Path(config.base_output_directory) / config.run_name / GOODPUT_FILE)
 
 
 def _main_on_hosts(args: argparse.Namespace) -> int:
@@ -109,13 +141,19 @@ def plan_for_cluster(config: RunConfig, args: argparse.Namespace) -> int:
     return 0 if plan.fits else 1
 
 
-def run(config: RunConfig, hosts: Hosts | None = None) -> int:
-    """Makes what corpora lack, trains, exports, evaluates, as the config says; 1 if it diverged."""
+def run(config: RunConfig, hosts: Hosts | None = None, *, started: float | None = None) -> int:
+    """Makes what corpora lack, trains, exports, evaluates, as the config says; 1 if it diverged.
+
+    ``started``: when the run began, in seconds since the epoch; None is the process' start.
+    """
     from cwm_jax.distributed import Hosts
-    from cwm_jax.training import loop
     from cwm_jax.training.goodput import process_start
     from cwm_jax.training.trainer import NonFiniteError
 
+    if config.rl is None:
+        from cwm_jax.training import loop
+    else:
+        from cwm_jax.rl import loop
     hosts = hosts or Hosts()
     _check_after_training(config, hosts.count)
     for source in config.data.sources:
@@ -123,17 +161,13 @@ def run(config: RunConfig, hosts: Hosts | None = None) -> int:
             hosts.first("traces", functools.partial(generate_traces, source))
     _check_evaluation(config)
     try:
-        result = loop.run(config, hosts, started=process_start())
+        result = loop.run(config, hosts, started=started or process_start())
     except NonFiniteError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     if not hosts.is_first:
         return 0
-    before, after = result.heldout_losses()
-    loaded = config.checkpoint.load_parameters_path or config.checkpoint.load_full_state_path
-    start = "untrained" if loaded is None else "at the start"
-    print(f"held-out loss: {before:.4f} {start}, {after:.4f} now ({before - after:.4f} nats less)")
-    print(f"metrics: {result.folder}/{loop.METRICS_FILE}, curve: {result.folder}/loss.png")
+    print(loop.describe_result(config, result))
     if result.finished:
         if config.logging.export is not None:
             _export(config, result)

@@ -26,6 +26,7 @@ from cwm_jax.config.execution import (
     ExecutionConfig,
     MeshConfig,
 )
+from cwm_jax.config.recipe import Recipe
 from cwm_jax.config.reports import LoggingConfig, TraceEvaluationConfig
 from cwm_jax.config.rl import (
     CurriculumConfig,
@@ -60,6 +61,7 @@ __all__ = [
     "OptimizerConfig",
     "PolicyLossConfig",
     "RLConfig",
+    "Recipe",
     "RopeParameters",
     "RunConfig",
     "SourceConfig",

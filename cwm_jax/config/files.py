@@ -5,14 +5,30 @@ from __future__ import annotations
 import types
 from pathlib import Path
 
+from cwm_jax.config.recipe import Recipe
 from cwm_jax.config.run import RunConfig
 
 
 def load_config(path: str) -> RunConfig:
+    """The one run of a config file.
+
+    Raises:
+        ValueError: as ``load_recipe``, or the file has several phases.
+    """
+    found = load_recipe(path)
+    if isinstance(found, Recipe):
+        names = ", ".join(phase.run_name for phase in found.phases)
+        raise ValueError(
+            f"--config {path} has the phases {names}; expected one run: name a config of one"
+        )
+    return found
+
+
+def load_recipe(path: str) -> RunConfig | Recipe:
     """Calls ``get_config()`` of a Python file.
 
     Raises:
-        ValueError: no such file, or it has no ``get_config`` that returns a RunConfig.
+        ValueError: no such file, or it has no ``get_config`` that returns a RunConfig or a Recipe.
     """
     file = Path(path)
     if not file.is_file():
@@ -25,8 +41,9 @@ def load_config(path: str) -> RunConfig:
     except SyntaxError as error:
         raise ValueError(f"--config {path}: not a Python file: {error}") from error
     config = module.get_config() if hasattr(module, "get_config") else None
-    if not isinstance(config, RunConfig):
+    if not isinstance(config, RunConfig | Recipe):
         raise ValueError(
-            f"--config {path}: expected a function get_config() that returns a RunConfig"
+            f"--config {path}: expected a function get_config() that returns a RunConfig or a "
+            "Recipe"
         )
     return config

@@ -125,3 +125,11 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
         evaluation = Evaluation(**json.loads(line))
         found[evaluation.step, evaluation.environment] = evaluation
     return [found[key] for key in sorted(found)]
+
+
+def changes(folder: Path) -> list[tuple[Evaluation, Evaluation]]:
+    """(first, newest) evaluation of each environment of a run."""
+    by_environment: dict[str, list[Evaluation]] = {}
+    for evaluation in read_evaluations(folder):
+        by_environment.setdefault(evaluation.environment, []).append(evaluation)
+    return [(found[0], found[-1]) for found in by_environment.values()]

@@ -17,7 +17,7 @@ from cwm_jax.rl.envs.kinds import load_tasks, make_environments
 from cwm_jax.rl.evaluation import Evaluator
 from cwm_jax.rl.learner import Learner
 from cwm_jax.rl.play import AllTheTime, Dealer, InTurns, Players
-from cwm_jax.rl.report import plot_rl
+from cwm_jax.rl.report import describe_change, plot_rl
 from cwm_jax.rl.rollout import Rollouts
 from cwm_jax.rl.selection import Curriculum
 from cwm_jax.rl.tasks import TaskStream, split_tasks
@@ -43,8 +43,8 @@ def run(
     Args and errors as of ``cwm_jax.training.loop.run``; ValueError also where a task, a profile or
     an environment's folder is not usable, or on several processes.
     """
-    hosts = hosts or Hosts()
-    assert config.rl is not None
+    hosts, rl = hosts or Hosts(), config.rl
+    assert rl is not None
     if hosts.count > 1:
         raise ValueError(
             f"rl is set and the run has {hosts.count} processes; expected one, which may have many "
@@ -57,17 +57,17 @@ def run(
         )
     # 1. Devices and derived numbers, tasks and environments: nothing is touched before they fit.
     devices = jax.devices()
-    num_playing = config.rl.rollout_devices
+    num_playing = rl.rollout_devices
     training, playing = devices[: len(devices) - num_playing], devices[len(devices) - num_playing :]
     mesh = make_mesh(config.mesh, training)
     check_host_memory(config, mesh.local_devices)
     plan = make_plan(config, num_devices=len(training))
     tokenizer = load_tokenizer(config.tokenizer.path)
-    tasks = {e.name: load_tasks(e) for e in config.rl.environments}
+    tasks = {e.name: load_tasks(e) for e in rl.environments}
     train, heldout = {}, {}
     for name, found in tasks.items():
         train[name], heldout[name] = split_tasks(found, config.data.heldout_fraction)
-    environments = make_environments(config.rl.environments, tokenizer)
+    environments = make_environments(rl.environments, tokenizer)
     folder = Path(config.base_output_directory) / config.run_name
     goodput = Goodput(folder / GOODPUT_FILE, started=started)
     with startup.locked(folder, hosts), contextlib.ExitStack() as stack:
@@ -90,8 +90,8 @@ def run(
         # 3. Who plays.
         copies = WeightCopies(config, mesh, playing)
         dealer = Dealer(
-            TaskStream(config.rl.environments, train, config.seed),
-            Curriculum(config.rl.curriculum, config.seed),
+            TaskStream(rl.environments, train, config.seed),
+            Curriculum(rl.curriculum, config.seed),
         )
 
         def make_rollouts(params: Any, temperature: float, *, ordered: bool) -> Rollouts:
@@ -100,7 +100,7 @@ def run(
                 environments,
                 max_tokens=config.batch.max_target_length,
                 ordered=ordered,
-                timeout_s=config.rl.environment_timeout_s,
+                timeout_s=rl.environment_timeout_s,
                 temperature=temperature,
             )
 
@@ -135,6 +135,17 @@ def run(
     metrics = read_metrics(metrics_path)
     plot_rl(metrics, folder / "rl.png")
     return RunResult(folder, state, tokenizer, metrics, finished)
+
+
+def describe_result(config: RunConfig, result: RunResult) -> str:
+    """Lines for the end of a run: held-out accuracies, before and now, on the same tasks."""
+    return "\n".join(
+        [
+            *map(describe_change, changes(result.folder)),
+            f"metrics: {result.folder}/{METRICS_FILE}, curves: {result.folder}/rl.png, episodes: "
+            f"python -m cwm_jax rl show {result.folder}",
+        ]
+    )
 
 
 def make_engine(config: RunConfig, mesh: Mesh, params: Any, tokenizer: Tokenizer) -> Engine:

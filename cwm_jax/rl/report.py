@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cwm_jax.config import Recipe
+from cwm_jax.rl.evaluation import Evaluation, changes, paired_difference
+from cwm_jax.training.loop import METRICS_FILE
+from cwm_jax.training.metrics import read_metrics
+
 # Titles and fields of the panels; a field that ends with "_" stands for all that begin with it.
 _PANELS = (
     ("held-out accuracy", ("eval_",)),
@@ -75,3 +80,37 @@ def _names(metrics: Sequence[dict[str, Any]], fields: Sequence[str]) -> list[str
             for field in fields
         )
     ]
+
+
+def describe_change(change: tuple[Evaluation, Evaluation]) -> str:
+    """One line: both accuracies, and their difference with its interval."""
+    before, after = change
+    difference = paired_difference(before, after)
+    return (
+        f"{after.environment}: {before.accuracy:.1%} of {difference.num_tasks} held-out tasks at "
+        f"step {before.step}, {after.accuracy:.1%} at step {after.step}: {difference.mean:+.1%} "
+        f"(95 % interval {difference.low:+.1%} to {difference.high:+.1%})"
+    )
+
+
+def describe_phases(recipe: Recipe) -> str:
+    """A table of what each phase changed: held-out losses on its own data, accuracies by reward."""
+    rows = [("phase", "measured", "before", "after", "change")]
+    for phase in recipe.phases:
+        folder = Path(phase.base_output_directory) / phase.run_name
+        if phase.rl is None:
+            lines = read_metrics(folder / METRICS_FILE)
+            losses = [m["heldout_loss"] for m in lines if m.get("heldout_loss") is not None]
+            values = (f"{losses[0]:.4f}", f"{losses[-1]:.4f}", f"{losses[-1] - losses[0]:+.4f}")
+            rows.append((phase.run_name, "held-out loss, nats", *values))
+            continue
+        for before, after in changes(folder):
+            difference = paired_difference(before, after)
+            interval = f"{difference.mean:+.1%} ({difference.low:+.1%} to {difference.high:+.1%})"
+            values = (f"{before.accuracy:.1%}", f"{after.accuracy:.1%}", interval)
+            rows.append((phase.run_name, f"{after.environment}, held-out accuracy", *values))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

@@ -155,6 +155,11 @@ def process_start() -> float:
         return time.time()
 
 
+def is_finished(path: Path) -> bool:
+    """Whether the run of these books has gone to the end of its plan."""
+    return path.exists() and bool(_read(path)["finished"])
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         books = json.loads(path.read_text())

@@ -159,6 +159,17 @@ def run(
     return RunResult(folder, state, tokenizer, metrics, finished)
 
 
+def describe_result(config: RunConfig, result: RunResult) -> str:
+    """Lines for the end of a run."""
+    before, after = result.heldout_losses()
+    loaded = config.checkpoint.load_parameters_path or config.checkpoint.load_full_state_path
+    start = "untrained" if loaded is None else "at the start"
+    return (
+        f"held-out loss: {before:.4f} {start}, {after:.4f} now ({before - after:.4f} nats less)\n"
+        f"metrics: {result.folder}/{METRICS_FILE}, curve: {result.folder}/loss.png"
+    )
+
+
 def _shards(config: RunConfig, tokenizer: Tokenizer) -> list[Shards]:
     return [
         prepare(s, config.data, tokenizer, model_vocab_size=config.model.vocab_size)

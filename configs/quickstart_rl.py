@@ -1,0 +1,194 @@
+"""All phases of a small Code World Model: pre-training, mid-training, SFT, reinforcement learning.
+
+Command:   python train.py --config configs/quickstart_rl.py
+Hardware:  2 CPU cores, 3 GiB of memory, no download; bubblewrap for the sandbox
+Time:      under 15 minutes on idle cores (measured, docs/LOG.md)
+Result:    a table of what each phase changed; RL's held-out accuracy with its interval
+Values:    measured where so marked (docs/LOG.md), else assumed
+
+The phases read each other's exports, and each is a run of its own below runs/: the same command
+goes on where it was stopped. ``--set phases.3.rl.group_size=16`` changes one of them.
+"""
+
+from cwm_jax.config import (
+    BatchConfig,
+    CheckpointConfig,
+    DataConfig,
+    EnvironmentConfig,
+    FilterConfig,
+    GeneratedTraces,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PolicyLossConfig,
+    Recipe,
+    RLConfig,
+    RopeParameters,
+    RunConfig,
+    SourceConfig,
+    TokenizerConfig,
+    TraceEvaluationConfig,
+)
+
+CORPUS = "runs/traces/quickstart-rl"
+PROGRAMS = GeneratedTraces(programs=16_000, difficulties=(1,), kinds=("arithmetic",))
+VOCAB_SIZE = 768
+T = 256
+HELDOUT_FRACTION = 0.06  # about 800 programs
+
+
+def get_config() -> Recipe:
+    return Recipe(phases=(pretraining(), midtraining(), sft(), rl()))
+
+
+def pretraining() -> RunConfig:
+    """Plain text: the programs without their traces, and the interpreter's library."""
+    return RunConfig(
+        run_name="quickstart-pre",
+        model=model(),
+        data=data(
+            SourceConfig(name="code", kind="stdlib", weight=0.25),
+            SourceConfig(
+                name="programs", kind="trace_outputs", path=CORPUS, generate=PROGRAMS, weight=0.75
+            ),
+            packing="concat_then_split",
+        ),
+        tokenizer=TokenizerConfig(vocab_size=VOCAB_SIZE, training_bytes=1_000_000),
+        batch=batch(rows=4),
+        optimizer=optimizer(steps=500, start=0),
+        checkpoint=CheckpointConfig(checkpoint_period=500),
+        logging=logging(),
+    )
+
+
+def midtraining() -> RunConfig:
+    """Execution traces; the schedule and the optimizer go on."""
+    return RunConfig(
+        run_name="quickstart-mid",
+        model=model(),
+        data=data(
+            SourceConfig(name="traces", kind="traces", path=CORPUS, generate=PROGRAMS, weight=0.9),
+            SourceConfig(
+                name="programs", kind="trace_outputs", path=CORPUS, generate=PROGRAMS, weight=0.1
+            ),
+        ),
+        tokenizer=TokenizerConfig(path="runs/quickstart-pre/export"),
+        batch=batch(rows=4),
+        optimizer=optimizer(steps=3000, start=500),
+        checkpoint=CheckpointConfig(
+            checkpoint_period=1000, load_full_state_path="runs/quickstart-pre"
+        ),
+        logging=logging(),
+        trace_evaluation=TraceEvaluationConfig(
+            corpus=CORPUS, episodes=50, max_length=512, modes=("teacher_forced", "free_running")
+        ),
+    )
+
+
+def sft() -> RunConfig:
+    """Dialogs that ask what a program returns, reasoned by its trace; a rehearsal of traces."""
+    return RunConfig(
+        run_name="quickstart-sft",
+        model=model(),
+        data=data(
+            SourceConfig(
+                name="dialogs", kind="trace_dialogs", path=CORPUS, generate=PROGRAMS, weight=0.7
+            ),
+            SourceConfig(name="traces", kind="traces", path=CORPUS, generate=PROGRAMS, weight=0.3),
+        ),
+        tokenizer=TokenizerConfig(path="runs/quickstart-mid/export"),
+        batch=batch(rows=4),
+        optimizer=OptimizerConfig(
+            learning_rate=5e-4,
+            schedule="constant",  # report
+            warmup_tokens=50 * 4 * T,
+            train_tokens=600 * 4 * T,
+        ),
+        checkpoint=CheckpointConfig(
+            checkpoint_period=300, load_parameters_path="runs/quickstart-mid"
+        ),
+        logging=logging(),
+    )
+
+
+def rl() -> RunConfig:
+    """The same question, learnt from the answers' rewards alone."""
+    return RunConfig(
+        run_name="quickstart-rl",
+        model=model(),
+        data=data(),
+        tokenizer=TokenizerConfig(path="runs/quickstart-sft/export"),
+        batch=batch(rows=8, global_rows=32),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-4,
+            schedule="constant",
+            warmup_tokens=5 * 32 * T,
+            train_tokens=150 * 32 * T,
+            weight_decay=0.0,
+            gradient_clipping_threshold=1.0,
+        ),
+        checkpoint=CheckpointConfig(
+            checkpoint_period=50, load_parameters_path="runs/quickstart-sft"
+        ),
+        logging=LoggingConfig(log_period=10, export="export"),
+        rl=RLConfig(
+            environments=(EnvironmentConfig(name="output", kind="output_prediction", path=CORPUS),),
+            loss=PolicyLossConfig(normalization_tokens=None),
+            filters=FilterConfig(gibberish_min_token_id=None),
+            groups_at_once=16,
+            group_size=8,
+            eval_tasks=600,
+            eval_period=50,
+        ),
+    )
+
+
+def model() -> ModelConfig:
+    return ModelConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+        layer_types=(  # the last one global: it copies lines from the context
+            "full_attention",
+            "sliding_attention",
+            "sliding_attention",
+            "full_attention",
+        ),
+        sliding_window=128,
+        rope_parameters=RopeParameters(rope_theta=10_000.0),
+        max_position_embeddings=1024,
+        bos_token_id=VOCAB_SIZE - 256,
+        eos_token_id=(VOCAB_SIZE - 255, VOCAB_SIZE - 248, VOCAB_SIZE - 247),
+        pad_token_id=VOCAB_SIZE - 252,
+    )
+
+
+def data(*sources: SourceConfig, packing="best_fit") -> DataConfig:
+    return DataConfig(sources=sources, packing=packing, heldout_fraction=HELDOUT_FRACTION)
+
+
+def batch(*, rows: int, global_rows: int | None = None) -> BatchConfig:
+    return BatchConfig(
+        max_target_length=T,
+        per_device_batch_size=rows,
+        global_batch_tokens=(global_rows or rows) * T,
+    )
+
+
+def optimizer(*, steps: int, start: int) -> OptimizerConfig:
+    """One schedule over both phases, as in the report."""
+    return OptimizerConfig(
+        learning_rate=3e-3,  # measured
+        warmup_tokens=50 * 4 * T,
+        start_tokens=start * 4 * T,
+        train_tokens=steps * 4 * T,
+        horizon_tokens=3500 * 4 * T,
+    )
+
+
+def logging() -> LoggingConfig:
+    return LoggingConfig(log_period=250, eval_period=500, eval_rows=48, export="export")
