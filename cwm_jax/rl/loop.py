@@ -14,7 +14,7 @@ from cwm_jax.config import RunConfig, schema
 from cwm_jax.distributed import Hosts
 from cwm_jax.inference.engine import Engine, EngineOptions
 from cwm_jax.rl.envs.kinds import load_tasks, make_environments
-from cwm_jax.rl.evaluation import Evaluator
+from cwm_jax.rl.evaluation import Evaluator, changes
 from cwm_jax.rl.learner import Learner
 from cwm_jax.rl.play import AllTheTime, Dealer, InTurns, Players
 from cwm_jax.rl.report import describe_change, plot_rl
