@@ -1,0 +1,106 @@
+"""Law: what is learnt from, what it is worth, what is asked."""
+
+import math
+
+import pytest
+from trajectories import trajectory, turn
+
+from cwm_jax.config import CurriculumConfig, FilterConfig, LengthRewardConfig
+from cwm_jax.rl.selection import Curriculum, rejection, shaped_return
+
+LEAST = -math.log(128_256) - 2  # report: -13.76
+
+
+def reason(t, *, version=0, **filters):
+    return rejection(t, FilterConfig(**filters), version=version, vocab_size=128_256)
+
+
+def test_a_trajectory_is_stale_by_its_most_recent_tokens():
+    t = trajectory([turn([5], version=1), turn([6], version=7)])
+    assert reason(t, version=7 + 100) is None
+    assert reason(t, version=7 + 101) == "stale"
+    assert reason(t, version=8, max_staleness_steps=0) == "stale"
+
+
+@pytest.mark.parametrize(
+    ("token", "logprob", "expected"),
+    [
+        (100_001, LEAST - 0.01, "gibberish"),
+        (100_000, LEAST - 0.01, None),  # common text may be unlikely
+        (100_001, LEAST + 0.01, None),
+    ],
+)
+def test_one_rare_and_unlikely_token_rejects_the_whole(token, logprob, expected):
+    assert round(LEAST, 2) == -13.76
+    t = trajectory([turn([5, 6]), turn([token], logprob=logprob), turn([7])])
+    assert reason(t) == expected
+    assert reason(t, gibberish_min_token_id=None) is None
+
+
+def test_failures_of_environments_and_empty_episodes_are_never_learnt_from():
+    assert reason(trajectory([turn([5])], ending="failed")) == "failed"
+    assert reason(trajectory([])) == "empty"
+
+
+@pytest.mark.parametrize(
+    ("length", "step", "expected"),
+    [
+        (8_192, 0, 1.0),
+        (65_536, 0, -1.0),
+        ((8_192 + 65_536) // 2, 0, 0.0),
+        (36_864, 5_000, 1.0),  # the soft limit is half-way
+        ((36_864 + 65_536) // 2, 5_000, 0.0),
+        (65_536, 10_000, 1.0),
+        (65_537, 20_000, -1.0),
+    ],
+)
+def test_the_length_reward_falls_from_a_limit_that_grows(length, step, expected):
+    t = trajectory([turn([5] * length)], reward=1.0, passed=True)
+    assert shaped_return(t, LengthRewardConfig(), step=step) == pytest.approx(expected)
+
+
+def test_length_changes_no_wrong_answer():
+    t = trajectory([turn([5] * 60_000)], reward=-1.0, passed=False)
+    assert shaped_return(t, LengthRewardConfig(), step=0) == -1.0
+    right = trajectory([turn([5] * 60_000)], reward=1.0, passed=True)
+    assert shaped_return(right, None, step=0) == 1.0
+
+
+def curriculum(passes, **changes):
+    config = CurriculumConfig(min_episodes=4, memory_episodes=10, **changes)
+    made = Curriculum(config, seed=0)
+    for passed in passes:
+        made.note(trajectory([turn([5])], passed=passed, task="t"))
+    return made
+
+
+def share_asked(made, count=4000):
+    return sum(made.asks("e", "t", n) for n in range(count)) / count
+
+
+def test_a_task_is_asked_until_its_rate_is_known_then_by_its_rate():
+    assert share_asked(curriculum([True] * 3)) == 1
+    assert share_asked(curriculum([True, False] * 2)) == 1
+    assert share_asked(curriculum([True] * 4)) == pytest.approx(0.05, abs=0.01)
+    assert share_asked(curriculum([False] * 4)) == pytest.approx(0.05, abs=0.01)
+
+
+def test_harder_tasks_come_more_often():
+    solved = [True] * 6 + [False] * 4
+    assert share_asked(curriculum(solved, harder_first=True)) == pytest.approx(0.4, abs=0.03)
+    hard = [True] * 2 + [False] * 8
+    assert share_asked(curriculum(hard, harder_first=True)) == pytest.approx(0.8, abs=0.03)
+
+
+def test_only_the_newest_outcomes_count_and_failures_of_environments_do_not():
+    made = curriculum([False] * 20 + [True] * 5)
+    assert made.solve_rate("e", "t") == 0.5
+    made.note(trajectory([], ending="failed", task="t"))
+    assert made.solve_rate("e", "t") == 0.5
+    assert made.solve_rate("e", "another") is None
+
+
+def test_rates_survive_a_checkpoint():
+    made, other = curriculum([True, False, False, True]), curriculum([])
+    other.restore(made.state())
+    assert other.solve_rate("e", "t") == 0.5
