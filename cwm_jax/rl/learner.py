@@ -134,13 +134,13 @@ class Learner:
             is_new = self._left is None
             group = self._left or self._next_group()
             self._left = None
+            played.groups += is_new
             learnables = self._learnables(group, version, played, is_new=is_new)
             if learnables and not packer.add(learnables):
                 if not packer.num_trajectories:
                     self._refuse(learnables)
                 self._left = group
                 break
-            played.groups += is_new
         if not packer.num_trajectories:
             raise NothingToLearnError(
                 f"none of {played.groups} groups had returns that differ (rejected: "

@@ -59,6 +59,11 @@ def run(
     devices = jax.devices()
     num_playing = rl.rollout_devices
     training, playing = devices[: len(devices) - num_playing], devices[len(devices) - num_playing :]
+    if not training:
+        raise ValueError(
+            f"rl.rollout_devices is {num_playing} and {len(devices)} here; expected fewer: some "
+            "have to train"
+        )
     mesh = make_mesh(config.mesh, training)
     check_host_memory(config, mesh.local_devices)
     plan = make_plan(config, num_devices=len(training))

@@ -170,4 +170,4 @@ def scan(body, carry, xs) -> Any:
     if xs[0].shape[0] > 1:
         return jax.lax.scan(body, carry, xs)
     carry, y = body(carry, tuple(x[0] for x in xs))
-    return carry, None if y is None else y[None]
+    return carry, jax.tree.map(lambda part: part[None], y)

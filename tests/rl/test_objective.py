@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rl.trajectories import random_trajectory, with_logprobs
 from tiny import sharp_params, tiny_model
 from tolerances import ACCUMULATION_RTOL, LOSS_RTOL
-from trajectories import random_trajectory, with_logprobs
 
 from cwm_jax.config import ExecutionConfig, MeshConfig, PolicyLossConfig
 from cwm_jax.model.transformer import forward

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from trajectories import trajectory, turn
+from rl.trajectories import trajectory, turn
 
 from cwm_jax.config import CurriculumConfig, FilterConfig, LengthRewardConfig
 from cwm_jax.rl.selection import Curriculum, rejection, shaped_return

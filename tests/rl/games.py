@@ -1,0 +1,71 @@
+"""Environments for tests, that a policy of random weights solves now and then."""
+
+import threading
+
+from cwm_jax.rl.environment import EnvironmentFailure, Observation, Step
+
+LONGEST = 6
+
+
+class Parity:
+    """One action; +1 if most of its tokens are even."""
+
+    def __init__(self, task, tokenizer):
+        self.task, self.bos = task, tokenizer.bos_id
+
+    def start(self):
+        return Observation(tokens=[self.bos, *self.task.data["prompt"]], max_action_tokens=LONGEST)
+
+    def step(self, action):
+        even = sum(token % 2 == 0 for token in action)
+        won = 2 * even > len(action)
+        return Step(observation=None, reward=1.0 if won else -1.0, info={"pass": won})
+
+    def close(self):
+        pass
+
+
+class Turns(Parity):
+    """Three actions, each followed by a text; the last one's reward counts."""
+
+    num_turns = 3
+
+    def start(self):
+        self.turn = 0
+        return super().start()
+
+    def step(self, action):
+        self.turn += 1
+        if self.turn == self.num_turns:
+            return super().step(action)
+        tokens = [7 + self.turn] * 3
+        return Step(
+            observation=Observation(tokens=tokens, max_action_tokens=3),
+            reward=0.25,
+            info={"turn": self.turn},
+        )
+
+
+class Broken(Parity):
+    """Fails in the way that its task says."""
+
+    def __init__(self, task, tokenizer):
+        super().__init__(task, tokenizer)
+        if task.data["fails"] == "made":
+            raise EnvironmentFailure("it cannot be made")
+
+    def start(self):
+        if self.task.data["fails"] == "start":
+            raise EnvironmentFailure("no sandbox")
+        return super().start()
+
+    def step(self, action):
+        if self.task.data["fails"] == "step":
+            raise ZeroDivisionError("a bug")
+        if self.task.data["fails"] == "hangs":
+            threading.Event().wait(60)
+        return super().step(action)
+
+    def close(self):
+        if self.task.data["fails"] == "close":
+            raise RuntimeError("a bug in close")

@@ -1,0 +1,238 @@
+"""Fault and contract: a run of reinforcement learning, in turns and all the time."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from rl.games import Broken, Parity, Turns
+from tiny import VOCAB_SIZE, tiny_model, tiny_run
+
+from cwm_jax.config import (
+    BatchConfig,
+    CheckpointConfig,
+    DataConfig,
+    EnvironmentConfig,
+    FilterConfig,
+    OptimizerConfig,
+    PolicyLossConfig,
+    RLConfig,
+    TokenizerConfig,
+)
+from cwm_jax.rl import loop
+from cwm_jax.rl.environment import Task
+from cwm_jax.rl.evaluation import changes
+from cwm_jax.rl.learner import NothingToLearnError
+from cwm_jax.rl.trajectory import read_trajectories
+from cwm_jax.tokenizer import train_tokenizer
+from cwm_jax.training.metrics import TIMING_FIELDS
+
+T, ROWS = 32, 4
+GAMES = {"output_prediction": Parity, "swe": Turns, "math": Broken}
+TIMES = TIMING_FIELDS | {"play_time_s"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(["abc def ghi " * 200, *map(str, range(3000))], VOCAB_SIZE).save(folder / "t")
+    return folder / "t"
+
+
+@pytest.fixture(autouse=True)
+def games(monkeypatch):
+    """Environments that random weights solve half of the time, in the kinds' places."""
+
+    def make_environments(configs, tokenizer):
+        kinds = {config.name: config.kind for config in configs}
+        return lambda name, task: GAMES[kinds[name]](task, tokenizer)
+
+    def load_tasks(config):
+        data = {"fails": "step"} if config.kind == "math" else {}
+        return [
+            Task(name=f"{config.kind}-{n}", data={"prompt": [3 + n, 4], **data}) for n in range(60)
+        ]
+
+    one_device(monkeypatch)
+    monkeypatch.setattr(loop, "make_environments", make_environments)
+    monkeypatch.setattr(loop, "load_tasks", load_tasks)
+
+
+def one_device(monkeypatch, count=1):
+    found = jax.devices("cpu")[:count]
+    monkeypatch.setattr(jax, "devices", lambda *_: found)
+
+
+def rl_run(folder, tokenizer_folder, *, kinds=("output_prediction",), steps=4, rl=None, **changes):
+    environments = tuple(EnvironmentConfig(name=kind, kind=kind) for kind in kinds)
+    values = dict(
+        environments=environments,
+        group_size=4,
+        groups_at_once=4,
+        max_rows=8,
+        max_groups_per_step=64,
+        loss=PolicyLossConfig(normalization_tokens=None),
+        filters=FilterConfig(gibberish_min_token_id=None),
+        eval_tasks=8,
+        eval_period=2,
+        environment_timeout_s=30.0,
+    )
+    return tiny_run(
+        folder,
+        model=tiny_model(num_hidden_layers=2),
+        data=DataConfig(sources=(), heldout_fraction=0.2),
+        tokenizer=TokenizerConfig(path=str(tokenizer_folder)),
+        batch=BatchConfig(
+            max_target_length=T, per_device_batch_size=2, global_batch_tokens=ROWS * T
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-3, schedule="constant", train_tokens=steps * ROWS * T
+        ),
+        checkpoint=CheckpointConfig(checkpoint_period=2),
+        rl=RLConfig(**{**values, **(rl or {})}),
+        **changes,
+    )
+
+
+def comparable(result):
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in result.metrics]
+
+
+def assert_same_params(a, b):
+    for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True):
+        assert np.array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def played_run(tmp_path_factory, tokenizer_folder):
+    with pytest.MonkeyPatch.context() as patch:
+        games.__wrapped__(patch)
+        folder = tmp_path_factory.mktemp("rl")
+        config = rl_run(folder, tokenizer_folder, kinds=("output_prediction", "swe"))
+        return config, loop.run(config)
+
+
+def test_two_runs_of_one_seed_are_identical(played_run, tmp_path, tokenizer_folder):
+    config, first = played_run
+    again = loop.run(dataclasses.replace(config, base_output_directory=str(tmp_path)))
+    assert comparable(first) == comparable(again)
+    assert_same_params(first, again)
+    other = loop.run(
+        dataclasses.replace(config, base_output_directory=str(tmp_path / "s"), seed=1, steps=1)
+    )
+    assert comparable(first)[1] != comparable(other)[1]
+
+
+def test_a_run_that_was_cut_goes_on_as_if_nothing_had_happened(
+    played_run, tmp_path, tokenizer_folder
+):
+    config, whole = played_run
+    config = dataclasses.replace(config, base_output_directory=str(tmp_path))
+    loop.run(dataclasses.replace(config, steps=2))
+    rest = loop.run(config)
+    assert comparable(whole) == comparable(rest)
+    assert_same_params(whole, rest)
+    episodes = [
+        [t for f in sorted((r.folder / "trajectories").glob("*")) for t in read_trajectories(f)]
+        for r in (whole, rest)
+    ]
+    assert episodes[0] == episodes[1] != []
+
+
+def test_the_metrics_say_what_was_played(played_run):
+    _, result = played_run
+    assert [line["step"] for line in result.metrics] == [0, 1, 2, 3, 4]
+    for line in result.metrics[1:]:
+        assert line["mismatch_max"] <= 1e-4 and line["entropy"] > 0
+        assert line["groups"] > 0 and line["episodes"] == 4 * line["groups"]
+        assert -1 <= line["reward_output_prediction"] <= 1
+        assert 0 <= line["solve_rate_swe"] <= 1 and line["rejected_failed"] == 0
+    assert {"eval_output_prediction", "eval_swe"} <= set(result.metrics[0])
+    assert [len(before.passed) for before, _ in changes(result.folder)] == [8, 8]
+    assert (result.folder / "rl.png").stat().st_size > 10_000
+
+
+def test_rewards_rise(tmp_path, tokenizer_folder):
+    config = rl_run(tmp_path, tokenizer_folder, steps=16)
+    lines = loop.run(config).metrics
+    first, last = (
+        lines[1]["solve_rate_output_prediction"],
+        lines[-1]["solve_rate_output_prediction"],
+    )
+    assert first < 0.75 and last > first + 0.15, (first, last)
+
+
+def test_playing_all_the_time_pushes_weights_into_running_episodes(tmp_path, tokenizer_folder):
+    rl = dict(mode="asynchronous", ready_groups=4)
+    result = loop.run(
+        rl_run(tmp_path, tokenizer_folder, kinds=("output_prediction", "swe"), steps=6, rl=rl)
+    )
+    assert result.finished and len(result.metrics) == 7
+    assert any(line["staleness_max"] > 0 for line in result.metrics[1:])
+    resumed = loop.run(
+        rl_run(tmp_path, tokenizer_folder, kinds=("output_prediction", "swe"), steps=6, rl=rl)
+    )
+    assert len(resumed.metrics) == 7  # it was at its end
+
+
+def test_playing_on_other_devices_than_training(tmp_path, tokenizer_folder, monkeypatch):
+    one_device(monkeypatch, count=4)
+    engines = []
+
+    def make_engine(*args):
+        engines.append(made := real(*args))
+        return made
+
+    real = loop.make_engine
+    monkeypatch.setattr(loop, "make_engine", make_engine)
+    rl = dict(mode="asynchronous", rollout_devices=2)
+    config = rl_run(tmp_path, tokenizer_folder, steps=2, rl=rl)
+    mesh = dataclasses.replace(config.mesh, fsdp=2)
+    batch = dataclasses.replace(config.batch, per_device_batch_size=1)
+    result = loop.run(dataclasses.replace(config, mesh=mesh, batch=batch))
+    devices = [
+        {d.id for leaf in jax.tree.leaves(params) for d in leaf.devices()}
+        for params in (result.state.params, engines[0]._params)
+    ]
+    assert result.finished and devices == [{0, 1}, {2, 3}]
+
+
+def test_more_devices_to_play_than_there_are_is_refused(tmp_path, tokenizer_folder):
+    rl = dict(mode="asynchronous", rollout_devices=1)
+    with pytest.raises(ValueError, match=r"rollout_devices is 1 and 1 here; expected fewer"):
+        loop.run(rl_run(tmp_path, tokenizer_folder, rl=rl))
+
+
+def test_a_failing_environment_is_counted_and_not_learnt_from(tmp_path, tokenizer_folder):
+    config = rl_run(tmp_path, tokenizer_folder, kinds=("output_prediction", "math"), steps=2)
+    result = loop.run(config)
+    line = result.metrics[-1]
+    assert line["rejected_failed"] > 0 and "reward_math" not in line
+    assert line["reward_output_prediction"] is not None
+
+
+def test_a_run_without_anything_to_learn_says_so(tmp_path, tokenizer_folder):
+    rl = dict(max_groups_per_step=8)
+    with pytest.raises(NothingToLearnError, match="none of 8 groups had returns that differ"):
+        loop.run(rl_run(tmp_path, tokenizer_folder, kinds=("math",), rl=rl))
+
+
+def test_a_group_that_fits_no_batch_is_refused(tmp_path, tokenizer_folder):
+    config = rl_run(tmp_path, tokenizer_folder, rl=dict(group_size=40))
+    with pytest.raises(ValueError, match="does not fit a batch"):
+        loop.run(config)
+
+
+def test_a_divergence_from_the_start_can_be_penalised(tmp_path, tokenizer_folder):
+    loss = PolicyLossConfig(normalization_tokens=None, kl_weight=0.1)
+    lines = loop.run(rl_run(tmp_path, tokenizer_folder, rl=dict(loss=loss))).metrics
+    assert lines[1]["reference_kl"] < 1e-6 < lines[-1]["reference_kl"]
+
+
+def test_the_checkpoint_says_where_the_run_stands(played_run):
+    _, result = played_run
+    record = json.loads((result.folder / "checkpoints/00000004/run.json").read_text())
+    assert record["loader_state"]["dealer"]["next"] >= sum(
+        line["groups"] for line in result.metrics[1:]
+    )
