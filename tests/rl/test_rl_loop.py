@@ -60,7 +60,7 @@ def games(monkeypatch):
 
 
 def one_device(monkeypatch, count=1):
-    found = jax.devices("cpu")[:count]
+    found = jax.local_devices()[:count]
     monkeypatch.setattr(jax, "devices", lambda *_: found)
 
 
