@@ -11,7 +11,14 @@ from typing import NamedTuple
 
 from cwm_jax.trace.format import check_plain
 from cwm_jax.trace.frames import TraceEvent, TraceFrame
-from cwm_jax.trace.tracer import find_entry, marked_line, source_lines, unmarked
+from cwm_jax.trace.tracer import (
+    PARSE_ERRORS,
+    TraceError,
+    find_entry,
+    marked_line,
+    source_lines,
+    unmarked,
+)
 
 _SUSPENDABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}
@@ -55,7 +62,8 @@ class Program:
         entry_parameters: of the marked function, None where the module itself is the entry.
 
     Raises:
-        TraceError: no line is marked, or several, or the source does not parse.
+        TraceError: no line is marked, or several, the source does not parse or compile, or the
+            marked function is where nothing can come.
         TraceFormatError: it spells a special token.
     """
 
@@ -65,10 +73,7 @@ class Program:
         self.context = context
         self.lines = tuple(unmarked(line) for line in source_lines(context))
         self.marked = marked_line(context)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the program's own making, as "\d" in a string
-            module = compile(context, "main.py", "exec", dont_inherit=True)
-        codes = [*_with_nested(module)]
+        codes = _compiled(context)
         self._codes = [_code_of(code, self.marked) for code in codes]
         self._module = 0
         self.entry = self._module if entry is None else self._find(entry)
@@ -189,7 +194,30 @@ class Program:
         for number, code in enumerate(self._codes):
             if (code.first_line, code.name) == entry:
                 return number
-        raise AssertionError(f"no code for the marked function {entry}")
+        raise TraceError(
+            "not-entered",
+            f"the marked function {entry[1]!r} at line {entry[0]} has no code: nothing can come "
+            "where it stands; expected a line that the program can reach: mark another",
+        )
+
+
+def _compiled(context: str) -> list[types.CodeType]:
+    """The module's code and all that are nested in it.
+
+    Raises:
+        TraceError: what parses need not compile: ``return`` outside of a function, deep nesting.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the program's own making, as "\d" in a string
+            module = compile(context, "main.py", "exec", dont_inherit=True)
+        return [*_with_nested(module)]
+    except PARSE_ERRORS as error:
+        raise TraceError(
+            "syntax",
+            f"the program does not compile: {type(error).__name__}: {error}; expected one that "
+            "Python would run: mend it and begin again",
+        ) from None
 
 
 def _with_nested(code: types.CodeType) -> Iterator[types.CodeType]:

@@ -10,6 +10,7 @@ from oracle import Oracle
 from cwm_jax.debugger.entry import program_of_source
 from cwm_jax.debugger.prediction import PredictionError
 from cwm_jax.debugger.web import MAX_SOURCE_CHARACTERS, make_router
+from cwm_jax.trace.format import START_MARKER
 
 SOURCE = """\
 def double(n):
@@ -161,6 +162,19 @@ def test_malformed_requests_are_refused_by_field(make_client, body, field):
         ("x = 1\n", "f(2)", "expected one of its names"),
         ("x = '<|frame_sep|>'\n", None, "special token"),
         ("def f():\n    return " + "(" * 300 + ")" * 300, None, "too many nested"),
+        # what parses and does not compile
+        ("return 1\n", None, "'return' outside function"),
+        ("break\n", None, "'break' outside loop"),
+        ("def f():\n    nonlocal x\n", None, "no binding for nonlocal 'x'"),
+        ("def f(a, a): pass\n", "f(1, 2)", "duplicate argument 'a'"),
+        ("from __future__ import nope\n", None, "future feature nope"),
+        ("x = " + "lambda: " * 1500 + "1\n", None, "RecursionError"),
+        # what the compiler leaves out
+        (
+            f"def f():\n    return 1\n    def g():{START_MARKER}\n        pass\n",
+            None,
+            "'g' at line 3",
+        ),
     ],
 )
 def test_programs_that_cannot_be_debugged_say_why(make_client, source, call, message):
