@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import collections
 import dataclasses
 import dis
 import types
@@ -249,10 +251,18 @@ class _Flow:
         self._instructions = [*byte_code]
         self._numbers = {i.offset: n for n, i in enumerate(self._instructions)}
         entries = byte_code.exception_entries  # pyright: ignore[reportAttributeAccessIssue]
-        self._handlers = [(entry.start, entry.end, entry.target) for entry in entries]
+        # CPython's table: each instruction has one handler at most, the innermost.
+        self._handlers = sorted((entry.start, entry.end, entry.target) for entry in entries)
         self._line_of = [i.positions.lineno if i.positions else None for i in self._instructions]
-        self.lines = {line for line in self._line_of if line}
+        self._of_line: dict[int, list[int]] = collections.defaultdict(list)
+        for number, line in enumerate(self._line_of):
+            if line:
+                self._of_line[line].append(number)
         self._edges = [self._successors(n) for n in range(len(self._instructions))]
+
+    @property
+    def lines(self) -> Iterable[int]:
+        return self._of_line.keys()
 
     def entered(self) -> frozenset[int]:
         for number, instruction in enumerate(self._instructions):
@@ -261,8 +271,8 @@ class _Flow:
         return frozenset()
 
     def following(self, line: int) -> frozenset[int]:
-        starts = [n for n, at in enumerate(self._line_of) if at == line]
-        return self._lines_from(sorted({e for n in starts for e in self._edges[n]}), line)
+        starts = {e for n in self._of_line[line] for e in self._edges[n]}
+        return self._lines_from(sorted(starts), line)
 
     def _lines_from(self, starts: Iterable[int], line: int | None) -> frozenset[int]:
         """Lines met first on the ways on; ``line`` itself where a jump leads back to it."""
@@ -282,9 +292,10 @@ class _Flow:
 
     def _firsts_of(self, line: int | None) -> set[int]:
         """Instructions of a line that a jump backwards from the line itself, or another, meets."""
-        of_line = {n for n, at in enumerate(self._line_of) if at == line}
-        back = {e for n in of_line for e in self._edges[n] if e in of_line and e <= n}
-        return back if line else set()
+        if line is None:
+            return set()
+        of_line = {*self._of_line[line]}
+        return {e for n in of_line for e in self._edges[n] if e in of_line and e <= n}
 
     def _successors(self, number: int) -> list[int]:
         instruction = self._instructions[number]
@@ -295,7 +306,13 @@ class _Flow:
         unconditional = name.startswith("JUMP_") and "IF" not in name
         if name not in _NEVER_FALL_THROUGH and not unconditional:
             successors.append(number + 1)
-        for start, end, target in self._handlers:
-            if start <= instruction.offset < end and target in self._numbers:
-                successors.append(self._numbers[target])
+        if (handler := self._handler(instruction.offset)) is not None:
+            successors.append(handler)
         return [n for n in successors if n < len(self._instructions)]
+
+    def _handler(self, offset: int) -> int | None:
+        """Where an exception at that offset goes on; None: it leaves the code."""
+        at = bisect.bisect_right(self._handlers, offset, key=lambda handler: handler[0]) - 1
+        if at < 0 or offset >= self._handlers[at][1]:
+            return None
+        return self._numbers.get(self._handlers[at][2])
