@@ -5,7 +5,7 @@ import threading
 import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.testclient import TestClient
-from oracle import Oracle
+from oracle import Gate, Oracle
 
 from cwm_jax.debugger.entry import program_of_source
 from cwm_jax.debugger.prediction import PredictionError
@@ -205,18 +205,6 @@ def test_sessions_are_bounded_in_number_age_and_frames(make_client):
     client = make_client(max_idle_s=0.0)
     commands, _ = begin(client)
     assert client.post(commands, json={"command": "step"}).status_code == 404
-
-
-class Gate:
-    """A model that answers when it is let."""
-
-    def __init__(self, oracle: Oracle) -> None:
-        self.oracle, self.entered, self.opened = oracle, threading.Event(), threading.Event()
-
-    def predict(self, request):
-        self.entered.set()
-        assert self.opened.wait(10)
-        return self.oracle.predict(request)
 
 
 def test_a_command_that_runs_is_looked_at_and_interrupted(make_client, tokenizer, tracer):
