@@ -96,9 +96,9 @@ def describe_tools(tools: Sequence[Tool]) -> str:
     return "\n\n".join([_PREAMBLE, *map(_describe, tools)])
 
 
-def render_call(call: ToolCall) -> str:
-    """The call as the model writes it."""
-    return f"{opening(call.name)}{_content(call)}{_CLOSING}"
+def render_call(call: ToolCall, tool: Tool | None = None) -> str:
+    """The call as the model writes it; without its ``tool`` as CWM knows one of that name."""
+    return f"{opening(call.name)}{_content(call, tool or Tool(call.name))}{_CLOSING}"
 
 
 def opening(name: str) -> str:
@@ -185,9 +185,9 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def _content(call: ToolCall) -> str:
+def _content(call: ToolCall, tool: Tool) -> str:
     """The arguments' one string for a tool that takes text, else the arguments as they are."""
-    if call.name not in TEXT_TOOLS:
+    if tool.text_argument is None:
         return call.arguments
     try:
         arguments = json.loads(call.arguments)
