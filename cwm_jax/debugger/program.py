@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import collections
 import dataclasses
 import dis
 import types
@@ -11,7 +13,14 @@ from typing import NamedTuple
 
 from cwm_jax.trace.format import check_plain
 from cwm_jax.trace.frames import TraceEvent, TraceFrame
-from cwm_jax.trace.tracer import find_entry, marked_line, source_lines, unmarked
+from cwm_jax.trace.tracer import (
+    PARSE_ERRORS,
+    TraceError,
+    find_entry,
+    marked_line,
+    source_lines,
+    unmarked,
+)
 
 _SUSPENDABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}
@@ -55,7 +64,8 @@ class Program:
         entry_parameters: of the marked function, None where the module itself is the entry.
 
     Raises:
-        TraceError: no line is marked, or several, or the source does not parse.
+        TraceError: no line is marked, or several, the source does not parse or compile, or the
+            marked function is where nothing can come.
         TraceFormatError: it spells a special token.
     """
 
@@ -65,10 +75,7 @@ class Program:
         self.context = context
         self.lines = tuple(unmarked(line) for line in source_lines(context))
         self.marked = marked_line(context)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the program's own making, as "\d" in a string
-            module = compile(context, "main.py", "exec", dont_inherit=True)
-        codes = [*_with_nested(module)]
+        codes = _compiled(context)
         self._codes = [_code_of(code, self.marked) for code in codes]
         self._module = 0
         self.entry = self._module if entry is None else self._find(entry)
@@ -189,7 +196,30 @@ class Program:
         for number, code in enumerate(self._codes):
             if (code.first_line, code.name) == entry:
                 return number
-        raise AssertionError(f"no code for the marked function {entry}")
+        raise TraceError(
+            "not-entered",
+            f"the marked function {entry[1]!r} at line {entry[0]} has no code: nothing can come "
+            "where it stands; expected a line that the program can reach: mark another",
+        )
+
+
+def _compiled(context: str) -> list[types.CodeType]:
+    """The module's code and all that are nested in it.
+
+    Raises:
+        TraceError: what parses need not compile: ``return`` outside of a function, deep nesting.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the program's own making, as "\d" in a string
+            module = compile(context, "main.py", "exec", dont_inherit=True)
+        return [*_with_nested(module)]
+    except PARSE_ERRORS as error:
+        raise TraceError(
+            "syntax",
+            f"the program does not compile: {type(error).__name__}: {error}; expected one that "
+            "Python would run: mend it and begin again",
+        ) from None
 
 
 def _with_nested(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -221,10 +251,18 @@ class _Flow:
         self._instructions = [*byte_code]
         self._numbers = {i.offset: n for n, i in enumerate(self._instructions)}
         entries = byte_code.exception_entries  # pyright: ignore[reportAttributeAccessIssue]
-        self._handlers = [(entry.start, entry.end, entry.target) for entry in entries]
+        # CPython's table: each instruction has one handler at most, the innermost.
+        self._handlers = sorted((entry.start, entry.end, entry.target) for entry in entries)
         self._line_of = [i.positions.lineno if i.positions else None for i in self._instructions]
-        self.lines = {line for line in self._line_of if line}
+        self._of_line: dict[int, list[int]] = collections.defaultdict(list)
+        for number, line in enumerate(self._line_of):
+            if line:
+                self._of_line[line].append(number)
         self._edges = [self._successors(n) for n in range(len(self._instructions))]
+
+    @property
+    def lines(self) -> Iterable[int]:
+        return self._of_line.keys()
 
     def entered(self) -> frozenset[int]:
         for number, instruction in enumerate(self._instructions):
@@ -233,8 +271,8 @@ class _Flow:
         return frozenset()
 
     def following(self, line: int) -> frozenset[int]:
-        starts = [n for n, at in enumerate(self._line_of) if at == line]
-        return self._lines_from(sorted({e for n in starts for e in self._edges[n]}), line)
+        starts = {e for n in self._of_line[line] for e in self._edges[n]}
+        return self._lines_from(sorted(starts), line)
 
     def _lines_from(self, starts: Iterable[int], line: int | None) -> frozenset[int]:
         """Lines met first on the ways on; ``line`` itself where a jump leads back to it."""
@@ -254,9 +292,10 @@ class _Flow:
 
     def _firsts_of(self, line: int | None) -> set[int]:
         """Instructions of a line that a jump backwards from the line itself, or another, meets."""
-        of_line = {n for n, at in enumerate(self._line_of) if at == line}
-        back = {e for n in of_line for e in self._edges[n] if e in of_line and e <= n}
-        return back if line else set()
+        if line is None:
+            return set()
+        of_line = {*self._of_line[line]}
+        return {e for n in of_line for e in self._edges[n] if e in of_line and e <= n}
 
     def _successors(self, number: int) -> list[int]:
         instruction = self._instructions[number]
@@ -267,7 +306,13 @@ class _Flow:
         unconditional = name.startswith("JUMP_") and "IF" not in name
         if name not in _NEVER_FALL_THROUGH and not unconditional:
             successors.append(number + 1)
-        for start, end, target in self._handlers:
-            if start <= instruction.offset < end and target in self._numbers:
-                successors.append(self._numbers[target])
+        if (handler := self._handler(instruction.offset)) is not None:
+            successors.append(handler)
         return [n for n in successors if n < len(self._instructions)]
+
+    def _handler(self, offset: int) -> int | None:
+        """Where an exception at that offset goes on; None: it leaves the code."""
+        at = bisect.bisect_right(self._handlers, offset, key=lambda handler: handler[0]) - 1
+        if at < 0 or offset >= self._handlers[at][1]:
+            return None
+        return self._numbers.get(self._handlers[at][2])

@@ -176,13 +176,21 @@ class Session:
         return Stop()
 
     def retry(self) -> Stop:
-        """Predicts the last frame again."""
-        last = self.current
-        if last.origin == "given":
-            raise CommandError("the first frame is given, not predicted; `step` predicts the next")
+        """Predicts the last frame again; it stays as it is where that fails."""
+        last, before = self.current, (self.steps, self.finished)
+        is_first = len(self.steps) == 1
+        if is_first and self.entry_frame is not None:  # whether or not it was set since
+            raise CommandError(
+                "the first frame is given, not predicted; `step` predicts the next, `reset` brings "
+                "back what was given"
+            )
         with self._undoable():
             self.steps, self.finished = self.steps[:-1], False
-            step = self._predict(last.forced)
+            try:
+                step = self._predict(CALL if is_first else last.forced)
+            except BaseException:  # also an interrupt
+                self.steps, self.finished = before
+                raise
             notes = ()
             if step.token_ids == last.token_ids:
                 greedy = self.options.temperature == 0

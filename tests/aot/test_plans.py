@@ -60,13 +60,14 @@ def test_a_refusal_on_sixteen_v5e_is_a_result_with_its_numbers():
 
 
 @pytest.mark.skipif(not has_tpu_compiler(), reason="needs libtpu")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "phase"),
     [
         ("v6e:8x8", "pretrain"),
-        pytest.param("v5p:4x4x4", "pretrain", marks=pytest.mark.slow),
-        pytest.param("v5p:4x4x8", "midtrain", marks=pytest.mark.slow),
-        pytest.param("v6e:16x16", "midtrain", marks=pytest.mark.slow),
+        ("v5p:4x4x4", "pretrain"),
+        ("v5p:4x4x8", "midtrain"),
+        ("v6e:16x16", "midtrain"),
     ],
 )
 def test_on_tpus(target, phase, tmp_path):

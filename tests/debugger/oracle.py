@@ -1,6 +1,7 @@
 """A model that is always right: it continues a prompt with the true trace, token by token."""
 
 import dataclasses
+import threading
 
 from cwm_jax.debugger.prediction import PredictionRequest
 from cwm_jax.tokenizer import END_OF_TEXT, Tokenizer
@@ -83,3 +84,15 @@ class Oracle:
         for number, token in enumerate(ids if request.constraint and not self.lies else []):
             allowed = request.constraint(ids[:number])
             assert allowed is None or token in allowed, self.tokenizer.decode(ids[: number + 1])
+
+
+class Gate:
+    """A model that answers when it is let."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle, self.entered, self.opened = oracle, threading.Event(), threading.Event()
+
+    def predict(self, request):
+        self.entered.set()
+        assert self.opened.wait(10)
+        return self.oracle.predict(request)

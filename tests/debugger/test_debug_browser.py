@@ -6,12 +6,13 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import uvicorn
-from fastapi import FastAPI
-from oracle import Oracle
+from fastapi import Depends, FastAPI, Request
+from oracle import Gate, Oracle
 from playwright.sync_api import Page, expect, sync_playwright
 
 from cwm_jax.debugger.entry import program_of_source
@@ -33,21 +34,33 @@ LIE = '<|line_sep|>{"n": "3", "m": "7"}<|action_sep|>    return m\n<|frame_sep|>
 
 
 @pytest.fixture(scope="module")
-def url(tokenizer, tracer):
+def frames(tracer):
+    return tracer.trace(program_of_source(SOURCE, "start(3)").context).frames
+
+
+@pytest.fixture(scope="module")
+def url(tokenizer, frames):
     """Of a server whose model knows the truth about `SOURCE`, but for one frame."""
-    frames = tracer.trace(program_of_source(SOURCE, "start(3)").context).frames
     second = [n for n, f in enumerate(frames) if f.source_line == "    return m\n"][2]
+    with served(make_router(lambda: Oracle(tokenizer, frames, {second: LIE}), tokenizer)) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def served(router):
     app = FastAPI()
-    app.include_router(make_router(lambda: Oracle(tokenizer, frames, {second: LIE}), tokenizer))
+    app.include_router(router)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}/debugger"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/debugger"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +230,25 @@ def test_errors_are_shown_and_written_text_is_never_markup(page):
     new.press("Enter")
     expect(page.get_by_label("Value of x")).to_have_value("<img src=x onerror=alert(1)>")
     assert page.locator("img").count() == 0
+
+
+@pytest.mark.parametrize("how", ["closed", "left"])
+def test_a_page_that_is_closed_or_left_stops_its_run(browser, tokenizer, frames, how):
+    gate, interrupted = Gate(Oracle(tokenizer, frames)), threading.Event()
+
+    async def note(request: Request) -> AsyncIterator[None]:
+        yield  # goes on where the request was served without an error
+        if request.url.path.endswith("/interrupt"):
+            interrupted.set()
+
+    with served(make_router(lambda: gate, tokenizer, api_dependencies=[Depends(note)])) as url:
+        page = browser.new_page()
+        page.goto(url)
+        start(page)
+        page.keyboard.press("c")
+        assert gate.entered.wait(10)
+        page.close() if how == "closed" else page.goto("about:blank")
+        was_told = interrupted.wait(5)
+        gate.opened.set()
+        page.close()
+    assert was_told

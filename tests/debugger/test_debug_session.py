@@ -486,6 +486,47 @@ def test_what_cannot_be_read_is_an_error_and_can_be_asked_for_again(debug, name)
     assert [r.seed for r in session._model._predictor.requests] == [5, 6, 7]
 
 
+def test_a_retry_that_fails_changes_nothing(debug):
+    source = """\
+        def count():  # << START_OF_TRACE
+            yield 1
+        list(count())
+        """
+    session = debug(source)
+    assert session.resume().why is Why.END
+    steps = session.steps
+    for lie in ("hello<|frame_sep|>", "<|end_of_text|>"):
+        session._model._predictor.lies[len(steps) - 1] = lie
+        with pytest.raises(PredictionError):
+            session.retry()
+        assert session.steps is steps and session.finished
+    session._model._predictor.predict = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        session.retry()
+    assert session.steps is steps and session.finished
+    session.back()
+    assert len(session.steps) == 1, "not what resume did, but a retry was taken back"
+
+
+def interrupt(request):
+    raise KeyboardInterrupt
+
+
+def test_a_given_first_frame_is_not_predicted_also_when_it_was_set(debug):
+    session = debug("def main():\n    return 1\n")
+    for _ in range(2):
+        steps = session.steps
+        with pytest.raises(CommandError, match="is given, not predicted"):
+            session.retry()
+        assert session.steps is steps and not session._model._predictor.requests
+        session.set("x", "1")
+    predicted = debug("def f(n):  # << START_OF_TRACE\n    return n\nf(7)\n")
+    predicted.set("n", "5")
+    predicted.retry()
+    assert predicted._model._predictor.prompts[-1].endswith("<|frame_sep|><|call_sep|>")
+    assert predicted.current.local_vars == {"n": "7"}
+
+
 WRONG_FRAMES = {
     "locals that are no JSON": ("<|line_sep|>{n: 1}<|action_sep|>    a = inner(n)\n", "not JSON"),
     "an unchanged value of nothing": (

@@ -202,6 +202,12 @@ def test_what_cannot_begin_says_why(capsys, tmp_path, arguments, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_program_that_does_not_compile_cannot_begin(capsys, tmp_path):
+    (tmp_path / "prog.py").write_text("return 1\n")
+    assert main(["debug", str(tmp_path / "prog.py"), "--model", "x"]) == 2
+    assert "'return' outside function" in capsys.readouterr().err
+
+
 _INTERRUPTIBLE = """
 import signal, sys
 from cwm_jax.__main__ import main

@@ -5,11 +5,12 @@ import threading
 import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.testclient import TestClient
-from oracle import Oracle
+from oracle import Gate, Oracle
 
 from cwm_jax.debugger.entry import program_of_source
 from cwm_jax.debugger.prediction import PredictionError
 from cwm_jax.debugger.web import MAX_SOURCE_CHARACTERS, make_router
+from cwm_jax.trace.format import START_MARKER
 
 SOURCE = """\
 def double(n):
@@ -161,6 +162,19 @@ def test_malformed_requests_are_refused_by_field(make_client, body, field):
         ("x = 1\n", "f(2)", "expected one of its names"),
         ("x = '<|frame_sep|>'\n", None, "special token"),
         ("def f():\n    return " + "(" * 300 + ")" * 300, None, "too many nested"),
+        # what parses and does not compile
+        ("return 1\n", None, "'return' outside function"),
+        ("break\n", None, "'break' outside loop"),
+        ("def f():\n    nonlocal x\n", None, "no binding for nonlocal 'x'"),
+        ("def f(a, a): pass\n", "f(1, 2)", "duplicate argument 'a'"),
+        ("from __future__ import nope\n", None, "future feature nope"),
+        ("x = " + "lambda: " * 1500 + "1\n", None, "RecursionError"),
+        # what the compiler leaves out
+        (
+            f"def f():\n    return 1\n    def g():{START_MARKER}\n        pass\n",
+            None,
+            "'g' at line 3",
+        ),
     ],
 )
 def test_programs_that_cannot_be_debugged_say_why(make_client, source, call, message):
@@ -191,18 +205,6 @@ def test_sessions_are_bounded_in_number_age_and_frames(make_client):
     client = make_client(max_idle_s=0.0)
     commands, _ = begin(client)
     assert client.post(commands, json={"command": "step"}).status_code == 404
-
-
-class Gate:
-    """A model that answers when it is let."""
-
-    def __init__(self, oracle: Oracle) -> None:
-        self.oracle, self.entered, self.opened = oracle, threading.Event(), threading.Event()
-
-    def predict(self, request):
-        self.entered.set()
-        assert self.opened.wait(10)
-        return self.oracle.predict(request)
 
 
 def test_a_command_that_runs_is_looked_at_and_interrupted(make_client, tokenizer, tracer):

@@ -1,10 +1,13 @@
 """Tool calls in an answer: the parts are the same however the text is cut."""
 
+from __future__ import annotations
+
 import json
 
 import pytest
 from cuts import cuts
 
+from cwm_jax.serve.chat import tools
 from cwm_jax.serve.chat.forced_call import ForcedCall
 from cwm_jax.serve.chat.tools import (
     Tool,
@@ -50,6 +53,16 @@ CALLS = [
         "<tool: rm>",
         [ToolCall("bash", '{"command": "x"}')],
     ),
+    (
+        '<tool: get-weather_2>\n{"a": NaN}\n</tool>',
+        '<tool: get-weather_2>\n{"a": NaN}\n</tool>',
+        [],
+    ),
+    (
+        "see <tool: bash>\n<tool: get-weather_2>\nx<tool: bash>\n\n<tool: bash>\n\n</tool>",
+        "see <tool: bash>\n<tool: get-weather_2>\nx<tool: bash>",
+        [ToolCall("bash", '{"command": ""}')],
+    ),
     ("a\n\n\n", "a\n\n\n", []),
     ("<tool", "<tool", []),
     ("a\n<b\n<tool: ", "a\n<b\n<tool: ", []),
@@ -78,6 +91,46 @@ def test_text_is_given_out_as_soon_as_it_is_no_call():
         "",
         "\n<tool: bag>",
     ]
+
+
+class Searches(str):
+    """A text that counts the characters in which something is looked for."""
+
+    num_searched = 0
+
+    def __add__(self, other: str) -> Searches:
+        return Searches(str(self) + other)
+
+    def find(self, sub, start=0, end=None):
+        Searches.num_searched += len(self) - start
+        return super().find(sub, start, end)
+
+    def rfind(self, sub, start=0, end=None):
+        Searches.num_searched += len(self) - start
+        return super().rfind(sub, start, end)
+
+
+class CountingPattern:
+    def __init__(self, pattern):
+        self._pattern = pattern
+
+    def search(self, text: Searches, start: int):
+        found = self._pattern.search(text, start)
+        Searches.num_searched += (found.end() if found else len(text)) - start
+        return found
+
+
+@pytest.mark.parametrize(
+    "text", ["line of text\n" * 500, "x" * 6000, "<tool: bash>\n" + "ls\n" * 2000 + "</tool>"]
+)
+def test_a_long_answer_is_searched_once_not_at_each_token(text, monkeypatch):
+    monkeypatch.setattr(tools, "_OPENING", CountingPattern(tools._OPENING))
+    monkeypatch.setattr(Searches, "num_searched", 0)
+    parser = ToolCallParser(TOOLS)
+    parser._text = Searches()
+    for start in range(0, len(text), 4):
+        parser.feed(text[start : start + 4])
+    assert 0 < Searches.num_searched < 20 * len(text)
 
 
 def test_without_tools_nothing_is_a_call():
@@ -154,3 +207,8 @@ def test_a_forced_call_follows_the_reasoning(name, reasoning, line_end):
 def test_arguments_of_text_are_json():
     text = 'echo "ü\\n" \x01\u2028'
     assert json.loads(BASH.arguments(text)) == {"command": text}
+
+
+@pytest.mark.parametrize("content", ['{"a": NaN}', '{"a": [Infinity]}', "-Infinity", "[1]", "{"])
+def test_arguments_are_an_object_of_json_as_others_read_it(content):
+    assert TOOLS[1].arguments(content) is None

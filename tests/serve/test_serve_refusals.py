@@ -2,6 +2,7 @@
 
 import json
 
+import fastapi
 import fastapi.testclient
 import pytest
 from serving import MODEL, serve_options
@@ -286,6 +287,28 @@ def test_a_key_opens_everything_but_health(fake):
             assert http.get(path).status_code == 200
         for path in ("/debugger", "/debugger/static/debugger.js"):  # not mounted here
             assert http.get(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (403, "permission_error"),
+        (409, "invalid_request_error"),
+        (422, "invalid_request_error"),
+        (500, "server_error"),
+    ],
+)
+def test_what_a_mounted_page_refuses_has_its_own_type(status, kind, fake):
+    router = fastapi.APIRouter()
+
+    @router.get("/page")
+    def page():
+        raise fastapi.HTTPException(status, "not so")
+
+    app = create_app(fake, serve_options(), routers=[router])
+    with fastapi.testclient.TestClient(app) as http:
+        reply = http.get("/page")
+    assert reply.status_code == status and error_of(reply)["type"] == kind
 
 
 @pytest.mark.parametrize(

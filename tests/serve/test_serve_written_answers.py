@@ -83,6 +83,40 @@ def test_the_answer_goes_back_with_what_the_tools_gave(fake, fake_client, tokeni
     ) in prompt_text(fake, tokenizer)
 
 
+@pytest.mark.parametrize("choice", ["auto", "none"])
+@pytest.mark.parametrize(
+    ("name", "properties", "is_text"),
+    [
+        ("bash", {"command": {"type": "string"}}, True),
+        ("bash", {"command": {"type": "string"}, "timeout": {"type": "integer"}}, False),
+        ("edit", {"lines": {"type": "array"}}, False),
+        ("other", {"command": {"type": "string"}}, False),
+    ],
+)
+def test_earlier_calls_are_spelled_as_the_requests_tool_is_called(
+    name, properties, is_text, choice, fake, fake_client, tokenizer
+):
+    parameters = {"type": "object", "properties": properties}
+    arguments = '{"command": "ls"}'
+    call = {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}
+    messages = [
+        *HI,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": ""},
+    ]
+    fake_client.chat.completions.create(
+        messages=messages,
+        model=MODEL,
+        tools=[{"type": "function", "function": {"name": name, "parameters": parameters}}],
+        tool_choice=choice,
+    )
+    content = "ls" if is_text else arguments
+    assert f"<tool: {name}>\n{content}\n</tool>" in prompt_text(fake, tokenizer)
+    fake_client.chat.completions.create(messages=messages, model=MODEL)  # no tools: CWM's own
+    content = arguments if name == "other" else "ls"
+    assert f"<tool: {name}>\n{content}\n</tool>" in prompt_text(fake, tokenizer)
+
+
 def test_an_answer_that_is_cut_is_all_reasoning(fake, fake_client):
     fake.answer, fake.finish_reason = "so far\n</thi", "length"
     choice = fake_client.chat.completions.create(messages=HI, model=MODEL).choices[0]

@@ -22,14 +22,14 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-async function call(path, body, method = body === undefined ? "GET" : "POST") {
+async function call(path, body, method = body === undefined ? "GET" : "POST", options = {}) {
   const headers = { Accept: "application/json" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const key = $("api-key").value.trim();
   if (key) headers.Authorization = `Bearer ${key}`;
   let reply;
   try {
-    reply = await fetch(API + path, { method, headers, body: body && JSON.stringify(body) });
+    reply = await fetch(API + path, { method, headers, body: body && JSON.stringify(body), ...options });
   } catch (error) {
     throw new Error(`The server cannot be reached (${error.message}).`);
   }
@@ -344,5 +344,8 @@ $("program").addEventListener("submit", start);
 $("edit-program").addEventListener("click", () => editProgram(true));
 $("compare").addEventListener("click", () => run("compare", { on: !state.comparing }));
 $("interrupt").addEventListener("click", () => call(`/${session}/interrupt`, {}).catch((error) => say(error.message)));
+window.addEventListener("pagehide", () => { // nobody sees what a command still predicts
+  if (session && busy) call(`/${session}/interrupt`, {}, "POST", { keepalive: true }).catch(() => {});
+});
 $("rewind").addEventListener("click", () => run("rewind", { frame: selected }));
 $("latest").addEventListener("click", () => select(state.frames.length - 1));

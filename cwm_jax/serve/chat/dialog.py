@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cwm_jax.data.chat import (
     THINK_CLOSING,
@@ -41,8 +41,9 @@ def dialog_of(request: ChatRequest, tokenizer: Tokenizer, *, reasons_by_default:
     Raises:
         ApiError: fields that contradict each other, and messages that make no dialog.
     """
-    tools, must_call = _tools(request)
-    messages = _messages(request.messages)
+    defined = _defined(request)
+    tools, must_call = _offered(request, defined)
+    messages = _messages(request.messages, {tool.name: tool for tool in defined})
     is_begun = messages[-1].is_assistant
     reasons = _reasons(request, reasons_by_default=reasons_by_default, is_begun=is_begun)
     if reasons:
@@ -58,13 +59,13 @@ def dialog_of(request: ChatRequest, tokenizer: Tokenizer, *, reasons_by_default:
     return Dialog(prompt, opened or (reasons and not is_begun), tools, must_call)
 
 
-def _messages(given: Sequence) -> list[Message]:
+def _messages(given: Sequence, tools: Mapping[str, Tool]) -> list[Message]:
     """Tool results get the name of the call that they answer."""
     names: dict[str, str] = {}
     messages = []
     for index, message in enumerate(given):
         if isinstance(message, AssistantMessage):
-            messages.append(_assistant(message, index))
+            messages.append(_assistant(message, index, tools))
             names |= {call.id: call.function.name for call in message.tool_calls or []}
         elif isinstance(message, ToolMessage):
             messages.append(Message(f"tool: {_tool_name(message, names, index)}", _text(message)))
@@ -74,14 +75,16 @@ def _messages(given: Sequence) -> list[Message]:
     return messages
 
 
-def _assistant(message: AssistantMessage, index: int) -> Message:
+def _assistant(message: AssistantMessage, index: int, tools: Mapping[str, Tool]) -> Message:
     if message.content is None and not (message.tool_calls or message.reasoning_content):
         raise _wrong(
             f"messages.{index}.content",
             "null; expected text, unless there are tool_calls or reasoning_content",
         )
     calls = [
-        render_call(ToolCall(call.function.name, call.function.arguments))
+        render_call(
+            ToolCall(call.function.name, call.function.arguments), tools.get(call.function.name)
+        )
         for call in message.tool_calls or []
     ]
     text = _text(message)
@@ -110,14 +113,24 @@ def _text(message) -> str:
     return "".join(part.text for part in content)
 
 
-def _tools(request: ChatRequest) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
-    """The tools that are offered, and those of which one must be called."""
+def _defined(request: ChatRequest) -> tuple[Tool, ...]:
+    """The request's tools, whether or not the answer may call them."""
     functions = [definition.function for definition in request.tools or []]
     names = [function.name for function in functions]
     twice = next((i for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
         raise _wrong(f"tools.{twice}.function.name", f"{names[twice]!r} is there twice")
-    choice = request.tool_choice
+    return tuple(
+        Tool(function.name, function.description or "", function.parameters or {})
+        for function in functions
+    )
+
+
+def _offered(
+    request: ChatRequest, tools: tuple[Tool, ...]
+) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
+    """The tools that the answer may call, and the names of those of which it must call one."""
+    names, choice = [tool.name for tool in tools], request.tool_choice
     if choice == "none":
         return (), ()
     if isinstance(choice, NamedTool) and choice.function.name not in names:
@@ -127,10 +140,6 @@ def _tools(request: ChatRequest) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
         )
     if choice == "required" and not names:
         raise _wrong("tool_choice", "'required', but there are no tools")
-    tools = tuple(
-        Tool(function.name, function.description or "", function.parameters or {})
-        for function in functions
-    )
     if isinstance(choice, NamedTool):
         return tools, (choice.function.name,)
     return tools, tuple(names) if choice == "required" else ()

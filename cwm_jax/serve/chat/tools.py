@@ -77,7 +77,7 @@ class Tool:
             return json.dumps({self.text_argument: content}, ensure_ascii=False)
         content = content.strip() or "{}"
         try:
-            found = json.loads(content)
+            found = json.loads(content, parse_constant=_no_constant)
         except (ValueError, RecursionError):
             return None
         return content if isinstance(found, dict) else None
@@ -96,9 +96,9 @@ def describe_tools(tools: Sequence[Tool]) -> str:
     return "\n\n".join([_PREAMBLE, *map(_describe, tools)])
 
 
-def render_call(call: ToolCall) -> str:
-    """The call as the model writes it."""
-    return f"{opening(call.name)}{_content(call)}{_CLOSING}"
+def render_call(call: ToolCall, tool: Tool | None = None) -> str:
+    """The call as the model writes it; without its ``tool`` as CWM knows one of that name."""
+    return f"{opening(call.name)}{_content(call, tool or Tool(call.name))}{_CLOSING}"
 
 
 def opening(name: str) -> str:
@@ -117,6 +117,7 @@ class ToolCallParser:
         self._text = ""
         self._given = 0  # characters of _text
         self._searched = 0  # no opening begins before
+        self._closing_searched = 0  # nor a closing of the one that is open
         self._call_end = -1  # of the last one
 
     def feed(self, text: str) -> tuple[str, list[ToolCall]]:
@@ -126,8 +127,11 @@ class ToolCallParser:
         content, calls = "", []
         while found := _OPENING.search(self._text, self._searched):
             tool = self._tools.get(found[1])
-            end = self._text.find(_CLOSING, found.end() - 1)  # content may be empty
+            # Content may be empty: the closing then begins with the opening's line end.
+            closing_start = max(found.end() - 1, self._closing_searched)
+            end = self._text.find(_CLOSING, closing_start)
             if tool is not None and end < 0:
+                self._closing_searched = max(closing_start, len(self._text) - len(_CLOSING) + 1)
                 return content + self._give(_before_line_ends(self._text, found.start())), calls
             arguments = tool and tool.arguments(self._text[found.end() : max(end, found.end())])
             self._searched = found.end()
@@ -135,7 +139,8 @@ class ToolCallParser:
                 content += self._give(_before_line_ends(self._text, found.start()))
                 calls.append(ToolCall(tool.name, arguments))
                 self._given = self._searched = self._call_end = end + len(_CLOSING)
-        return content + self._give(self._certain()), calls
+        self._searched = self._may_open()
+        return content + self._give(_before_line_ends(self._text, self._searched)), calls
 
     def finish(self) -> str:
         """The text that was held back; line ends after the last call are part of no text."""
@@ -143,15 +148,14 @@ class ToolCallParser:
         rest = self._text[start:]
         return "" if start == self._call_end and not rest.strip() else rest
 
-    def _certain(self) -> int:
-        """Where the text ends that no call can begin in, nor line ends before one."""
-        start = max(self._text.rfind("\n") + 1, self._searched)
+    def _may_open(self) -> int:
+        """Where the last line begins if it may become an opening, else the text's end."""
+        # A line before it is whole, and was searched.
+        start = max(self._text.rfind("\n", self._searched) + 1, self._searched)
         line = self._text[start:]
         may_begin = _OPENING_START.startswith(line) or _OPENING_BEGUN.fullmatch(line)
         at_line_start = start == 0 or self._text[start - 1] == "\n"
-        if may_begin and (at_line_start or not line):
-            return _before_line_ends(self._text, start)
-        return len(self._text)
+        return start if may_begin and at_line_start else len(self._text)
 
     def _give(self, end: int) -> str:
         start, self._given = self._given, max(end, self._given)
@@ -176,9 +180,14 @@ def _describe(tool: Tool) -> str:
     return "\n".join(filter(None, lines))
 
 
-def _content(call: ToolCall) -> str:
+def _no_constant(name: str) -> None:
+    """NaN and the infinities, which Python's ``json`` takes, are in no one else's JSON."""
+    raise ValueError(f"{name} is no JSON")
+
+
+def _content(call: ToolCall, tool: Tool) -> str:
     """The arguments' one string for a tool that takes text, else the arguments as they are."""
-    if call.name not in TEXT_TOOLS:
+    if tool.text_argument is None:
         return call.arguments
     try:
         arguments = json.loads(call.arguments)
