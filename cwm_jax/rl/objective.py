@@ -27,8 +27,8 @@ from jaxtyping import Array, Float
 
 from cwm_jax.config import ExecutionConfig, ModelConfig, PolicyLossConfig, RunConfig
 from cwm_jax.model.context import row_layout
+from cwm_jax.model.head import token_logprobs
 from cwm_jax.model.transformer import DEFAULT_EXECUTION, Params, hidden_states
-from cwm_jax.training.head import token_logprobs
 from cwm_jax.training.losses import Batch
 from cwm_jax.training.step import Objective
 

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from cwm_jax.config import ExecutionConfig, ModelConfig
+from cwm_jax.model import head
 from cwm_jax.model.context import row_layout
 from cwm_jax.model.transformer import DEFAULT_EXECUTION, Params, hidden_states
 from cwm_jax.sharding import BATCH_AXES, map_over_shards
-from cwm_jax.training import head
 
 Batch = dict[str, jax.Array]
 

@@ -14,7 +14,7 @@ from cwm_jax.data.mixture import length_bucket_text
 from cwm_jax.model.transformer import num_parameters
 from cwm_jax.sharding import MESH_AXES, abstract_mesh, mesh_shape, num_shards, shard_bytes
 from cwm_jax.training import scaling
-from cwm_jax.training.schedule import learning_rate_at
+from cwm_jax.training.optimizer import learning_rate_at
 from cwm_jax.training.state import abstract_state, state_shardings
 
 
