@@ -175,6 +175,7 @@ class RLConfig:
         ready_groups: of the asynchronous mode: groups that may wait for the trainer.
         rollout_devices: that play while the others train; 0 shares the trainer's.
         rollout_workers: processes on a Ray cluster that play; 0 plays in this one.
+        rollout_worker_gpus: that each of them asks of the cluster.
         ray_address: of that cluster, as ``ray.init`` takes it; None starts Ray on this machine.
         rollout_dtype: of the weights that play; None is the trainer's.
         max_rows: episodes that the engine computes at once.
@@ -196,6 +197,7 @@ class RLConfig:
     ready_groups: int = 16
     rollout_devices: int = 0
     rollout_workers: int = 0
+    rollout_worker_gpus: float = 0.0
     ray_address: str | None = None
     rollout_dtype: Literal["float32", "bfloat16"] | None = None
     max_rows: int = 32
@@ -226,7 +228,8 @@ class RLConfig:
             "eval_tasks",
             "eval_period",
         )
-        for name in ("rollout_devices", "rollout_workers", "eval_temperature"):
+        counts = ("rollout_devices", "rollout_workers", "rollout_worker_gpus", "eval_temperature")
+        for name in counts:
             if getattr(self, name) < 0:
                 raise ValueError(f"rl.{name} is {getattr(self, name)}; expected 0 or more")
         if self.mode == "synchronous" and (self.rollout_devices or self.rollout_workers):

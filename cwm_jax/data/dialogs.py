@@ -90,7 +90,7 @@ def output_dialog(episode: Episode) -> list[Message] | None:
 
 
 def trace_in_words(frames: Sequence[TraceFrame]) -> str:
-    """A trace as text without special tokens: each line that runs, and what it changes.
+    """A trace as text without special tokens: each line that runs, as it stands, and its effect.
 
     The entry's own frames are left out: it does nothing but call.
     """
@@ -128,8 +128,8 @@ class _Words:
 
     def _write(self, source_line: str) -> None:
         if len(self._scopes) > 1:
-            self.lines.append(source_line.strip())
-            self._last[-1] = len(self.lines) - 1, source_line.strip()
+            self.lines.append(source_line.rstrip())
+            self._last[-1] = len(self.lines) - 1, source_line.rstrip()
 
     def _note(self, text: str) -> None:
         if not text or len(self._scopes) < 2:

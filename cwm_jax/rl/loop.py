@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from cwm_jax.config import RunConfig, schema
+from cwm_jax.config import MeshConfig, RunConfig, schema
 from cwm_jax.distributed import Hosts
 from cwm_jax.inference.engine import Engine, EngineOptions
 from cwm_jax.rl.envs.kinds import load_tasks, make_environments
@@ -109,7 +109,7 @@ def run(
                 temperature=temperature,
             )
 
-        players = _players(config, dealer, make_rollouts, copies.of(state.params), tokenizer)
+        players = _players(config, dealer, make_rollouts, copies.of(state.params))
         stack.callback(players.close)
         evaluator = Evaluator(config, heldout, make_rollouts, copies, folder)
         if record is not None:
@@ -166,8 +166,26 @@ def make_engine(config: RunConfig, mesh: Mesh, params: Any, tokenizer: Tokenizer
         return Engine(params, config.model, tokenizer, options, execution=config.execution)
 
 
-def _players(config: RunConfig, dealer: Dealer, make_rollouts, params, tokenizer) -> Players:
+def make_local_rollouts(config: RunConfig, params: Any, tokenizer: Tokenizer) -> Rollouts:
+    """Those of a worker, on all devices of its process."""
     assert config.rl is not None
+    mesh = make_mesh(MeshConfig(fsdp=1, tensor=len(jax.local_devices())), jax.local_devices())
+    environments = make_environments(config.rl.environments, tokenizer)
+    return Rollouts(
+        make_engine(config, mesh, params, tokenizer),
+        environments,
+        max_tokens=config.batch.max_target_length,
+        ordered=False,
+        timeout_s=config.rl.environment_timeout_s,
+    )
+
+
+def _players(config: RunConfig, dealer: Dealer, make_rollouts, params) -> Players:
+    assert config.rl is not None
+    if config.rl.rollout_workers:
+        from cwm_jax.rl.ray_play import OnRay
+
+        return OnRay(config, dealer, params)
     synchronous = config.rl.mode == "synchronous"
     rollouts = make_rollouts(params, 1.0, ordered=synchronous)
     kind = InTurns if synchronous else AllTheTime

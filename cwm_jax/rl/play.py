@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import random
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from cwm_jax.rl.selection import Curriculum
 from cwm_jax.rl.tasks import TaskStream
 from cwm_jax.rl.trajectory import Trajectory, from_json, to_json
 
+_NO_TASK_S = 0.02  # until it is asked for again
 _MOST_PASSED_OVER = 100_000  # assumed: draws in a row that a curriculum may refuse
 
 
@@ -36,8 +38,16 @@ class Deal:
     task: Task
 
 
+class Deals(Protocol):
+    """Where tasks come from; any thread may ask."""
+
+    def deal(self) -> Deal | None:
+        """None: there is none now."""
+        ...
+
+
 class Dealer:
-    """Numbers the groups and says what each is asked; any thread may ask."""
+    """Numbers the groups and says what each is asked."""
 
     def __init__(self, stream: TaskStream, curriculum: Curriculum):
         self._stream, self._curriculum = stream, curriculum
@@ -180,27 +190,40 @@ class InTurns:
 
 
 class AllTheTime:
-    """Plays in a thread while the trainer trains; weights reach running episodes."""
+    """Plays in a thread while the trainer trains; weights reach running episodes.
 
-    def __init__(self, rollouts: Rollouts, dealer: Dealer, config: RLConfig, seed: int):
-        self._rollouts, self._dealer, self._config = rollouts, dealer, config
+    Episodes under way are not part of its state: their tasks come again in the next epoch.
+    """
+
+    def __init__(self, rollouts: Rollouts, deals: Deals, config: RLConfig, seed: int):
+        self._rollouts, self._deals, self._config = rollouts, deals, config
         self._table = Table(rollouts, config, seed)
         self._changed = threading.Condition()
         self._update: tuple[Any, int] | None = None
         self._closing = False
         self._failure: BaseException | None = None
+        self._started = False
         self._thread = threading.Thread(target=self._run, name="rollouts", daemon=True)
 
     def next_group(self) -> Group:
+        while True:
+            groups = self.take(1, timeout_s=None)
+            if groups:
+                return groups[0]
+
+    def take(self, most: int, *, timeout_s: float | None) -> list[Group]:
+        """Groups that are ready, one at least unless the time is over first."""
+        ready = self._table.ready
         with self._changed:
-            if not self._thread.is_alive() and self._failure is None:
+            if not self._started:
+                self._started = True
                 self._thread.start()
-            self._changed.wait_for(lambda: self._table.ready or self._failure is not None)
+            self._changed.wait_for(lambda: ready or self._failure is not None, timeout_s)
             if self._failure is not None:
                 raise RuntimeError("the rollouts failed; the cause is above") from self._failure
-            group = self._table.ready.popleft()
+            taken = [ready.popleft() for _ in range(min(most, len(ready)))]
             self._changed.notify_all()
-            return group
+            return taken
 
     def update_weights(self, params: Any, version: int) -> None:
         with self._changed:
@@ -244,8 +267,10 @@ class AllTheTime:
             update, self._update = self._update, None
         if update is not None:
             self._rollouts.update_weights(*update)
-        while self._has_room:
-            self._table.begin(self._dealer.deal())
+        while self._has_room and (deal := self._deals.deal()) is not None:
+            self._table.begin(deal)
+        if not self._table.num_groups:  # there was no task
+            time.sleep(_NO_TASK_S)
         return True
 
     @property

@@ -173,19 +173,19 @@ def main():  # << START_OF_TRACE
     return f(3)
 """
 WORDS = """def f(n):  # n=3
-total = 0  # total=0
-for i in range(2):  # i=0
-total += g(i) + n
+    total = 0  # total=0
+    for i in range(2):  # i=0
+        total += g(i) + n
 def g(x):  # x=0
-return x * 2  # 0
-total += g(i) + n  # total=3
-for i in range(2):  # i=1
-total += g(i) + n
+    return x * 2  # 0
+        total += g(i) + n  # total=3
+    for i in range(2):  # i=1
+        total += g(i) + n
 def g(x):  # x=1
-return x * 2  # 2
-total += g(i) + n  # total=8
-for i in range(2):
-return total  # 8"""
+    return x * 2  # 2
+        total += g(i) + n  # total=8
+    for i in range(2):
+    return total  # 8"""
 
 
 def test_a_trace_in_words():
