@@ -2,9 +2,10 @@
 
 Command:   python train.py --config configs/rl_32b.py --set checkpoint.load_parameters_path=FOLDER
            (FOLDER: the last checkpoint of configs/sft_32b.py)
-Hardware:  512 H100 that train (secondary: 64 data-parallel ranks x tensor 8) in one process, and a
-           Ray cluster of rollout workers, eight H100 each
-Time:      not run; 78 days if H100s reach 40 % MFU (assumed), players not counted
+Hardware:  512 H100 that train (secondary: 64 data-parallel ranks x tensor 8), and a Ray cluster of
+           rollout workers, eight H100 each. The loop trains in one process so far: what fits the
+           devices of one host runs, this does not yet (docs/posttraining.md)
+Time:      not run; 2.9 days if H100s reach 40 % MFU (assumed) and never wait for players
 Result:    unknown, not run
 Values:    objective, batch, limits and mixture: report, section 5; learning rate, group size and
            clipping are not published for it: those of Self-play SWE-RL (secondary)

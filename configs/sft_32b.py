@@ -4,7 +4,7 @@ Command:   python train.py --config configs/sft_32b.py \\
                --set checkpoint.load_parameters_path=FOLDER
            (FOLDER: the last checkpoint of configs/midtrain_32b.py; of the optimizer nothing)
 Hardware:  256 H100 (secondary: 32 data-parallel ranks x tensor 8, two rows for each rank)
-Time:      not run; 2.8 days if H100s reach 40 % MFU (assumed)
+Time:      not run; 2.7 days if H100s reach 40 % MFU (assumed)
 Result:    unknown, not run
 Values:    report, section 5.1; the shares within the 70 % are not published
 """
