@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -13,7 +14,6 @@ from field_reads import fields_read
 from tiny import VOCAB_SIZE, tiny_model, tiny_run
 
 import cwm_jax.config
-import train
 from configs.cwm_60m import TOKENS_PER_PARAMETER, ladder_model
 from configs.pretrain_32b import MODEL as PRETRAIN_MODEL
 from cwm_jax.config import (
@@ -27,12 +27,14 @@ from cwm_jax.config import (
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
+    Recipe,
     RopeParameters,
     RunConfig,
     SourceConfig,
     TokenizerConfig,
     layer_types_3_to_1,
 )
+from cwm_jax.config.files import load_config, load_recipe
 from cwm_jax.config.schema import flatten, from_json, known_keys, override, to_json
 from cwm_jax.training.plan import Plan, make_plan
 from cwm_jax.training.scaling import num_non_embedding_parameters
@@ -61,11 +63,14 @@ def plan_on_own_mesh(config: RunConfig) -> Plan:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_loads_plans_and_survives_json(path):
-    config = train.load_config(str(path))
-    assert config.run_name == path.stem
-    assert from_json(RunConfig, json.loads(json.dumps(to_json(config)))) == config
-    plan = plan_on_own_mesh(config)
-    assert plan.total_steps > 0 and plan.state_bytes_per_device < 80e9
+    found = load_recipe(str(path))
+    phases = found.phases if isinstance(found, Recipe) else (found,)
+    if len(phases) == 1:
+        assert phases[0].run_name == path.stem
+    for config in phases:
+        assert from_json(RunConfig, json.loads(json.dumps(to_json(config)))) == config
+        plan = plan_on_own_mesh(config)
+        assert plan.total_steps > 0 and plan.state_bytes_per_device < 80e9
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -79,7 +84,7 @@ def test_every_header_has_purpose_command_and_hardware(path):
     "path", [p for p in CONFIGS if "% MFU" in p.read_text()], ids=lambda path: path.stem
 )
 def test_estimated_times_follow_from_the_flops(path):
-    config = train.load_config(str(path))
+    config = load_config(str(path))
     plan = plan_on_own_mesh(config)
     found = re.search(r"([\d.]+) (hours|days) if H100s reach (\d+) % MFU", path.read_text())
     assert found is not None
@@ -92,7 +97,7 @@ def test_estimated_times_follow_from_the_flops(path):
 
 @pytest.mark.parametrize("name", LADDER)
 def test_rungs_have_cwms_shape(name):
-    config = train.load_config(str(ROOT / "configs" / f"{name}.py"))
+    config = load_config(str(ROOT / "configs" / f"{name}.py"))
     model = config.model
     assert num_non_embedding_parameters(model) == pytest.approx(LADDER[name], rel=0.1)
     assert model.head_dim == 128
@@ -111,14 +116,34 @@ def test_the_ladder_ends_at_the_32b_model():
 
 def test_law_batches_stay_near_the_law():
     for name in LADDER:
-        plan = plan_on_own_mesh(train.load_config(str(ROOT / "configs" / f"{name}.py")))
+        plan = plan_on_own_mesh(load_config(str(ROOT / "configs" / f"{name}.py")))
         law = 30.17 * plan.law_compute_flops**0.231
         assert plan.stages[0].batch_tokens == pytest.approx(law, rel=0.1)
 
 
+def test_phases_start_from_the_ones_before_them():
+    phases = load_recipe(str(ROOT / "configs/quickstart_rl.py")).phases
+    for before, config in itertools.pairwise(phases):
+        start = config.checkpoint
+        started = start.load_parameters_path or start.load_full_state_path
+        assert started == f"runs/{before.run_name}"
+        assert config.tokenizer.path == f"runs/{before.run_name}/export"
+        assert config.model == before.model
+        assert config.data.heldout_fraction == before.data.heldout_fraction  # nothing leaks
+
+
+def test_a_file_of_phases_is_no_single_run():
+    with pytest.raises(ValueError, match="has the phases quickstart-pre, quickstart-mid"):
+        load_config(str(ROOT / "configs/quickstart_rl.py"))
+    phase = tiny_run(ROOT)
+    for phases in ((), (phase, phase)):
+        with pytest.raises(ValueError, match="each with its own run_name"):
+            Recipe(phases=phases)
+
+
 def test_both_32b_phases_share_one_schedule():
-    pre = train.load_config(str(ROOT / "configs/pretrain_32b.py"))
-    mid = train.load_config(str(ROOT / "configs/midtrain_32b.py"))
+    pre = load_config(str(ROOT / "configs/pretrain_32b.py"))
+    mid = load_config(str(ROOT / "configs/midtrain_32b.py"))
     moved = {"start_tokens": 8 * 10**12, "train_tokens": 5 * 10**12}
     assert dataclasses.replace(pre.optimizer, **moved) == mid.optimizer
     assert pre.batch.global_batch_tokens == mid.batch.global_batch_tokens
@@ -128,7 +153,7 @@ def test_both_32b_phases_share_one_schedule():
 
 
 def test_a_length_bucket_can_be_set():
-    config = train.load_config(str(ROOT / "configs/midtrain_32b.py"))
+    config = load_config(str(ROOT / "configs/midtrain_32b.py"))
     changed = override(
         config,
         "data.length_buckets.1.attention_cap=none",
@@ -209,6 +234,8 @@ def test_override_reaches_one_source_of_many(run_config):
         ("optimiser.weight_decay=0", "did you mean 'optimizer.weight_decay'"),
         ("data.sources.0.pth=x", "did you mean 'data.sources.0.path'"),
         ("qqqq=1", "unknown key$"),
+        ("trace_evaluation.corpus=x", "is a value and has no field"),
+        ("optimizer=none", "got 'none'; expected"),
         ("optimizer=adam", "names a section; expected one of learning_rate"),
         ("optimizer.learning_rate.peak=1", "is a value and has no field 'peak'"),
         ("data.sources.9.path=x", "sources has 1 items, counted from 0"),
@@ -296,7 +323,7 @@ def buckets(*limits: int | None) -> DataConfig:
         (lambda: SourceConfig(name="a", kind="stdlib", weight=0.0), "weight is 0"),
         (lambda: TokenizerConfig(), "either path .* or vocab_size"),
         (lambda: TokenizerConfig(path="x", vocab_size=9), "either path .* or vocab_size"),
-        (lambda: DataConfig(sources=()), "sources is empty"),
+        (lambda: tiny_run(ROOT, data=DataConfig(sources=())), "expected one of them"),
         (lambda: DataConfig(sources=(SOURCE, SOURCE)), "has a name twice"),
         (lambda: DataConfig(sources=(SOURCE,), heldout_fraction=1.0), "heldout_fraction is 1"),
         (lambda: SourceConfig(name="a", kind="traces"), "path is None; kind 'traces'"),
@@ -376,7 +403,7 @@ def hf(**changes) -> dict:
 
 def test_transformers_default_is_the_32b_config():
     theirs = ModelConfig.from_hf(transformers.CwmConfig().to_dict())
-    assert theirs == train.load_config(str(ROOT / "configs/cwm_32b.py")).model
+    assert theirs == load_config(str(ROOT / "configs/cwm_32b.py")).model
 
 
 @pytest.mark.parametrize(

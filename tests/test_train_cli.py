@@ -17,6 +17,7 @@ from tiny import write_corpus
 import train
 from convert.from_hf import from_hf
 from convert.to_hf import to_hf
+from cwm_jax.config.files import load_config
 from cwm_jax.sharding import make_mesh
 from cwm_jax.tokenizer import load_tokenizer
 from cwm_jax.training.checkpoint import Checkpointer, RunRecord, resolve_checkpoint, restore
@@ -160,7 +161,7 @@ def test_the_next_phase_starts_from_weights_and_optimizer_state(full_run, train_
     second = read_metrics(full_run[0].parent / "phase_two" / "metrics.jsonl")
     assert second[0]["heldout_loss"] == last["heldout_loss"] < first["heldout_loss"]
     assert second[0]["tokens"] == tokens and second[-1]["tokens"] == 2 * tokens
-    config = train.load_config(str(full_run[0].parents[1] / "tiny.py"))
+    config = load_config(str(full_run[0].parents[1] / "tiny.py"))
     mesh = make_mesh(config.mesh)
     state = restore(
         resolve_checkpoint(full_run[0].parent / "phase_two"),
@@ -189,7 +190,7 @@ def test_training_starts_from_imported_bfloat16_weights(full_run, train_tiny, ho
 
 
 def test_training_on_broken_weights_stops_with_a_report(full_run, train_tiny, home):
-    config = train.load_config(str(home / "tiny.py"))
+    config = load_config(str(home / "tiny.py"))
     state = init_sharded_state(config, make_mesh(config.mesh))
     state = dataclasses.replace(state, params=jax.tree.map(lambda x: x * math.nan, state.params))
     tokenizer = load_tokenizer(full_run[0] / "export")
@@ -273,7 +274,7 @@ def test_a_config_changed_within_a_second_is_read_again(tmp_path):
     for name in ("one", "two"):
         path.write_text(text.replace("config,\n", f"config,\n        run_name={name!r},\n", 1))
         os.utime(path, (1, 1))
-        assert train.load_config(str(path)).run_name == name
+        assert load_config(str(path)).run_name == name
 
 
 def test_an_unknown_key_names_the_nearest(train_tiny):

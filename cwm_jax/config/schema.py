@@ -48,12 +48,15 @@ def _note_change(
         raise ValueError(f"--set {key}: unknown key{nearest_hint(key, known)}")
     value = getattr(config, name)
     if dataclasses.is_dataclass(value):
-        if not rest:
+        if not rest and text.lower() in ("none", "null"):
+            changes[name] = _value_from_text(text, hints[name], key)  # a section that may lack
+        elif not rest:
             raise ValueError(
                 f"--set {key}: names a section; expected one of "
                 f"{', '.join(known_keys(value)[:6])}, ..."
             )
-        _note_change(changes.setdefault(name, {}), value, rest, text, key=key, root=root)
+        else:
+            _note_change(changes.setdefault(name, {}), value, rest, text, key=key, root=root)
     elif rest and isinstance(value, tuple) and rest[0].isdigit() and int(rest[0]) < len(value):
         index = int(rest[0])  # data.sources.0.path: one item of a tuple of sections
         items = changes.setdefault(name, {}).setdefault(index, {})

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.config import RunConfig
+from cwm_jax.config import RLConfig, RunConfig
 from cwm_jax.rl.environment import Task
-from cwm_jax.rl.rollout import Rollouts, Wanted
+from cwm_jax.rl.playing.rollout import Rollouts, Wanted
 from cwm_jax.rl.weights import WeightCopies
 
 _Z95 = statistics.NormalDist().inv_cdf(0.975)
@@ -78,7 +78,8 @@ class Evaluator:
     ):
         """``make_rollouts``: of weights and a temperature."""
         assert config.rl is not None
-        self._rl, self._make, self._copies = config.rl, make_rollouts, copies
+        self._rl: RLConfig = config.rl
+        self._make, self._copies = make_rollouts, copies
         self._path = folder / EVALUATION_FILE
         self._tasks = {name: tasks[: config.rl.eval_tasks] for name, tasks in heldout.items()}
 

@@ -18,7 +18,7 @@ from cwm_jax.rl.advantages import group_advantages
 from cwm_jax.rl.batches import Learnable, RowPacker
 from cwm_jax.rl.evaluation import Evaluator
 from cwm_jax.rl.objective import REFERENCE, batch_logprobs, policy_objective
-from cwm_jax.rl.play import Dealer, Group, Players
+from cwm_jax.rl.playing.players import Dealer, Group, Players
 from cwm_jax.rl.report import format_rl_line
 from cwm_jax.rl.selection import rejection, shaped_return
 from cwm_jax.rl.trajectory import Trajectory, from_json, to_json, write_trajectories

@@ -16,11 +16,11 @@ from cwm_jax.inference.engine import Engine, EngineOptions
 from cwm_jax.rl.envs.kinds import load_tasks, make_environments
 from cwm_jax.rl.evaluation import Evaluator, changes
 from cwm_jax.rl.learner import Learner
-from cwm_jax.rl.play import AllTheTime, Dealer, InTurns, Players
+from cwm_jax.rl.playing.players import AllTheTime, Dealer, InTurns, Players
+from cwm_jax.rl.playing.rollout import Rollouts
+from cwm_jax.rl.playing.tasks import TaskStream, split_tasks
 from cwm_jax.rl.report import describe_change, plot_rl
-from cwm_jax.rl.rollout import Rollouts
 from cwm_jax.rl.selection import Curriculum
-from cwm_jax.rl.tasks import TaskStream, split_tasks
 from cwm_jax.rl.weights import WeightCopies
 from cwm_jax.sharding import make_mesh
 from cwm_jax.storage import write_whole
@@ -183,7 +183,7 @@ def make_local_rollouts(config: RunConfig, params: Any, tokenizer: Tokenizer) ->
 def _players(config: RunConfig, dealer: Dealer, make_rollouts, params) -> Players:
     assert config.rl is not None
     if config.rl.rollout_workers:
-        from cwm_jax.rl.ray_play import OnRay
+        from cwm_jax.rl.playing.on_ray import OnRay
 
         return OnRay(config, dealer, params)
     synchronous = config.rl.mode == "synchronous"

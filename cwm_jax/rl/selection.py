@@ -51,7 +51,8 @@ class Curriculum:
     """Solve rates of tasks, and who is asked."""
 
     def __init__(self, config: CurriculumConfig | None, seed: int):
-        self._config, self._seed = config, seed
+        self._config: CurriculumConfig | None = config
+        self._seed = seed
         self._outcomes: dict[str, collections.deque[bool]] = {}
 
     def note(self, trajectory: Trajectory) -> None:

@@ -14,7 +14,7 @@ from cwm_jax.inference.engine import Engine, EngineOptions
 from cwm_jax.rl.batches import Learnable, RowPacker, flatten
 from cwm_jax.rl.environment import Task
 from cwm_jax.rl.objective import batch_logprobs
-from cwm_jax.rl.rollout import Rollouts, Wanted
+from cwm_jax.rl.playing.rollout import Rollouts, Wanted
 from cwm_jax.tokenizer import train_tokenizer
 
 MODEL = tiny_model(num_hidden_layers=2)

@@ -20,7 +20,7 @@ from cwm_jax.inference.pretrained import load_pretrained
 from cwm_jax.rl.batches import Learnable, RowPacker
 from cwm_jax.rl.environment import Observation, Task
 from cwm_jax.rl.objective import batch_logprobs
-from cwm_jax.rl.rollout import Rollouts, Wanted
+from cwm_jax.rl.playing.rollout import Rollouts, Wanted
 from cwm_jax.tokenizer import train_tokenizer
 
 CONFIG = tiny_model(

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from cwm_jax.config import RunConfig, schema
-from cwm_jax.rl.play import AllTheTime, Deal, Dealer, Group
+from cwm_jax.rl.playing.players import AllTheTime, Deal, Dealer, Group
 from cwm_jax.rl.trajectory import from_json, to_json
 
 _LOG = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from cwm_jax.config import RLConfig
 from cwm_jax.rl.environment import Task
-from cwm_jax.rl.rollout import Rollouts, Wanted
+from cwm_jax.rl.playing.rollout import Rollouts, Wanted
+from cwm_jax.rl.playing.tasks import TaskStream
 from cwm_jax.rl.selection import Curriculum
-from cwm_jax.rl.tasks import TaskStream
 from cwm_jax.rl.trajectory import Trajectory, from_json, to_json
 
 _NO_TASK_S = 0.02  # until it is asked for again
@@ -196,7 +196,8 @@ class AllTheTime:
     """
 
     def __init__(self, rollouts: Rollouts, deals: Deals, config: RLConfig, seed: int):
-        self._rollouts, self._deals, self._config = rollouts, deals, config
+        self._rollouts, self._deals = rollouts, deals
+        self._config: RLConfig = config
         self._table = Table(rollouts, config, seed)
         self._changed = threading.Condition()
         self._update: tuple[Any, int] | None = None
@@ -275,6 +276,5 @@ class AllTheTime:
 
     @property
     def _has_room(self) -> bool:
-        config, table = self._config, self._table
-        few_ready = len(table.ready) < config.ready_groups
-        return few_ready and table.num_groups < config.groups_at_once
+        few_ready = len(self._table.ready) < self._config.ready_groups
+        return few_ready and self._table.num_groups < self._config.groups_at_once

@@ -36,11 +36,14 @@ class TaskStream:
 
     def draw(self) -> tuple[str, Task]:
         """The next one."""
-        name = min(self._environments, key=lambda e: (self._drawn[e.name] + 1) / e.weight).name
+        name = min(self._environments, key=self._turn).name
         tasks, number = self._tasks[name], self._drawn[name]
         self._drawn[name] += 1
         epoch, place = divmod(number, len(tasks))
         return name, tasks[self._order(name, epoch)[place]]
+
+    def _turn(self, environment: EnvironmentConfig) -> float:
+        return (self._drawn[environment.name] + 1) / environment.weight
 
     def state(self) -> dict[str, Any]:
         return {"drawn": dict(self._drawn)}

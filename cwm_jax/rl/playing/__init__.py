@@ -1,0 +1,1 @@
+"""Episodes: which tasks, on which engine, in which thread or machine."""
