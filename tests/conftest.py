@@ -38,6 +38,7 @@ install_import_hook(
         "cwm_jax.inference.scoring",
         "cwm_jax.kernels",
         "cwm_jax.model",
+        "cwm_jax.rl.objective",
         "cwm_jax.training.losses",
     ],
     "beartype.beartype",

@@ -28,3 +28,9 @@ SAMPLER_ATOL = 1e-4
 # How far bfloat16's log-probabilities of a rollout may stray from the trainer's, mean and max, over
 # transformers' cached decoding against its full forward: the issue's bound.
 BF16_MISMATCH_RATIO = 2.0
+
+# Log-probabilities in chunks, entropies and gradients against all logits at once, float32: max
+# |difference| relative to max(1, the largest).
+LOGPROBS_ATOL = 1e-5
+# Policy objectives in float32 against slow float64: max |difference| relative to the largest.
+POLICY_RTOL = 1e-5

@@ -40,20 +40,26 @@ class PolicyLossConfig:
     Attributes:
         baseline: what is subtracted from a trajectory's return: ``token_mean``, the group's mean
             weighted by action tokens; ``mean``; ``leave_one_out``, the mean of the others.
-        divide_by_std: divide the advantages by the group's standard deviation.
+        divide_by_std: divide the advantages by the group's standard deviation, that of all its
+            returns (of n, not n - 1).
         ratio: of probabilities to the sampler's: of each ``token``, or of the whole ``sequence``,
-            the exponential of its mean log-ratio.
+            the exponential of the mean log-ratio of its action tokens.
         surrogate: ``clip`` is PPO's; ``cispo`` takes the clipped ratio as a constant weight, so
             that every token learns.
-        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-        normalization: what the sum over action tokens is divided by: for each row of the batch a
-            ``constant``; the number of ``tokens``; or each trajectory's by its own number, then by
-            that of trajectories (``sequence``).
-        normalization_tokens: the constant; None is the rows' length.
-        kl_weight: of the estimated divergence from the starting policy; 0 keeps no such policy.
+        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]; from
+            clip_low = 1 on there is no lower bound.
+        normalization: what the sum over the batch's action tokens is divided by: a ``constant``;
+            the number of ``tokens`` in it; or each trajectory's by its own number, then by that of
+            trajectories (``sequence``).
+        normalization_tokens: the constant, for each row of the batch; None is the rows' length,
+            which divides by the batch's room for tokens, however it is cut into rows. The report's
+            131,072 is the length of its rows.
+        kl_weight: of the estimated divergence from the starting policy, at each action token of
+            the batch; 0 keeps no such policy.
         importance_cap: truncated importance weights: the ratio of the trainer's probabilities
             before the step to the sampler's is a weight of at most this, and the clipped ratio is
-            to the trainer's own; None leaves both in one ratio.
+            to the trainer's own, which is 1 in the one step that a batch is used for, so that
+            nothing is clipped; None leaves both in one ratio.
     """
 
     baseline: Literal["token_mean", "mean", "leave_one_out"] = "token_mean"
@@ -63,7 +69,7 @@ class PolicyLossConfig:
     clip_low: float = 0.2  # report
     clip_high: float = 0.25  # report
     normalization: Literal["constant", "tokens", "sequence"] = "constant"
-    normalization_tokens: int | None = 131_072  # report
+    normalization_tokens: int | None = None  # report, at its rows of 131,072
     kl_weight: float = 0.0  # report: none
     importance_cap: float | None = None
 
@@ -80,8 +86,9 @@ class FilterConfig:
 
     Attributes:
         max_staleness_steps: steps since the weights that drew its most recent token, at most.
-        gibberish_min_token_id: a trajectory with a token above this id, which is rare text, that
-            the sampler gave less than the least probability, is rejected; None rejects none.
+        gibberish_min_token_id: a trajectory with a token above this id, which is rare text in the
+            vocabulary of Llama 3, that the sampler gave less than the least probability, is
+            rejected; None rejects none, nor does an id that the vocabulary has not.
         gibberish_margin: the least log-probability is that of a uniform draw, less this, in nats.
     """
 
@@ -149,6 +156,12 @@ class CurriculumConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(self, "min_episodes", "memory_episodes")
+        if self.min_episodes > self.memory_episodes:
+            raise ValueError(
+                f"rl.curriculum.min_episodes is {self.min_episodes}, memory_episodes "
+                f"{self.memory_episodes}; expected no more than are remembered: with more, no "
+                "task's rate would ever count"
+            )
         if not 0 <= self.min_solve_rate <= self.max_solve_rate <= 1:
             raise ValueError(
                 f"rl.curriculum: solve rates {self.min_solve_rate} to {self.max_solve_rate}; "

@@ -36,9 +36,14 @@ class Chunk:
     """In this device's part of the vocabulary; outside of it elsewhere."""
 
 
-def chunk(x, kernel, targets, vocab: tuple[str, ...]) -> Chunk:
-    """Logits ``[B, C, V]`` of tokens and a part of the vocabulary, and what all parts give."""
+def chunk(x, kernel, targets, vocab: tuple[str, ...], temperature: float = 1.0) -> Chunk:
+    """Logits ``[B, C, V]`` of tokens and a part of the vocabulary, and what all parts give.
+
+    They are divided by ``temperature`` in float32, as a sampler does.
+    """
     logits = jnp.einsum("bcd,dv->bcv", x, kernel, preferred_element_type=jnp.float32)
+    if temperature != 1.0:
+        logits = logits / temperature
     V = kernel.shape[1]
     index = targets - (jax.lax.axis_index(vocab) * V if vocab else 0)
     here = (index >= 0) & (index < V)
@@ -62,54 +67,56 @@ def chunk_gradients(x, kernel, found: Chunk, d_lse, d_target, vocab: tuple[str, 
     return d_x, d_kernel
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def token_logprobs(
     x: Float[Array, "B T D"],
     kernel: Float[Array, "D V"],
     targets: Int[Array, "B T"],
     chunk_tokens: int,
+    temperature: float = 1.0,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """(log-probability of each target, entropy of each prediction), float32, in nats.
+    """(log-probability of each target, entropy of each prediction), float32, in nats,
+    of the distribution whose logits are divided by ``temperature`` (above 0).
 
     Differentiable once in x and kernel, through the first result alone; the logits are computed
     again for it.
     """
-    return _token_logprobs(x, kernel, targets, chunk_tokens)[:2]
+    return _token_logprobs(x, kernel, targets, chunk_tokens, temperature)
 
 
-def _token_logprobs(x, kernel, targets, chunk_tokens: int):
-    """With the log-sum-exps."""
+def _token_logprobs(x, kernel, targets, chunk_tokens: int, temperature: float):
 
     def local(x, kernel, targets):
         def one(_, inputs):
             x, targets = inputs
-            found = chunk(x, kernel, targets, vocab)
-            p = jnp.exp(found.logits - found.lse[..., None])
-            mean_logit = jax.lax.psum(jnp.sum(p * found.logits, axis=-1), vocab)
-            results = (found.target_logits - found.lse, found.lse - mean_logit, found.lse)
-            return None, results
+            found = chunk(x, kernel, targets, vocab, temperature)
+            # not lse - sum(p * logits): the rounding of p is not to be multiplied by large logits
+            logp = found.logits - found.lse[..., None]
+            entropy = -jax.lax.psum(jnp.sum(jnp.exp(logp) * logp, axis=-1), vocab)
+            return None, (found.target_logits - found.lse, entropy)
 
         _, results = scan(one, None, split((x, targets), chunk_tokens))
         return tuple(join(result, targets.shape[1]) for result in results)
 
     vocab = axes_of("vocab")
     run = map_over_shards(
-        local, in_axes=(X_AXES, GATHERED_AXES, BATCH_AXES), out_axes=(BATCH_AXES,) * 3
+        local, in_axes=(X_AXES, GATHERED_AXES, BATCH_AXES), out_axes=(BATCH_AXES,) * 2
     )
     found: Any = run(x, kernel, targets)
     return found
 
 
-def _forward(x, kernel, targets, chunk_tokens):
-    logprobs, entropy, _ = _token_logprobs(x, kernel, targets, chunk_tokens)
-    return (logprobs, entropy), (x, kernel, targets)
+def _forward(x, kernel, targets, chunk_tokens, temperature):
+    found = _token_logprobs(x, kernel, targets, chunk_tokens, temperature)
+    return found, (x, kernel, targets)
 
 
-def _backward(chunk_tokens, residuals, cotangents):
+def _backward(chunk_tokens, temperature, residuals, cotangents):
     def local(x, kernel, targets, d_logprobs):
         def one(d_kernel, inputs):
             x, targets, d = inputs
-            found = chunk(x, kernel, targets, vocab)
+            found = chunk(x, kernel, targets, vocab, temperature)
+            d = d / temperature  # of the logits before the division
             d_x, d_part = chunk_gradients(x, kernel, found, -d, d, vocab)
             return d_kernel + d_part, d_x
 

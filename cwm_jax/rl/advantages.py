@@ -14,18 +14,19 @@ _LEAST_STD = 1e-6  # assumed: below it all returns are equal
 def group_advantages(
     returns: Sequence[float], num_action_tokens: Sequence[int], loss: PolicyLossConfig
 ) -> np.ndarray:
-    """``[n]`` float64: return minus baseline, the same for all tokens of a trajectory.
+    """``[n]`` float64: return minus baseline, the same for all action tokens of a trajectory.
 
     Args:
         returns: of the trajectories of one task.
         num_action_tokens: of each; only ``token_mean`` weighs by them.
         loss: ``baseline`` and ``divide_by_std``.
 
-    A group of one has nothing to be compared with: its advantage is 0, whatever the baseline.
+    They are exactly 0 where all returns are equal: nothing is learnt from such a group, nor from a
+    group of one, which has nothing to be compared with.
     """
     R, L = np.asarray(returns, np.float64), np.asarray(num_action_tokens, np.float64)
     n = len(R)
-    if n < 2:
+    if n < 2 or R.max() == R.min():  # exactly, whatever the baseline's rounding
         return np.zeros(n)
     if loss.baseline == "token_mean":
         baseline = (R * L).sum() / max(L.sum(), 1.0)
@@ -34,8 +35,6 @@ def group_advantages(
     else:
         baseline = (R.sum() - R) / (n - 1)
     advantages = R - baseline
-    if R.max() == R.min():  # exactly, whatever the baseline's rounding
-        return np.zeros(n)
     if loss.divide_by_std:
         advantages = advantages / max(R.std(), _LEAST_STD)
     return advantages

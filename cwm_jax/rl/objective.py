@@ -1,8 +1,9 @@
 """The policy's objective as a pure function of a packed batch; every choice is a setting.
 
 ==========  =========================================================================
-published   settings of ``PolicyLossConfig`` that differ from the defaults (the report's)
+published   settings of ``PolicyLossConfig`` that differ from the defaults
 ==========  =========================================================================
+the report  none: PPO's clipped ratio, advantages against the token-weighted mean
 GRPO        baseline="mean", divide_by_std=True, clip_high=0.2, normalization="sequence",
             kl_weight=0.04
 Dr.GRPO     baseline="mean", clip_high=0.2
@@ -10,10 +11,13 @@ RLOO        baseline="leave_one_out"
 DAPO        baseline="mean", divide_by_std=True, clip_high=0.28, normalization="tokens"
 GSPO        baseline="mean", divide_by_std=True, ratio="sequence", normalization="sequence",
             clip_low=3e-4, clip_high=4e-4
-CISPO       baseline="mean", divide_by_std=True, surrogate="cispo", normalization="tokens"
+CISPO       baseline="mean", divide_by_std=True, surrogate="cispo", normalization="tokens",
+            clip_low=1.0 (no lower bound); its upper bound was not published
 ==========  =========================================================================
 
-Truncated importance weights (``importance_cap``) go with any of them. B rows, T positions.
+RLOO is published without a ratio; here it is clipped as everywhere. Truncated importance weights
+(``importance_cap``) go with any of them, and so does ``kl_weight``; both see only what is in the
+batch: groups whose returns are equal are not. B rows, T positions.
 """
 
 from __future__ import annotations
@@ -29,10 +33,12 @@ from cwm_jax.config import ExecutionConfig, ModelConfig, PolicyLossConfig, RunCo
 from cwm_jax.model.context import row_layout
 from cwm_jax.model.head import token_logprobs
 from cwm_jax.model.transformer import DEFAULT_EXECUTION, Params, hidden_states
+from cwm_jax.sharding import BATCH_AXES, shard
 from cwm_jax.training.losses import Batch
 from cwm_jax.training.step import Objective
 
 REFERENCE = "reference_logprobs"  # key of a batch: of the targets, under the starting policy
+_MAXIMA = ("ratio_max", "mismatch_max")  # of ``PolicySums``
 
 
 @jax.tree_util.register_dataclass
@@ -44,8 +50,11 @@ class PolicySums:
     """To be minimised; the caller divides it by ``divisor``."""
     num_actions: Float[Array, ""]
     ratio: Float[Array, ""]
+    """The one that is clipped."""
+    ratio_max: Float[Array, ""]
     clipped_low: Float[Array, ""]
-    """Tokens whose ratio lies below the range while their advantage is negative: no gradient."""
+    """Tokens whose ratio lies below the range while their advantage is negative: no gradient. With
+    ``cispo``, all below it: a gradient of another weight."""
     clipped_high: Float[Array, ""]
     """Likewise above it, where the advantage is positive."""
     entropy: Float[Array, ""]
@@ -66,8 +75,10 @@ def zero_sums() -> PolicySums:
 
 
 def add_sums(a: PolicySums, b: PolicySums) -> PolicySums:
+    """Those of the rows of both: maxima are of both, the rest is added."""
     both = jax.tree.map(jnp.add, a, b)
-    return dataclasses.replace(both, mismatch_max=jnp.maximum(a.mismatch_max, b.mismatch_max))
+    maxima = {name: jnp.maximum(getattr(a, name), getattr(b, name)) for name in _MAXIMA}
+    return dataclasses.replace(both, **maxima)
 
 
 def batch_logprobs(
@@ -75,11 +86,13 @@ def batch_logprobs(
     model_config: ModelConfig,
     batch: Batch,
     *,
+    temperature: float = 1.0,
     execution: ExecutionConfig = DEFAULT_EXECUTION,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """(log-probability of each target, entropy of each prediction), in the rows' own order.
 
-    No more logits exist at a time than for ``execution.loss_chunk_tokens`` tokens.
+    ``temperature`` divides the logits. No more of them exist at a time than for
+    ``execution.loss_chunk_tokens`` tokens.
     """
     layout = row_layout(execution.context_layout)
     rows = {
@@ -96,9 +109,10 @@ def batch_logprobs(
         layout=layout,
     )
     kernel = params["lm_head"]["kernel"].astype(x.dtype)
-    found: Any = token_logprobs(x, kernel, rows["targets"], execution.loss_chunk_tokens)
-    logprobs, entropy = found
-    return layout.restore(logprobs), jax.lax.stop_gradient(layout.restore(entropy))
+    chunk_tokens = execution.loss_chunk_tokens
+    found: Any = token_logprobs(x, kernel, rows["targets"], chunk_tokens, temperature)
+    logprobs, entropy = (shard(layout.restore(y), *BATCH_AXES) for y in found)
+    return logprobs, jax.lax.stop_gradient(entropy)
 
 
 def policy_loss_sums(
@@ -107,6 +121,7 @@ def policy_loss_sums(
     batch: Batch,
     loss: PolicyLossConfig,
     *,
+    temperature: float = 1.0,
     execution: ExecutionConfig = DEFAULT_EXECUTION,
 ) -> PolicySums:
     """The sums behind the objective; exact under packing and gradient accumulation.
@@ -115,9 +130,22 @@ def policy_loss_sums(
         params, model_config: the policy.
         batch: of ``cwm_jax.rl.batches``, ``[B, T]`` each; with ``kl_weight`` also ``REFERENCE``.
         loss: the settings; ``baseline`` and ``divide_by_std`` are in the advantages already.
+        temperature: of the sampler, whose log-probabilities are those after the division by it.
         execution: speed and rounding.
     """
-    logprobs, entropy = batch_logprobs(params, model_config, batch, execution=execution)
+    logprobs, entropy = batch_logprobs(
+        params, model_config, batch, temperature=temperature, execution=execution
+    )
+    return sums_from_logprobs(logprobs, entropy, batch, loss)
+
+
+def sums_from_logprobs(
+    logprobs: Float[Array, "B T"],
+    entropy: Float[Array, "B T"],
+    batch: Batch,
+    loss: PolicyLossConfig,
+) -> PolicySums:
+    """``policy_loss_sums`` of a policy that gave the targets these log-probabilities."""
     mask = batch["action_mask"]
     log_ratio = (logprobs - batch["behaviour_logprobs"]) * mask
     held = jax.lax.stop_gradient(log_ratio)
@@ -128,14 +156,15 @@ def policy_loss_sums(
         reference_kl = jax.lax.stop_gradient(kl.sum())
         objective += loss.kl_weight * kl
     weights = batch["token_weights"] if loss.normalization == "sequence" else mask
-    low, high = 1 - loss.clip_low, 1 + loss.clip_high
-    advantages, current = batch["advantages"], batch["is_current"] * mask
+    current = batch["is_current"] * mask
+    below, above = _clipped(ratio, batch["advantages"], loss)
     return PolicySums(
         objective=(objective * weights).sum(),
         num_actions=mask.sum(),
         ratio=(ratio * mask).sum(),
-        clipped_low=((ratio < low) & (advantages < 0)).sum(where=mask > 0, dtype=jnp.float32),
-        clipped_high=((ratio > high) & (advantages > 0)).sum(where=mask > 0, dtype=jnp.float32),
+        ratio_max=(ratio * mask).max(),
+        clipped_low=(below * mask).sum(),
+        clipped_high=(above * mask).sum(),
         entropy=(entropy * mask).sum(),
         sampler_kl=_k3(held).sum(),
         reference_kl=reference_kl,
@@ -148,17 +177,18 @@ def policy_loss_sums(
 def policy_objective(config: RunConfig) -> Objective:
     """For ``make_train_step``: the run's ``rl.loss``.
 
-    ``constant`` divides by ``normalization_tokens`` for each row of the batch; with rows of as many
-    tokens, the report's, that is the batch's capacity.
+    ``constant`` divides by ``normalization_tokens`` for each row of the batch, of all its
+    micro-batches; None by the tokens for which it has room. The report divides what a rank has in a
+    row of 131,072 tokens by as many, and takes the mean over ranks, which is that.
     """
     assert config.rl is not None
     loss = config.rl.loss
-    row_tokens = loss.normalization_tokens or config.batch.max_target_length
 
     def divisor(batch: Batch) -> jax.Array:
         mask = batch["action_mask"]
         if loss.normalization == "constant":
-            return jnp.float32(mask.size // mask.shape[-1] * row_tokens)
+            T = mask.shape[-1]
+            return jnp.float32(mask.size // T * (loss.normalization_tokens or T))
         counted = mask if loss.normalization == "tokens" else batch["token_weights"]
         return jnp.maximum(counted.sum(), 1.0)
 
@@ -187,6 +217,14 @@ def _surrogate(log_ratio, logprobs, batch: Batch, loss: PolicyLossConfig):
     return -weight * gain * mask, jax.lax.stop_gradient(ratio)
 
 
+def _clipped(ratio, advantages, loss: PolicyLossConfig):
+    """(whether the clipping from below acts on a token, whether that from above does)."""
+    below, above = ratio < 1 - loss.clip_low, ratio > 1 + loss.clip_high
+    if loss.surrogate == "cispo":
+        return below, above
+    return below & (advantages < 0), above & (advantages > 0)
+
+
 def _trajectory_mean(values, segment_ids, mask):
     """``[B, T]``: at each token the mean over the action tokens of its trajectory."""
 
@@ -210,6 +248,7 @@ def _metrics(sums: PolicySums, divisor: jax.Array) -> dict[str, jax.Array]:
         "num_targets": sums.num_actions,
         "entropy": sums.entropy / count,
         "ratio": sums.ratio / count,
+        "ratio_max": sums.ratio_max,
         "clip_low_fraction": sums.clipped_low / count,
         "clip_high_fraction": sums.clipped_high / count,
         "sampler_kl": sums.sampler_kl / count,

@@ -137,8 +137,8 @@ def test_gradients_are_those_of_whole_logits(params, name):
     loss = PolicyLossConfig(**VARIANTS[name])
     batch = with_reference(packed(range(9)), sharp_params(MODEL, seed=1))
 
-    def whole(x, kernel, targets, chunk_tokens):
-        logprobs = jax.nn.log_softmax(x @ kernel)
+    def whole(x, kernel, targets, chunk_tokens, temperature):
+        logprobs = jax.nn.log_softmax(x @ kernel / temperature)
         return jnp.take_along_axis(logprobs, targets[..., None], -1)[..., 0], 0.0 * targets
 
     def gradient():

@@ -5,7 +5,12 @@ import math
 import pytest
 from rl.trajectories import trajectory, turn
 
-from cwm_jax.config import CurriculumConfig, FilterConfig, LengthRewardConfig
+from cwm_jax.config import (
+    CurriculumConfig,
+    FilterConfig,
+    LengthRewardConfig,
+    PolicyLossConfig,
+)
 from cwm_jax.rl.selection import Curriculum, rejection, shaped_return
 
 LEAST = -math.log(128_256) - 2  # report: -13.76
@@ -104,3 +109,56 @@ def test_rates_survive_a_checkpoint():
     made, other = curriculum([True, False, False, True]), curriculum([])
     other.restore(made.state())
     assert other.solve_rate("e", "t") == 0.5
+
+
+def test_harder_tasks_are_told_apart_by_tenths():
+    """Rates of 0.75 are asked as those of 0.7 are: above the limit, which is lifted here."""
+    for solved, of, expected in ((3, 4, 0.3), (7, 10, 0.3), (6, 9, 0.4), (5, 8, 0.4)):
+        made = curriculum(
+            [True] * solved + [False] * (of - solved), harder_first=True, max_solve_rate=1.0
+        )
+        assert share_asked(made) == pytest.approx(expected, abs=0.025)
+
+
+def test_what_is_asked_depends_on_seed_rates_and_number_alone():
+    """So that a resumed run asks what the other would have asked, and forgets when it would."""
+    outcomes = [True] * 6 + [False] * 4
+    made, resumed = curriculum(outcomes, harder_first=True), curriculum([], harder_first=True)
+    resumed.restore(made.state())
+    asked = [made.asks("e", "t", n) for n in range(200)]
+    assert [resumed.asks("e", "t", n) for n in reversed(range(200))] == asked[::-1]
+    for one in (made, resumed):
+        one.note(trajectory([turn([5])], passed=False, task="t"))
+    assert made.solve_rate("e", "t") == resumed.solve_rate("e", "t") == 0.5
+    other = Curriculum(CurriculumConfig(harder_first=True, min_episodes=4), seed=1)
+    other.restore(made.state())
+    assert [other.asks("e", "t", n) for n in range(200)] != asked
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (PolicyLossConfig, {"clip_low": 0.0}),
+        (PolicyLossConfig, {"clip_high": -0.1}),
+        (PolicyLossConfig, {"baseline": "median"}),
+        (PolicyLossConfig, {"normalization_tokens": 0}),
+        (PolicyLossConfig, {"kl_weight": -1.0}),
+        (PolicyLossConfig, {"kl_weight": math.nan}),
+        (PolicyLossConfig, {"importance_cap": 0.0}),
+        (FilterConfig, {"max_staleness_steps": -1}),
+        (FilterConfig, {"gibberish_min_token_id": -1}),
+        (FilterConfig, {"gibberish_margin": -0.5}),
+        (LengthRewardConfig, {"growth_steps": 0}),
+        (LengthRewardConfig, {"first_soft_tokens": 70_000}),
+        (LengthRewardConfig, {"hard_tokens": 65_535}),
+        (CurriculumConfig, {"min_solve_rate": 0.8}),
+        (CurriculumConfig, {"max_solve_rate": 1.1}),
+        (CurriculumConfig, {"retry_fraction": 0.0}),
+        (CurriculumConfig, {"min_episodes": 33}),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(kind, values):
+    (name,) = values
+    with pytest.raises(ValueError, match=f"{name}|solve rates|soft limits") as error:
+        kind(**values)
+    assert "expected" in str(error.value)
