@@ -20,7 +20,6 @@ from cwm_jax.config import (
     LoggingConfig,
     ModelConfig,
     OptimizerConfig,
-    PolicyLossConfig,
     Recipe,
     RLConfig,
     RopeParameters,
@@ -133,7 +132,6 @@ def rl() -> RunConfig:
         logging=LoggingConfig(log_period=10, export="export"),
         rl=RLConfig(
             environments=(EnvironmentConfig(name="output", kind="output_prediction", path=CORPUS),),
-            loss=PolicyLossConfig(normalization_tokens=None),
             filters=FilterConfig(gibberish_min_token_id=None),
             groups_at_once=16,
             group_size=8,

@@ -23,6 +23,7 @@ MODEL = tiny_model(num_hidden_layers=2)
 
 def get_config():
     first = tiny_run(FOLDER, run_name="first", model=MODEL, mesh=MESH, rows=1,
+        optimizer=OptimizerConfig(learning_rate=1e-2, train_tokens=8 * 8 * 32),
         logging=LoggingConfig(log_period=1, eval_period=4, eval_rows=8, export="export"))
     second = tiny_run(FOLDER, run_name="second", model=MODEL, mesh=MESH,
         data=DataConfig(sources=(), heldout_fraction=0.2),

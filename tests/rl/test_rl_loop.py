@@ -72,7 +72,6 @@ def rl_run(folder, tokenizer_folder, *, kinds=("output_prediction",), steps=4, r
         groups_at_once=4,
         max_rows=8,
         max_groups_per_step=64,
-        loss=PolicyLossConfig(normalization_tokens=None),
         filters=FilterConfig(gibberish_min_token_id=None),
         eval_tasks=8,
         eval_period=2,
