@@ -1,0 +1,59 @@
+"""What of a Unix a shell finds inside: programs and their data, and stand-ins for a few files."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+PYTHON_FOLDER = "/sandbox/bin"  # first in PATH; links to the interpreter
+PYTHON_NAMES = ("python", "python3")
+# Not /usr as a whole: /usr/local and /usr/src hold what was installed and copied there by hand.
+_FOLDERS = (
+    "/bin",
+    "/lib",
+    "/lib64",
+    "/usr/bin",
+    "/usr/include",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/libexec",
+    "/usr/share/file",
+    "/usr/share/git-core",
+    "/usr/share/i18n",
+    "/usr/share/locale",
+    "/usr/share/misc",
+    "/usr/share/perl",
+    "/usr/share/perl5",
+    "/usr/share/terminfo",
+    "/usr/share/zoneinfo",
+    "/etc/alternatives",
+)
+VARIABLES = {
+    "SHELL": "/bin/bash",
+    "TERM": "dumb",
+    "USER": "agent",
+    "LOGNAME": "agent",
+    "EMAIL": "agent@sandbox",  # git takes it, and the name in /etc/passwd, where nothing is set
+    "GIT_CONFIG_SYSTEM": "/etc/gitconfig",  # some are built to look elsewhere
+}
+# Source: git-config(1). What is bound from the host belongs to another uid.
+GIT_CONFIG = b"[safe]\n\tdirectory = *\n[init]\n\tdefaultBranch = main\n"
+_HOSTS = b"127.0.0.1 localhost\n::1 localhost\n"
+
+
+@functools.cache
+def paths() -> tuple[str, ...]:
+    """Folders to be bound, without those that this system does not have."""
+    return tuple(filter(os.path.isdir, _FOLDERS))
+
+
+def files(uid: int) -> dict[str, bytes]:
+    """Contents of files by absolute path; nothing of them is the host's."""
+    users = f"root:x:0:0:root:/root:/bin/bash\nagent:x:{uid}:{uid}:agent:/tmp:/bin/bash\n"
+    groups = f"root:x:0:\nagent:x:{uid}:\n"
+    return {
+        "/etc/passwd": users.encode(),
+        "/etc/group": groups.encode(),
+        "/etc/hosts": _HOSTS,
+        "/etc/gitconfig": GIT_CONFIG,
+    }
