@@ -110,14 +110,17 @@ def command(
     # In a user namespace the folder belongs to the uid inside, here to root.
     line += ["--perms", "0700" if uid is None else "1777", "--size", str(scratch_bytes)]
     line += ["--tmpfs", SCRATCH]
-    system = [*(userland.paths() if shell else ()), *interpreter_paths()]
+    system = _system(shell)
+    links = _links(shell)
     files = {os.path.join(CODE, name): fd for name, fd in fds.items() if name != "seccomp"}
     # The uid inside has to pass them, whatever their modes are here.
-    links = [f"{userland.PYTHON_FOLDER}/{name}" for name in userland.PYTHON_NAMES if shell]
     places = [*system, *map(str, readable), *files, *links]
-    above = {str(folder) for path in places for folder in Path(path).parents} - {"/", SCRATCH}
+    above = {str(folder) for path in places for folder in Path(path).parents}
+    above -= {"/", SCRATCH, *links}
     for path in sorted(above):
         line += ["--perms", "0755", "--dir", path]
+    for path, target in links.items():
+        line += ["--symlink", target, path]
     for path in system:
         line += ["--ro-bind", path, path]
     hidden = _site_packages(system)
@@ -129,8 +132,6 @@ def command(
         line += ["--remount-ro", path]
     for path, fd in files.items():
         line += ["--perms", "0444", "--file", str(fd), path]
-    for path in links:
-        line += ["--symlink", interpreter(), path]
     # Both are tmpfs without a limit, and the uid inside may own them.
     line += ["--remount-ro", "/dev", "--remount-ro", "/"]
     return [*line, "--chdir", SCRATCH, "--seccomp", str(fds["seccomp"]), "--"]
@@ -190,6 +191,23 @@ def _shared_libraries(python: str, library: Sequence[str]) -> list[str]:
     if not files:
         raise SandboxError(f"the loader names no shared library of {python}: {listed.stderr}")
     return sorted(files)
+
+
+def _system(shell: bool) -> list[str]:
+    """Folders and files of the host that are bound."""
+    if not shell:
+        return list(interpreter_paths())
+    found = userland.folders()
+    reached = (*found, *userland.links())
+    other = (p for p in interpreter_paths() if not any(map(Path(p).is_relative_to, reached)))
+    return [*found, *other]
+
+
+def _links(shell: bool) -> dict[str, str]:
+    if not shell:
+        return {}
+    python = {f"{userland.PYTHON_FOLDER}/{name}": interpreter() for name in userland.PYTHON_NAMES}
+    return userland.links() | userland.SCRIPT | python
 
 
 def _site_packages(system: Sequence[str]) -> list[str]:

@@ -31,8 +31,8 @@ _spec.loader.exec_module(zygote)
 
 SCRIPT_FD = 3  # bash opens it anew, and closes this one
 STATUS_FD = 251  # far from what people use, and from bash's own, which are 10 and up, 63 and down
-BASH = ("bash", "--noprofile", "--norc", f"/dev/fd/{SCRIPT_FD}")
-FIRST_LINES = f"BASH_ARGV0=bash\n\\exec {SCRIPT_FD}<&-\n".encode()
+BASH = ("bash", "--noprofile", "--norc")
+FIRST_LINES = f'\\exec {SCRIPT_FD}<&-\n\\cd -- "$HOME"\n\\unset OLDPWD\n'.encode()
 STATUS_BYTES = 4096  # more than one line of status, less than is worth keeping
 
 
@@ -151,7 +151,8 @@ class Shell:
 def open_regular(path, flags):
     """Opens a file of the agent's, which may be anything: a pipe, a device, a link into /proc."""
     flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    file = os.fdopen(os.open(path, flags, 0o666), "wb" if flags & os.O_WRONLY else "rb", 0)
+    fd = os.open(path, flags, 0o666)
+    file = os.fdopen(fd, "wb", 0) if flags & os.O_WRONLY else os.fdopen(fd, "rb")
     found = os.fstat(file.fileno())
     if stat.S_ISREG(found.st_mode) and found.st_dev != os.stat("/proc").st_dev:
         return file
@@ -192,14 +193,20 @@ class Session(zygote.Family):
             os.closerange(STATUS_FD + 1, zygote.MAX_FDS)
             with contextlib.suppress(OSError):  # root's, or as it has to be
                 os.chmod(self.scratch, 0o700)
-            os.chdir(self.scratch)
             zygote.default_signals()
             zygote.set_limits(self.limits, self.isolated)
-            os.execvp(BASH[0], BASH)
+            os.execvp(BASH[0], (*BASH, self.script_name()))
         except BaseException:
             os.write(2, traceback.format_exc().encode())
         finally:
             zygote.exit_now(127)
+
+    def script_name(self):
+        """What bash's messages start with: its own name, if there is a link to its script."""
+        if not self.isolated:
+            return f"/dev/fd/{SCRIPT_FD}"
+        os.chdir(os.path.dirname(os.path.abspath(__file__)))
+        return "bash"
 
     def run(self, command, timeout_s, host):
         """Returns the outcome and a detail; ``output`` and ``code`` have the rest."""
@@ -261,6 +268,7 @@ class Session(zygote.Family):
         """Returns why this cannot go on, if it cannot."""
         _, memory_bytes = self.usage()
         if memory_bytes > self.limits["memory_bytes"]:
+            self.code = -signal.SIGKILL  # what it is going to end with
             return f"more than {self.limits['memory_bytes']} bytes in all processes"
         return ""
 
