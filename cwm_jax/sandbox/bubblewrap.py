@@ -197,10 +197,13 @@ def _system(shell: bool) -> list[str]:
     """Folders and files of the host that are bound."""
     if not shell:
         return list(interpreter_paths())
-    found = userland.folders()
-    reached = (*found, *userland.links())
-    other = (p for p in interpreter_paths() if not any(map(Path(p).is_relative_to, reached)))
-    return [*found, *other]
+    found = list(userland.folders())
+    for path in interpreter_paths():
+        if any(map(Path(path).is_relative_to, userland.links())):
+            path = os.path.realpath(path)
+        if not any(map(Path(path).is_relative_to, found)):
+            found.append(path)
+    return found
 
 
 def _links(shell: bool) -> dict[str, str]:

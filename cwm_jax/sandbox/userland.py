@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
+import glob
 import os
 
 PYTHON_FOLDER = "/sandbox/bin"  # first in PATH; links to the interpreter
 PYTHON_NAMES = ("python", "python3")
 SCRIPT = {"/sandbox/bash": "/dev/fd/3"}  # as session.py has it
-# Not /usr as a whole: /usr/local and /usr/src hold what was installed and copied there by hand. And
-# few: bubblewrap reads the table of all mounts for each (measured: 24 took 30 ms more than 7).
+# Neither /usr nor /usr/lib as a whole: people install what they like there, packages and data too.
+# And few: bubblewrap reads the table of all mounts for each (measured: 24 take 30 ms more than 7).
 _FOLDERS = (
     "/usr/bin",
-    "/usr/lib",
+    "/usr/lib/*-linux-gnu*",  # elsewhere the interpreter's libraries lie beside the others
+    "/usr/lib/git-core",
+    "/usr/lib/locale",
+    "/usr/lib/python3.*",
     "/usr/lib64",
-    "/usr/libexec",
+    "/usr/libexec/git-core",
     "/usr/share/git-core",
     "/usr/share/perl",
     "/usr/share/zoneinfo",
@@ -38,15 +42,14 @@ _HOSTS = b"127.0.0.1 localhost\n::1 localhost\n"
 def links() -> dict[str, str]:
     """Links and what they hold, of folders that this system has in /usr."""
     found = {path: os.readlink(path) for path in _LINKS if os.path.islink(path)}
-    return {path: to for path, to in found.items() if f"/{to}" in _FOLDERS}
+    return {path: to for path, to in found.items() if to.startswith("usr/")}
 
 
 @functools.cache
 def folders() -> tuple[str, ...]:
-    """Folders to be bound, without those that this system does not have."""
-    return tuple(
-        path for path in (*_LINKS, *_FOLDERS) if os.path.isdir(path) and path not in links()
-    )
+    """Folders to be bound, of those that this system has."""
+    found = [path for pattern in (*_LINKS, *_FOLDERS) for path in sorted(glob.glob(pattern))]
+    return tuple(path for path in found if os.path.isdir(path) and path not in links())
 
 
 def files(uid: int) -> dict[str, bytes]:
