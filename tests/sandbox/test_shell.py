@@ -68,6 +68,17 @@ def test_stdout_and_stderr_come_as_they_were_written(shell):
     assert text.endswith(": nonesuch: command not found\ne\n")
 
 
+def test_output_that_comes_with_the_end_is_not_lost(shell):
+    first = descendants(shell._supervisor.process.pid)[0]
+    with ThreadPoolExecutor(1) as threads:
+        late = threads.submit(output, shell, "read -t 0.2 < <(sleep 9); echo late")
+        wait_until(lambda: len(inside(shell)) == 3)
+        os.kill(first, signal.SIGSTOP)  # it finds both at once
+        time.sleep(0.5)
+        os.kill(first, signal.SIGCONT)
+        assert late.result() == "late\n"
+
+
 def test_output_is_not_changed_and_what_is_no_text_is_replaced(shell):
     assert output(shell, "printf 'a\\r\\n\\n  é'") == "a\r\n\n  é"
     assert output(shell, r"printf 'a\0b\xff\xfe'") == "a\0b\ufffd\ufffd"
