@@ -65,7 +65,8 @@ class Shell:
         start: commands with which each session starts. Only of the first it is asserted that they
             work.
         unsafe: without bubblewrap, in a temporary folder. The commands can do all that this process
-            can, and what has left the session survives.
+            can (``kill -9 -1`` ends all of this user's processes), and what has left the session
+            survives.
 
     Raises:
         SandboxError: if the sandbox cannot be had.

@@ -196,7 +196,7 @@ def test_reports_forged_on_any_descriptor_do_not_reach_the_host(shell):
 
 
 def test_commands_inherit_no_descriptor_but_the_one_that_statuses_go_to(shell):
-    code = "import os; print(os.listdir(\"/proc/self/fd\"))"
+    code = 'import os; print(os.listdir("/proc/self/fd"))'
     assert output(shell, f"python -c '{code}'") == "['0', '1', '2', '3', '251']\n"  # 3 is the list
     assert output(shell, "readlink /proc/$$/fd/0") == "/dev/null\n"
 
