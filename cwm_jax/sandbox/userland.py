@@ -10,7 +10,7 @@ PYTHON_FOLDER = "/sandbox/bin"  # first in PATH; links to the interpreter
 PYTHON_NAMES = ("python", "python3")
 SCRIPT = {"/sandbox/bash": "/dev/fd/3"}  # as session.py has it
 # Neither /usr nor /usr/lib as a whole: people install what they like there, packages and data too.
-# And few: bubblewrap reads the table of all mounts for each (measured: 24 take 30 ms more than 7).
+# And few: bubblewrap reads the table of all mounts for each (measured: ten cost a start 20 ms).
 _FOLDERS = (
     "/usr/bin",
     "/usr/lib/*-linux-gnu*",  # elsewhere the interpreter's libraries lie beside the others
