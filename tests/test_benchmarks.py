@@ -21,6 +21,7 @@ from benchmarks import (
     compile_time,
     inference,
     quantization,
+    sandbox,
     serve_load,
     trace_ablation,
     train_step_cpu,
@@ -220,6 +221,15 @@ def test_attention_is_measured_on_the_cpu(capsys, monkeypatch):
     monkeypatch.setattr(attention_cpu, "IMPLEMENTATIONS", ("chunked",))
     attention_cpu.main(["--tokens", "16", "--rounds", "1"])
     assert "| 16 | chunked | " in capsys.readouterr().out
+
+
+def test_each_part_of_the_sandbox_is_measured(capsys):
+    sandbox.main(["--seconds", "0", "--rounds", "1", "--workers", "1", "2"])
+    printed = capsys.readouterr().out
+    names = ("subprocess.run", "run, python -c pass: cold", "Worker.call: warm")
+    names += ("Pool.call, workers and threads: 1", "Pool.call, workers and threads: 2")
+    for name in (*names, "start and end of a Shell", "Shell.run, true"):
+        assert f"| {name}" in printed
 
 
 def test_a_short_load_leaves_nothing_behind(capsys, monkeypatch):

@@ -12,11 +12,14 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
+from cwm_jax.sandbox import userland
 from cwm_jax.sandbox.outcome import SandboxError
 
 SCRATCH = "/tmp"
 CODE = "/sandbox"  # where the zygote and the program lie inside
+NAMESPACE_UID = 1000
 _OWN_PLACES = ("/proc", "/dev", CODE)
+_LIBRARIES = ("python*", "pypy*", "pypy*/lib/python*")  # in a folder of libraries
 # Uids that no account, container or service manager hands out; assumed of every host.
 # Source: systemd's UIDS-GIDS.md, "1879048192...2147352575: unused".
 _FREE_UIDS = range(0x70000000, 0x7FFE0000)
@@ -43,15 +46,19 @@ def interpreter() -> str:
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
-def environment(scratch: str = SCRATCH) -> dict[str, str]:
-    """All variables that the code inside sees."""
-    return {
+def environment(scratch: str | None = None, *, shell: bool = False) -> dict[str, str]:
+    """All variables that the code inside sees; ``scratch`` is None but without bubblewrap."""
+    found = {
         "PATH": "/usr/bin:/bin",  # the same on every machine; Python is run by its own path
-        "HOME": scratch,
-        "TMPDIR": scratch,
+        "HOME": scratch or SCRATCH,
+        "TMPDIR": scratch or SCRATCH,
         "LANG": "C.UTF-8",
         "PYTHONHASHSEED": "0",
     }
+    if shell:
+        python = os.path.dirname(interpreter()) if scratch else userland.PYTHON_FOLDER
+        found |= userland.VARIABLES | {"PATH": f"{python}:{found['PATH']}"}
+    return found
 
 
 def unique_uid() -> int | None:
@@ -72,7 +79,12 @@ def unique_uid() -> int | None:
 
 
 def command(
-    *, uid: int | None, scratch_bytes: int, readable: Sequence[Path], fds: dict[str, int]
+    *,
+    uid: int | None,
+    scratch_bytes: int,
+    readable: Sequence[Path],
+    fds: dict[str, int],
+    shell: bool = False,
 ) -> list[str]:
     """Returns the command line up to the ``--``; the program to run comes after it.
 
@@ -80,40 +92,46 @@ def command(
         uid: what the first process will change to; None for a user namespace.
         scratch_bytes: size of the scratch folder.
         readable: existing absolute paths, bound at the same place.
-        fds: contents of files by name in the code folder, and "seccomp".
+        fds: contents of files by path, relative to the code folder, and "seccomp".
+        shell: with what a shell needs of the system.
     """
     line = [find_bwrap(), "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
     line += ["--unshare-cgroup-try", "--hostname", "sandbox", "--die-with-parent", "--new-session"]
     line += ["--as-pid-1", "--clearenv"]
     if uid is None:
-        line += ["--unshare-user", "--uid", "1000", "--gid", "1000", "--cap-drop", "ALL"]
+        inside = str(NAMESPACE_UID)
+        line += ["--unshare-user", "--uid", inside, "--gid", inside, "--cap-drop", "ALL"]
     else:
         for name in _CAPABILITIES_TO_DROP_PRIVILEGES:
             line += ["--cap-add", name]
-    for name, value in environment().items():
+    for name, value in environment(shell=shell).items():
         line += ["--setenv", name, value]
     line += ["--proc", "/proc", "--dev", "/dev"]
     # In a user namespace the folder belongs to the uid inside, here to root.
     line += ["--perms", "0700" if uid is None else "1777", "--size", str(scratch_bytes)]
     line += ["--tmpfs", SCRATCH]
-    bound = [*interpreter_paths(), *map(str, readable)]
-    packages = _site_packages()
+    system = _system(shell)
+    links = _links(shell)
+    files = {os.path.join(CODE, name): fd for name, fd in fds.items() if name != "seccomp"}
     # The uid inside has to pass them, whatever their modes are here.
-    above = {str(folder) for path in bound for folder in Path(path).parents} - {"/", SCRATCH}
+    places = [*system, *map(str, readable), *files, *links]
+    above = {str(folder) for path in places for folder in Path(path).parents}
+    above -= {"/", SCRATCH, *links}
     for path in sorted(above):
         line += ["--perms", "0755", "--dir", path]
-    for path in interpreter_paths():
+    for path, target in links.items():
+        line += ["--symlink", target, path]
+    for path in system:
         line += ["--ro-bind", path, path]
-    for path in packages:
+    hidden = _site_packages(system)
+    for path in hidden:
         line += ["--tmpfs", path]
     for path in map(str, readable):  # it may lie in one of these
         line += ["--ro-bind", path, path]
-    for path in packages:
+    for path in hidden:
         line += ["--remount-ro", path]
-    line += ["--perms", "0755", "--dir", CODE]
-    for name, fd in fds.items():
-        if name != "seccomp":
-            line += ["--perms", "0444", "--file", str(fd), f"{CODE}/{name}"]
+    for path, fd in files.items():
+        line += ["--perms", "0444", "--file", str(fd), path]
     # Both are tmpfs without a limit, and the uid inside may own them.
     line += ["--remount-ro", "/dev", "--remount-ro", "/"]
     return [*line, "--chdir", SCRATCH, "--seccomp", str(fds["seccomp"]), "--"]
@@ -175,14 +193,32 @@ def _shared_libraries(python: str, library: Sequence[str]) -> list[str]:
     return sorted(files)
 
 
-def _site_packages() -> list[str]:
-    """Folders in the standard library's that are no part of it."""
-    folders = [
-        Path(path, name)
-        for path in interpreter_paths()
-        for name in ("site-packages", "dist-packages")
-    ]
-    return [str(folder) for folder in folders if folder.is_dir()]
+def _system(shell: bool) -> list[str]:
+    """Folders and files of the host that are bound."""
+    if not shell:
+        return list(interpreter_paths())
+    found = list(userland.folders())
+    for path in interpreter_paths():
+        if any(map(Path(path).is_relative_to, userland.links())):
+            path = os.path.realpath(path)
+        if not any(map(Path(path).is_relative_to, found)):
+            found.append(path)
+    return found
+
+
+def _links(shell: bool) -> dict[str, str]:
+    if not shell:
+        return {}
+    python = {f"{userland.PYTHON_FOLDER}/{name}": interpreter() for name in userland.PYTHON_NAMES}
+    return userland.links() | userland.SCRIPT | python
+
+
+def _site_packages(system: Sequence[str]) -> list[str]:
+    """Folders in the standard library's that are no part of it, of every Python that is bound."""
+    names = ("site-packages", "dist-packages")
+    patterns = [*names, *(f"{above}/{name}" for above in _LIBRARIES for name in names)]
+    found = {folder for path in system for text in patterns for folder in Path(path).glob(text)}
+    return sorted(str(folder) for folder in found if folder.is_dir())
 
 
 def _uid_map() -> list[list[int]]:

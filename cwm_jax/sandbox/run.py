@@ -36,7 +36,7 @@ def run(
         ValueError: if the command or a path is not usable.
     """
     limits, files = limits or Limits(), dict(files or {})
-    _check_files(files, limits)
+    check_files(files, limits.scratch_bytes)
     if not argv:
         raise ValueError("argv is empty; it is a command and its arguments: name a command")
     line = [interpreter() if argv[0] == "python" else argv[0], *argv[1:]]
@@ -61,7 +61,8 @@ def run(
     )
 
 
-def _check_files(files: Mapping[str, bytes], limits: Limits) -> None:
+def check_files(files: Mapping[str, bytes], scratch_bytes: int) -> None:
+    """Raises ValueError for files that cannot lie in a scratch folder of that size."""
     for name in files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
@@ -70,8 +71,8 @@ def _check_files(files: Mapping[str, bytes], limits: Limits) -> None:
                 "give another path"
             )
     size = sum(map(len, files.values()))
-    if size > limits.scratch_bytes:
+    if size > scratch_bytes:
         raise ValueError(
-            f"files hold {size} bytes and the scratch folder {limits.scratch_bytes}: raise "
+            f"files hold {size} bytes and the scratch folder {scratch_bytes}: raise "
             "limits.scratch_bytes"
         )

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.sandbox import bubblewrap
+from cwm_jax.sandbox import bubblewrap, userland
 from cwm_jax.sandbox.limits import Limits
 from cwm_jax.sandbox.outcome import SandboxError
 from cwm_jax.sandbox.process import LostError, Process, memory_file
@@ -24,6 +24,7 @@ from cwm_jax.sandbox.seccomp import seccomp_program
 # No user packages, nothing from the working folder; not -I, which would ignore PYTHONHASHSEED.
 _OPTIONS = ("-s", "-P")
 _ZYGOTE = Path(__file__).with_name("zygote.py")
+_SESSION = Path(__file__).with_name("session.py")
 _LENGTH = struct.Struct("<Q")  # these three as in zygote.py
 _REPORT = struct.Struct("<16s??xxidd4Q")
 _DETAIL_BYTES = 1 << 16
@@ -49,7 +50,12 @@ class Report:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a sandbox is started with; ``program`` is None where each call runs an executable."""
+    """What a sandbox is started with.
+
+    Attributes:
+        program: None where each call runs an executable.
+        shell: whether its first process keeps a shell, instead of forking for each call.
+    """
 
     program: Path | None
     readable: Sequence[Path] = ()
@@ -57,6 +63,7 @@ class Setup:
     unsafe: bool = False
     preload: Sequence[str] = ()
     age: int = 0
+    shell: bool = False
 
 
 class Supervisor:
@@ -83,6 +90,11 @@ class Supervisor:
             self.close()
             raise
 
+    @property
+    def scratch(self) -> str:
+        """The scratch folder as the code inside names it."""
+        return self._scratch or bubblewrap.SCRATCH
+
     def call(self, request: Mapping[str, Any], limits: Limits) -> Report:
         """Sends one request and waits for its report; a lost zygote is reported, too."""
         frame = {"files": {}, "limits": dataclasses.asdict(limits), **request}
@@ -103,10 +115,14 @@ class Supervisor:
 
     def _start(self, setup: Setup, readable: Sequence[Path], uid: int | None) -> Process:
         python = bubblewrap.interpreter()
+        first = _SESSION if setup.shell else _ZYGOTE
         if self._scratch:
-            env = bubblewrap.environment(self._scratch)
-            return Process([python, *_OPTIONS, str(_ZYGOTE)], env=env, cwd=self._scratch)
+            env = bubblewrap.environment(self._scratch, shell=setup.shell)
+            return Process([python, *_OPTIONS, str(first)], env=env, cwd=self._scratch)
         contents = {"seccomp": seccomp_program(), "zygote.py": _ZYGOTE.read_bytes()}
+        if setup.shell:
+            contents |= {"session.py": _SESSION.read_bytes()}
+            contents |= userland.files(bubblewrap.NAMESPACE_UID if uid is None else uid)
         if setup.program:
             contents["program.py"] = setup.program.read_bytes()
         size = setup.limits.scratch_bytes
@@ -115,20 +131,21 @@ class Supervisor:
             for name, content in contents.items():
                 fds[name] = memory_file(content)
                 stack.callback(os.close, fds[name])
-            line = bubblewrap.command(uid=uid, scratch_bytes=size, readable=readable, fds=fds)
-            line += [python, *_OPTIONS, f"{bubblewrap.CODE}/zygote.py"]
+            line = bubblewrap.command(
+                uid=uid, scratch_bytes=size, readable=readable, fds=fds, shell=setup.shell
+            )
+            line += [python, *_OPTIONS, f"{bubblewrap.CODE}/{first.name}"]
             return Process(line, bwrap=True, pass_fds=tuple(fds.values()))
 
     def _introduce(self, setup: Setup, readable: Sequence[Path], uid: int | None) -> None:
         """Tells the zygote what it is to be, and waits until it is."""
-        scratch = self._scratch or bubblewrap.SCRATCH
         inside = f"{bubblewrap.CODE}/program.py"
         start = {
             "uid": uid,
             "isolated": not setup.unsafe,
             "program": setup.program and (str(setup.program) if setup.unsafe else inside),
             "preload": list(setup.preload),
-            "scratch": scratch,
+            "scratch": self.scratch,
             "age": setup.age,
             "kept": [] if setup.unsafe else bubblewrap.bound_in_scratch(readable),
         }

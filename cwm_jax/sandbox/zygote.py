@@ -49,11 +49,7 @@ def main():
     requests, reports = own_pipes()
     start = marshal.loads(read_frame(requests) or b"")
     try:
-        if start["uid"] is not None:
-            drop_to(start["uid"])
-        if start["isolated"]:
-            seal()
-        grow_older(start["age"], start["scratch"])
+        settle(start)
         handle = load(start["program"], start["preload"])
     except BaseException:
         write(reports, report("error", detail=traceback.format_exc().encode()))
@@ -64,6 +60,15 @@ def main():
     write(reports, report("ok"))
     while (frame := read_frame(requests)) is not None:
         write(reports, Call(marshal.loads(frame), start, handle, requests).run())
+
+
+def settle(start):
+    """Gives up what untrusted code may not have; everything inside descends from this process."""
+    if start["uid"] is not None:
+        drop_to(start["uid"])
+    if start["isolated"]:
+        seal()
+    grow_older(start["age"], start["scratch"])
 
 
 def own_pipes():
@@ -161,16 +166,76 @@ class Stream:
         return b"".join(self.chunks)[: self.limit]
 
 
-class Call:
+class Family:
+    """A child with all that descends from it: what they use, and a sure end."""
+
+    def __init__(self, start):
+        self.isolated, self.scratch = start["isolated"], start["scratch"]
+        self.status = -1  # of the child; not yet known
+        self.cpu_s = 0.0  # of those that have ended
+
+    def adopt(self, pid):
+        self.pid, self.process = pid, os.pidfd_open(pid)
+
+    def usage(self):
+        """Returns processor time and memory, of all of them together."""
+        self.reap()
+        cpu_s, memory_bytes = self.cpu_s, 0
+        for fields in self.processes():
+            # User and system time, its own and that of children it waited for.
+            cpu_s += sum(map(int, fields[11:15])) / TICKS_PER_S
+            memory_bytes += int(fields[21]) * PAGE_BYTES
+        if self.isolated:
+            scratch = os.statvfs(self.scratch)
+            memory_bytes += (scratch.f_files - scratch.f_ffree) * INODE_BYTES
+        return cpu_s, memory_bytes
+
+    def processes(self):
+        """Yields the fields of /proc/PID/stat from the state on, for each of them."""
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    fields = file.read().rpartition(b")")[2].split()
+            except OSError:  # it has ended
+                continue
+            if int(name) != 1 if self.isolated else int(fields[3]) == self.pid:
+                yield fields
+
+    def reap(self, options=os.WNOHANG):
+        """Collects the children that have ended; returns whether others are left."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, options | WAIT_ALL)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            self.cpu_s += usage.ru_utime + usage.ru_stime
+            if pid == self.pid and self.status < 0:  # numbers are used again
+                self.status = status
+
+    def kill_all(self):
+        """Ends them; afterwards none is left inside the namespace."""
+        if not self.isolated:
+            kill(os.killpg, self.pid)
+            kill(signal.pidfd_send_signal, self.process)  # it may not have its group yet
+            while self.status < 0:
+                self.reap(0)
+            return
+        assert os.getpid() == 1  # else it would be every process of this user
+        while kill(os.kill, -1):
+            self.reap(0)
+
+
+class Call(Family):
     """One request: a child, its pipes, and what it has used."""
 
     def __init__(self, request, start, handle, host):
+        super().__init__(start)
         self.request, self.handle, self.host = request, handle, host
-        self.isolated, self.scratch, self.kept = start["isolated"], start["scratch"], start["kept"]
+        self.kept = start["kept"]
         self.limits = request["limits"]
         self.why = None  # outcome and detail, once this side has ended it
-        self.status = -1  # not yet known
-        self.cpu_s = 0.0
 
     def run(self):
         try:
@@ -179,13 +244,13 @@ class Call:
             return report("not started", detail=str(error).encode(), retire=True)
         self.started = time.monotonic()
         self.open_pipes()
-        self.pid = os.fork()
-        if self.pid == 0:
+        pid = os.fork()
+        if pid == 0:
             Child(self.request, self.handle, self.isolated).run(self.streams, self.stdin)
         for stream in self.streams.values():
             os.close(stream.child_fd)
         os.close(self.stdin[0])
-        self.process = os.pidfd_open(self.pid)
+        self.adopt(pid)
         try:
             self.watch()
         finally:
@@ -259,55 +324,11 @@ class Call:
 
     def look(self):
         """Compares what all processes use together with the limits."""
-        self.reap()
-        cpu_s, memory_bytes = self.cpu_s, 0
-        for fields in self.processes():
-            # User and system time, its own and that of children it waited for.
-            cpu_s += sum(map(int, fields[11:15])) / TICKS_PER_S
-            memory_bytes += int(fields[21]) * PAGE_BYTES
-        if self.isolated:
-            scratch = os.statvfs(self.scratch)
-            memory_bytes += (scratch.f_files - scratch.f_ffree) * INODE_BYTES
+        cpu_s, memory_bytes = self.usage()
         if cpu_s > self.limits["cpu_s"]:
             self.why = "cpu", f"more than {self.limits['cpu_s']} s of processor time"
         elif memory_bytes > self.limits["memory_bytes"]:
             self.why = "memory", f"more than {self.limits['memory_bytes']} bytes in all processes"
-
-    def processes(self):
-        """Yields the fields of /proc/PID/stat from the state on, for each process of this call."""
-        for name in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
-            except OSError:  # it has ended
-                continue
-            if int(name) != 1 if self.isolated else int(fields[3]) == self.pid:
-                yield fields
-
-    def reap(self, options=os.WNOHANG):
-        """Collects the children that have ended; returns whether others are left."""
-        while True:
-            try:
-                pid, status, usage = os.wait4(-1, options | WAIT_ALL)
-            except ChildProcessError:
-                return False
-            if pid == 0:
-                return True
-            self.cpu_s += usage.ru_utime + usage.ru_stime
-            if pid == self.pid and self.status < 0:  # numbers are used again
-                self.status = status
-
-    def kill_all(self):
-        """Ends every process of this call; afterwards none is left inside the namespace."""
-        if not self.isolated:
-            kill(os.killpg, self.pid)
-            kill(signal.pidfd_send_signal, self.process)  # it may not have its group yet
-            while self.status < 0:
-                self.reap(0)
-            return
-        assert os.getpid() == 1  # else it would be every process of this user
-        while kill(os.kill, -1):
-            self.reap(0)
 
     def close_pipes(self):
         for stream in self.streams.values():
@@ -413,31 +434,14 @@ class Child:
             for number, fd in enumerate(fds):  # all of them lie above REPLY_FD
                 os.dup2(fd, number, inheritable=number < REPLY_FD)
             os.closerange(REPLY_FD + 1, MAX_FDS)
-            self.set_limits()
+            set_limits(self.request["limits"], self.isolated)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             status = self.execute() if self.handle is None else self.answer()
         finally:
             exit_now(status)
 
-    def set_limits(self):
-        limits = self.request["limits"]
-        cpu_s = math.ceil(limits["cpu_s"])
-        bounds = {
-            resource.RLIMIT_CORE: (0, 0),
-            resource.RLIMIT_MSGQUEUE: (0, 0),
-            resource.RLIMIT_FSIZE: (limits["scratch_bytes"],) * 2,
-            resource.RLIMIT_NOFILE: (limits["open_files"],) * 2,
-            resource.RLIMIT_CPU: (cpu_s, cpu_s + 1),
-            resource.RLIMIT_AS: (limits["memory_bytes"],) * 2,
-        }
-        if self.isolated:  # elsewhere the user's other processes would count
-            bounds[resource.RLIMIT_NPROC] = (limits["processes"] + 1,) * 2  # the zygote is one
-        for name, bound in bounds.items():
-            resource.setrlimit(name, bound)
-
     def execute(self):
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):  # Python's choices
-            signal.signal(number, signal.SIG_DFL)
+        default_signals()
         argv = self.request["argv"]
         try:
             os.execvp(argv[0], argv)
@@ -464,6 +468,29 @@ class Child:
         if getpid() == pid:  # a copy that the request forked may come back from it as well
             write_reply(kind, value)
         return 0
+
+
+def set_limits(limits, isolated):
+    """Without ``cpu_s``, processor time is not limited."""
+    bounds = {
+        resource.RLIMIT_CORE: (0, 0),
+        resource.RLIMIT_MSGQUEUE: (0, 0),
+        resource.RLIMIT_FSIZE: (limits["scratch_bytes"],) * 2,
+        resource.RLIMIT_NOFILE: (limits["open_files"],) * 2,
+        resource.RLIMIT_AS: (limits["memory_bytes"],) * 2,
+    }
+    if "cpu_s" in limits:
+        cpu_s = math.ceil(limits["cpu_s"])
+        bounds[resource.RLIMIT_CPU] = (cpu_s, cpu_s + 1)
+    if isolated:  # elsewhere the user's other processes would count
+        bounds[resource.RLIMIT_NPROC] = (limits["processes"] + 1,) * 2  # the zygote is one
+    for name, bound in bounds.items():
+        resource.setrlimit(name, bound)
+
+
+def default_signals():
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):  # Python's choices
+        signal.signal(number, signal.SIG_DFL)
 
 
 def formatted(error):

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from process_tree import descendants, has_ended, wait_until
 
 from cwm_jax.sandbox import Limits, Outcome, SandboxError, Worker
 
@@ -305,26 +306,3 @@ def test_unsafe_works_without_bubblewrap_and_keeps_the_limits(program, monkeypat
             assert worker.call(b"import os\nout = os.listdir()").value == b"[]"
         assert descendants(zygote) == []
     assert not Path(scratch).exists() and has_ended(zygote)
-
-
-def wait_until(condition) -> None:
-    while not condition():
-        time.sleep(0.01)
-
-
-def has_ended(pid: int) -> bool:
-    """Also where the process that inherited it has not collected it yet."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state in "ZX"
-
-
-def descendants(pid: int) -> list[int]:
-    """Children before grandchildren."""
-    try:
-        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:  # it has ended
-        return []
-    return [*map(int, listed), *(other for child in listed for other in descendants(int(child)))]
