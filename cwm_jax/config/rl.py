@@ -31,6 +31,10 @@ class EnvironmentConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(self, "weight")
+        if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(
+                f"rl environment name is {self.name!r}; expected letters, digits, '-' and '_' alone"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -183,6 +183,7 @@ class Learner:
         return [
             Learnable(trajectory=trajectory, advantage=float(advantage))
             for trajectory, advantage in zip(kept, advantages, strict=True)
+            if advantage  # report: what teaches nothing takes no room
         ]
 
     def _refuse(self, learnables: list[Learnable]) -> None:

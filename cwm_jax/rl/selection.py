@@ -106,4 +106,4 @@ def _is_gibberish(trajectory: Trajectory, filters: FilterConfig, vocab_size: int
 
 
 def _key(environment: str, task: str) -> str:
-    return f"{environment}/{task}"
+    return f"{environment}\n{task}"  # names have no line ends
