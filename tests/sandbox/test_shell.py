@@ -212,6 +212,12 @@ def test_nothing_hangs_or_breaks_the_shell(hardened, name, request):
     assert output(hardened, "echo well; echo /proc/[0-9]*") == f"well\n/proc/1 /proc/{bash}\n"
 
 
+def test_a_command_cannot_end_itself_without_the_word(shell):
+    forge = "for i in {3..260}; do echo '" + "0" * 32 + " 7' >&$i; done 2> /dev/null"
+    reply = shell.run(f'bash -c "{forge}"; sleep 0.3; echo end; (exit 3)')
+    assert (reply.outcome, reply.exit_code, reply.output) == ("ok", 3, "end\n")
+
+
 def test_a_megabyte_of_command_arrives(shell):
     text = "'" + "ab\n" * (1 << 18) + "'"
     assert output(shell, f"printf %s {text} > file; wc -c < file").strip() == str(3 << 18)
