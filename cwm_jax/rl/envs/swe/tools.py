@@ -110,15 +110,16 @@ def _submit(content: str, workspace: Workspace) -> ToolReply:
         found = workspace.read(_absolute(name, workspace), _PATCH_BYTES)
     except OSError as error:
         raise ToolError(_trouble("read", name, error)) from None
-    patch = found.decode(errors="replace")
+    patch = found.decode(**ENCODING)
     if not patch.strip():
         raise ToolError(f"{name} is empty. Write your changes to it with `git diff > {name}`.")
     if not patch.startswith("diff"):
         raise ToolError(
             f"{name} does not begin with `diff`. Write your changes to it with `git diff > {name}`."
         )
+    shown = found.decode(errors="replace").rstrip()
     text = (
-        f"This patch is submitted:\n\n{patch.rstrip()}\n\nReview it. If something is wrong, mend "
+        f"This patch is submitted:\n\n{shown}\n\nReview it. If something is wrong, mend "
         "it and submit again; the last patch counts. If it is right, give your final answer, "
         "without a tool."
     )
@@ -131,8 +132,8 @@ def _absolute(path: str, workspace: Workspace) -> str:
         raise ToolError("The path has a NUL in it. Give one without.")
     if posixpath.isabs(path):
         return posixpath.normpath(path)
-    reply = workspace.run("pwd -P", 10.0)
-    folder = reply.output.removesuffix("\n")
+    reply = workspace.run("\\builtin pwd -P", 10.0)
+    folder = reply.output.removesuffix("\n").rpartition("\n")[2]  # a job may have written as well
     if reply.outcome != "ok" or not posixpath.isabs(folder):
         folder = workspace.root
     return posixpath.normpath(posixpath.join(folder, path))

@@ -1,0 +1,101 @@
+"""Policies of the software engineering tests, which write text and get text."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cwm_jax.rl.environment import Step, Task
+from cwm_jax.rl.envs.swe.environment import SoftwareEngineering
+from cwm_jax.rl.envs.swe.profiles import PROFILES, SWEProfile
+from cwm_jax.rl.envs.swe.prompts import opening
+from cwm_jax.rl.envs.swe.shipped.tasks import repository_files, shipped_tasks
+from cwm_jax.tokenizer import END_OF_TURN, Tokenizer, train_tokenizer
+
+FINAL = "## Cause\nSee above.\n## Change\nThe patch.\n## Checks\nNone."
+
+
+def call(tool: str, content: str) -> str:
+    """The text of a turn that makes a call."""
+    return f"I go on.\n</think>\n<tool: {tool}>\n{content}\n</tool>"
+
+
+def final(text: str = FINAL) -> str:
+    return f"I am done.\n</think>\n{text}"
+
+
+@dataclasses.dataclass
+class Player:
+    """An episode, played with texts; ``read`` is all that was shown and written, with its marks."""
+
+    environment: SoftwareEngineering
+    tokenizer: Tokenizer
+    last: Step | None = None
+    read: str = ""
+    room: int = 0
+
+    def start(self) -> str:
+        return self._note(self.environment.start())
+
+    def say(self, text: str, *, ended: bool = True) -> str:
+        """Takes a turn; returns what is shown then, empty at the end."""
+        tokens = self.tokenizer.encode(text)
+        end = [self.tokenizer.special_tokens[END_OF_TURN]] if ended else []
+        self.read += self.tokenizer.decode([*tokens, *end])
+        self.last = self.environment.step([*tokens, *end])
+        return "" if self.last.observation is None else self._note(self.last.observation)
+
+    def submit(self, patch: str) -> str:
+        """Writes a patch to a file and submits it."""
+        self.say(call("create", f"/tmp/changes.diff\n{patch.removesuffix(chr(10))}"))
+        return self.say(call("submit", "/tmp/changes.diff"))
+
+    @property
+    def info(self):
+        return self.last.info
+
+    def _note(self, observation) -> str:
+        text = self.tokenizer.decode(observation.tokens)
+        self.read += text
+        self.room = observation.max_action_tokens
+        return text
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    prompt = [m.text for m in opening("an issue", "/tmp/testbed", PROFILES["small"])]
+    return train_tokenizer([*repository_files().values(), *prompt], 1536)
+
+
+@pytest.fixture(scope="session")
+def tasks() -> tuple[Task, ...]:
+    return shipped_tasks()
+
+
+@pytest.fixture
+def play(tokenizer) -> Iterator[Callable[..., Player]]:
+    """``play(task, profile, **changes of the profile)``: an episode that has started."""
+    players = []
+
+    def make(task: Task, profile: SWEProfile = PROFILES["small"], **changes) -> Player:
+        profile = dataclasses.replace(profile, **changes)
+        player = Player(SoftwareEngineering(task, tokenizer, profile), tokenizer)
+        players.append(player)
+        player.start()
+        return player
+
+    yield make
+    for player in players:
+        player.environment.close()
+
+
+def files_of(task: Task) -> dict[str, str]:
+    return dict(task.data["repository"]["files"])
+
+
+def output(shown: str) -> str:
+    """A tool's output in what was shown."""
+    found = re.search(r"<output>\n(.*)\n</output>\n\n<budget>", shown, re.S)
+    assert found, shown
+    return found[1]
