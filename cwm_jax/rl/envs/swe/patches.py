@@ -17,8 +17,9 @@ ENCODING = dict(encoding="utf-8", errors="surrogateescape")  # any bytes survive
 _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 _NO_LINE_END = "\\"  # begins the line "\ No newline at end of file"
 _OTHER_KINDS = ("120000", "160000")  # modes of links and submodules
-# Assumed: characters of one patch times those of the other beyond which lines are compared.
-_MOST_COMPARED = 400_000_000
+# Pieces of one text times those of the other. Measured: 10,000 characters against as many spaces
+# take 13 s, 5,000 take 0.6 s, and who submits can choose the worst.
+_MOST_COMPARED = 25_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,8 @@ def similarity(submitted: Sequence[FilePatch], gold: Sequence[FilePatch]) -> flo
 
     For each of these the ratio of difflib (without its junk rule) of all hunks' texts, 0 where
     ``submitted`` leaves the file alone; then the mean. Source: Meta's reward. Other than there,
-    texts so long that their characters would take minutes are compared by lines.
+    texts of more than about 5,000 characters are compared by words, still longer ones by lines:
+    comparing their characters can take minutes.
     """
     gold = [patch for patch in gold if not patch.binary]
     if not gold:
@@ -126,12 +128,13 @@ def similarity(submitted: Sequence[FilePatch], gold: Sequence[FilePatch]) -> flo
 def _ratio(a: str, b: str) -> float:
     if not a:
         return 0.0
-    sides: tuple = (a, b)
-    if len(a) * len(b) > _MOST_COMPARED:
-        sides = (a.splitlines(), b.splitlines())
-        if len(sides[0]) * len(sides[1]) > _MOST_COMPARED:
-            return 0.0
-    return difflib.SequenceMatcher(None, *sides, autojunk=False).ratio()
+    if a == b:
+        return 1.0
+    for cut in (list, re.compile(r"\w+|\W").findall, str.splitlines):
+        pieces = cut(a), cut(b)
+        if len(pieces[0]) * len(pieces[1]) <= _MOST_COMPARED:
+            return difflib.SequenceMatcher(None, *pieces, autojunk=False).ratio()
+    return 0.0
 
 
 class _Reader:
