@@ -31,11 +31,8 @@ _CANARIES = {
     "pytest": "def test_{word}():\n    assert {a} == {b}\n",
 }
 _UNITTEST = re.compile(r"^(\w+) \(([\w.]+)\)(?:\n(?!\w+ \([\w.]+\)).*)? \.\.\. (\w+)", re.M)
-_PYTEST = re.compile(
-    r"^(?:(PASSED|FAILED|ERROR|XFAIL|XPASS|SKIPPED) (\S+::\S+)"
-    r"|(\S+::\S+) (PASSED|FAILED|ERROR|XFAIL|XPASS|SKIPPED)\b)",
-    re.M,
-)
+_STATUS = "(PASSED|FAILED|ERROR|XFAIL|XPASS|SKIPPED)"
+_PYTEST = re.compile(rf"^(?:{_STATUS} (\S+?::.+?)(?: - .*)?|(\S+?::.+?) {_STATUS}\b.*)$", re.M)
 
 
 def run_suite(workspace: Workspace, tests: Mapping[str, Any], *, timeout_s: float) -> str:

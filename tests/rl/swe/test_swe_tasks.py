@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import call, files_of, final, output
+from swe_players import call, files_of, final, output
 
 from cwm_jax.rl.envs.swe.calls import call_all
 from cwm_jax.rl.envs.swe.patches import apply_patch, parse_patch
@@ -197,7 +197,7 @@ def test_all_mutations_compile_and_differ():
 def test_the_environment_loads_without_jax():
     code = "import sys, cwm_jax.rl.envs.swe.environment, cwm_jax.rl.envs.swe.shipped.tasks\n"
     code += "print(*sys.modules)"
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )

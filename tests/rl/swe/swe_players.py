@@ -1,17 +1,11 @@
-"""Policies of the software engineering tests, which write text and get text."""
+"""Policies that write text and are shown text."""
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
-
-import pytest
 
 from cwm_jax.rl.environment import Step, Task
 from cwm_jax.rl.envs.swe.environment import SoftwareEngineering
-from cwm_jax.rl.envs.swe.profiles import PROFILES, SWEProfile
-from cwm_jax.rl.envs.swe.prompts import opening
-from cwm_jax.rl.envs.swe.shipped.tasks import repository_files, shipped_tasks
-from cwm_jax.tokenizer import END_OF_TURN, Tokenizer, train_tokenizer
+from cwm_jax.tokenizer import END_OF_TURN, Tokenizer
 
 FINAL = "## Cause\nSee above.\n## Change\nThe patch.\n## Checks\nNone."
 
@@ -60,34 +54,6 @@ class Player:
         self.read += text
         self.room = observation.max_action_tokens
         return text
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    prompt = [m.text for m in opening("an issue", "/tmp/testbed", PROFILES["small"])]
-    return train_tokenizer([*repository_files().values(), *prompt], 1536)
-
-
-@pytest.fixture(scope="session")
-def tasks() -> tuple[Task, ...]:
-    return shipped_tasks()
-
-
-@pytest.fixture
-def play(tokenizer) -> Iterator[Callable[..., Player]]:
-    """``play(task, profile, **changes of the profile)``: an episode that has started."""
-    players = []
-
-    def make(task: Task, profile: SWEProfile = PROFILES["small"], **changes) -> Player:
-        profile = dataclasses.replace(profile, **changes)
-        player = Player(SoftwareEngineering(task, tokenizer, profile), tokenizer)
-        players.append(player)
-        player.start()
-        return player
-
-    yield make
-    for player in players:
-        player.environment.close()
 
 
 def files_of(task: Task) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from conftest import call, output
+from swe_players import call, output
 
 from cwm_jax.rl.envs.swe.actions import Call, FormatError, parse_answer
 from cwm_jax.rl.envs.swe.edit import ToolError, apply_edit, parse_create, parse_edit
