@@ -7,6 +7,28 @@ from cwm_jax.rl.environment import Step, Task
 from cwm_jax.rl.envs.swe.environment import SoftwareEngineering
 from cwm_jax.tokenizer import END_OF_TURN, Tokenizer
 
+MODULE = "def double(x):\n    return x + 2\n\n\ndef same(x):\n    return x\n"
+FIXED = MODULE.replace("x + 2", "x * 2")
+OLD_TEST = """\
+import unittest
+
+from module import double, same
+
+
+class ModuleTest(unittest.TestCase):
+    def test_same(self):
+        self.assertEqual(same(3), 3)
+"""
+NEW_TEST = OLD_TEST + "\n    def test_double(self):\n        self.assertEqual(double(3), 6)\n"
+GOLD = """\
+diff --git a/module.py b/module.py
+--- a/module.py
++++ b/module.py
+@@ -1,2 +1,2 @@
+ def double(x):
+-    return x + 2
++    return x * 2
+"""
 FINAL = "## Cause\nSee above.\n## Change\nThe patch.\n## Checks\nNone."
 
 

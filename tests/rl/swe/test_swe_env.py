@@ -4,10 +4,9 @@ import dataclasses
 import json
 import os
 import re
-import subprocess
 
 import pytest
-from swe_players import Player, call, final, output
+from swe_players import GOLD, OLD_TEST, Player, call, final, output
 
 from cwm_jax.rl.environment import EnvironmentFailure, Task
 from cwm_jax.rl.envs.swe.environment import SoftwareEngineering, reward_of
@@ -262,72 +261,6 @@ def test_a_closed_episode_has_no_process_left(tasks, play):
 
 
 # A repository of git with a history, and tests that are its own.
-
-MODULE = "def double(x):\n    return x + 2\n\n\ndef same(x):\n    return x\n"
-FIXED = MODULE.replace("x + 2", "x * 2")
-OLD_TEST = """\
-import unittest
-
-from module import double, same
-
-
-class ModuleTest(unittest.TestCase):
-    def test_same(self):
-        self.assertEqual(same(3), 3)
-"""
-NEW_TEST = OLD_TEST + "\n    def test_double(self):\n        self.assertEqual(double(3), 6)\n"
-GOLD = """\
-diff --git a/module.py b/module.py
---- a/module.py
-+++ b/module.py
-@@ -1,2 +1,2 @@
- def double(x):
--    return x + 2
-+    return x * 2
-"""
-
-
-@pytest.fixture(scope="session")
-def git_task(tmp_path_factory) -> Task:
-    """A fault at a commit whose repository has the fix in a branch, a tag, a stash and a remote."""
-    folder = tmp_path_factory.mktemp("git")
-
-    def git(*arguments):
-        identity = ["-c", "user.name=x", "-c", "user.email=x@x", "-c", "safe.directory=*"]
-        line = ["git", *identity, *arguments]
-        done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    git("init", "-q", "-b", "main")
-    (folder / "tests").mkdir()
-    (folder / "tests/__init__.py").write_text("")
-    (folder / "tests/test_module.py").write_text(OLD_TEST)
-    (folder / "module.py").write_text("# first\n" + MODULE)
-    git("add", ".")
-    git("commit", "-qm", "First")
-    (folder / "module.py").write_text(MODULE)
-    git("commit", "-qam", "Base")
-    commit = git("rev-parse", "HEAD")
-    (folder / "module.py").write_text(FIXED)
-    git("stash")
-    (folder / "module.py").write_text(FIXED)
-    git("commit", "-qam", "The secret fix")
-    git("tag", "v2")
-    git("branch", "later")
-    git("remote", "add", "upstream", str(folder))
-    git("fetch", "-q", "upstream")
-    name = "tests.test_module.ModuleTest"
-    tests = {
-        "command": "python -m unittest -v",
-        "format": "unittest",
-        "files": {"tests/test_module.py": NEW_TEST},
-        "fail_to_pass": [f"{name}.test_double"],
-        "pass_to_pass": [f"{name}.test_same"],
-        "canary": "tests",
-    }
-    repository = {"git": str(folder), "commit": commit}
-    data = {"issue": "double(3) is 5", "repository": repository, "patch": GOLD, "tests": tests}
-    return Task(name="git", data=data)
 
 
 def played(play, task, patch) -> Player:

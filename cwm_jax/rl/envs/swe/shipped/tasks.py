@@ -97,8 +97,8 @@ def half_mended(broken: str, whole: str) -> str:
 
     Where a single line differs, half of that.
     """
-    texts = (text.splitlines(keepends=True) for text in (broken, whole))
-    marked = [mark for mark in difflib.ndiff(*texts) if mark[0] != "?"]
+    old, new = broken.splitlines(keepends=True), whole.splitlines(keepends=True)
+    marked = [mark for mark in difflib.ndiff(old, new) if mark[0] != "?"]
     num_mended = sum(mark[0] != " " for mark in marked) // 2
     lines, num_seen = [], 0
     for sign, line in ((mark[0], mark[2:]) for mark in marked):

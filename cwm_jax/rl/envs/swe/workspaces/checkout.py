@@ -59,7 +59,7 @@ def bare_repository(source: Mapping[str, Any]) -> Path:
 def _folder() -> str:
     pid = os.getpid()
     if pid not in _folders:
-        _folders[pid] = tempfile.mkdtemp(prefix="cwm-jax-repositories-")
+        _folders[pid] = tempfile.mkdtemp(prefix="repositories-")
         os.chmod(_folders[pid], 0o755)
         atexit.register(_remove, _folders[pid], pid)
     return _folders[pid]

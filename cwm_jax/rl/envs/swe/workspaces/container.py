@@ -23,7 +23,6 @@ from cwm_jax.rl.environment import EnvironmentFailure
 from cwm_jax.rl.envs.swe.workspaces.engine import (
     Engine,
     EngineError,
-    ExecStream,
     find_engine,
     is_folder,
     is_regular,
@@ -34,6 +33,7 @@ _LIFETIME_S = 4 * 3600  # assumed: a container that nobody removed ends by itsel
 _START_S = 120.0  # Source: Meta's wait for a container
 _OUTPUT_BYTES = 480 << 10  # Source: Meta's sessions
 _PROCESSES = 4096  # assumed
+_LOOK_S = 0.5  # assumed: between two looks at whether a silent bash has ended
 _NANO_CPUS = 4_000_000_000  # Source: Meta's containers, up to four processors
 _SHELL = ("/bin/bash", "--noprofile", "--norc")
 # Afterwards nothing after the commit can be found. Source: Meta's, for solving.
@@ -136,7 +136,8 @@ class _Session:
     """One bash, which reads from us and whose commands read nothing."""
 
     def __init__(self, engine: Engine, container: str, root: str) -> None:
-        self._stream: ExecStream = engine.attach(container, _SHELL)[1]
+        self._engine = engine
+        self._id, self._stream = engine.attach(container, _SHELL)
         reply = self.run(f"exec 2>&1; cd {shlex.quote(root)}", _START_S)
         if reply.outcome != "ok" or reply.exit_code:
             self.close()
@@ -152,7 +153,7 @@ class _Session:
         output = b""
         try:
             self._stream.send(lines.encode(errors="replace") + word + b' "$?"\n', deadline)
-            while (chunk := self._stream.read(deadline)) is not None:
+            while (chunk := self._next(deadline)) is not None:
                 output += chunk
                 if found := said.search(output, max(0, len(output) - len(chunk) - 64)):
                     text = output[: found.start()].decode(errors="replace")
@@ -168,6 +169,17 @@ class _Session:
 
     def close(self) -> None:
         self._stream.close()
+
+    def _next(self, deadline: float) -> bytes | None:
+        """More output; None at its end, or at bash's: its jobs may hold the stream open."""
+        while True:
+            try:
+                return self._stream.read(min(deadline, time.monotonic() + _LOOK_S))
+            except TimeoutError:
+                if time.monotonic() >= deadline:
+                    raise
+                if not self._engine.is_running(self._id):
+                    return None
 
 
 def _settings(image: str, memory_bytes: int) -> dict[str, Any]:

@@ -64,6 +64,10 @@ class Engine:
         status = self._asked("GET", f"/exec/{execution}/json").get("ExitCode")
         return int(status or 0), b"".join(chunks).decode(errors="replace")
 
+    def is_running(self, execution: str) -> bool:
+        """Whether a command that was attached to has not ended."""
+        return bool(self._asked("GET", f"/exec/{execution}/json").get("Running"))
+
     def attach(self, container: str, argv: Sequence[str]) -> tuple[str, ExecStream]:
         """Starts a command, and returns its number and its streams."""
         settings = {"Cmd": list(argv), "Tty": False}
