@@ -7,18 +7,17 @@ from collections.abc import Callable, Iterator
 import pytest
 from swe_players import FIXED, GOLD, MODULE, NEW_TEST, OLD_TEST, Player
 
+from benchmarks.swe_episode import small_tokenizer
 from cwm_jax.rl.environment import Task
 from cwm_jax.rl.envs.swe.environment import SoftwareEngineering
 from cwm_jax.rl.envs.swe.profiles import PROFILES, SWEProfile
-from cwm_jax.rl.envs.swe.prompts import opening
-from cwm_jax.rl.envs.swe.shipped.tasks import repository_files, shipped_tasks
-from cwm_jax.tokenizer import Tokenizer, train_tokenizer
+from cwm_jax.rl.envs.swe.shipped.tasks import shipped_tasks
+from cwm_jax.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    prompt = [m.text for m in opening("an issue", "/tmp/testbed", PROFILES["small"])]
-    return train_tokenizer([*repository_files().values(), *prompt], 1536)
+    return small_tokenizer()
 
 
 @pytest.fixture(scope="session")

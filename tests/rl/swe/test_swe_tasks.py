@@ -1,13 +1,17 @@
 """The shipped tasks, and three policies that play all of them with the real tools."""
 
 import collections
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from swe_players import call, files_of, final, output
+from swe_players import call, files_of, final
 
+from benchmarks import swe_episode
+from cwm_jax.config import EnvironmentConfig
+from cwm_jax.rl.envs.kinds import load_tasks, make_environments
 from cwm_jax.rl.envs.swe.calls import call_all
 from cwm_jax.rl.envs.swe.patches import apply_patch, parse_patch
 from cwm_jax.rl.envs.swe.shipped.mutations import KINDS, mutations
@@ -18,20 +22,6 @@ from cwm_jax.rl.envs.swe.shipped.tasks import (
     repository_files,
     shipped_tasks,
 )
-
-
-def solve(player, task) -> None:
-    """Makes each change of the gold patch with the edit tool, as an agent does."""
-    for patch in parse_patch(task.data["patch"]):
-        for hunk in patch.hunks:
-            block = (
-                f"<<<<<<< SEARCH\n{''.join(hunk.old)}=======\n{''.join(hunk.new)}>>>>>>> REPLACE"
-            )
-            shown = player.say(call("edit", f"{patch.path}\n{block}"))
-            assert output(shown).startswith("Edited "), shown
-    player.say(call("bash", "git diff > /tmp/changes.diff"))
-    player.say(call("submit", "/tmp/changes.diff"))
-    player.say(final())
 
 
 def half_of(task) -> str:
@@ -50,9 +40,10 @@ def gold_files(task) -> dict[str, bytes]:
 def test_a_policy_that_solves_them_gets_1_on_all_tasks(tasks, play):
     for task in tasks:
         player = play(task)
-        solve(player, task)
+        shown = [player.say(text) for text in swe_episode.turns(task)]
         assert player.last.reward == 1.0, (task.name, player.info, player.read)
         assert player.info["pass"] and player.info["submitted"]
+        assert "\nOK\n" in shown[-3]  # what it checked with the tests that it sees
         player.environment.close()
 
 
@@ -75,6 +66,21 @@ def test_a_policy_that_copies_half_of_the_gold_patch_gets_0_on_all_tasks(tasks, 
         assert player.last.reward == 0.0, (task.name, player.info, half_of(task))
         assert not player.info["pass"] and 0.5 <= player.info["similarity"] < 1.0
         player.environment.close()
+
+
+def test_the_transcript_in_the_docs_is_what_is_played(tasks):
+    written = (Path(__file__).parents[3] / "docs/swe-episode.md").read_text()
+    task = next(task for task in tasks if task.name in written)
+    assert swe_episode.transcript(task, swe_episode.small_tokenizer()) == written
+
+
+def test_the_kind_swe_has_the_shipped_tasks_and_the_profiles(tasks, tokenizer):
+    config = EnvironmentConfig(name="repair", kind="swe")
+    assert load_tasks(config) == list(tasks)
+    environment = make_environments([config], tokenizer)("repair", tasks[0])
+    assert tokenizer.decode(environment.start().tokens).endswith("<think>\n")
+    with pytest.raises(ValueError, match=r"profile is '64k'; those of kind 'swe' are eval, rel"):
+        make_environments([dataclasses.replace(config, profile="64k")], tokenizer)
 
 
 def test_the_same_seed_gives_the_same_tasks_and_another_one_others(tasks):

@@ -27,6 +27,7 @@ from cwm_jax.rl.envs.swe.workspaces.engine import (
     is_folder,
     is_regular,
 )
+from cwm_jax.rl.envs.swe.workspaces.protocol import SETTINGS
 from cwm_jax.sandbox import ShellReply
 
 _LIFETIME_S = 4 * 3600  # assumed: a container that nobody removed ends by itself
@@ -138,7 +139,7 @@ class _Session:
     def __init__(self, engine: Engine, container: str, root: str) -> None:
         self._engine = engine
         self._id, self._stream = engine.attach(container, _SHELL)
-        reply = self.run(f"exec 2>&1; cd {shlex.quote(root)}", _START_S)
+        reply = self.run(f"exec 2>&1; {SETTINGS}; cd {shlex.quote(root)}", _START_S)
         if reply.outcome != "ok" or reply.exit_code:
             self.close()
             raise EngineError(f"a shell does not start in {root}: {reply.detail} {reply.output}")

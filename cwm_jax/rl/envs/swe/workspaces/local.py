@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cwm_jax.rl.environment import EnvironmentFailure
+from cwm_jax.rl.envs.swe.workspaces.protocol import SETTINGS
 from cwm_jax.sandbox import SandboxError, Shell, ShellLimits, ShellReply
 
 _CHECKOUT_S = 300.0  # assumed: a large working tree on a busy machine
@@ -27,7 +28,7 @@ class LocalWorkspace:
             self._shell = Shell(
                 readable=[repository],
                 limits=limits,
-                start="cd testbed 2>/dev/null || :",
+                start=f"{SETTINGS}\ncd testbed 2>/dev/null || :",
                 unsafe=unsafe,
             )
         self.root = f"{self._shell.folder}/testbed"

@@ -6,6 +6,10 @@ from typing import Protocol
 
 from cwm_jax.sandbox import ShellReply
 
+# Commands of every shell. Python takes stale bytecode where a file has kept its size and its second
+# of change, which fast agents bring about; and its folders would be in what they submit.
+SETTINGS = "export PYTHONDONTWRITEBYTECODE=1"
+
 
 class Workspace(Protocol):
     """A checkout of its own, thrown away at the end; for one thread at a time.
