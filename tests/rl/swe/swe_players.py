@@ -43,12 +43,12 @@ def final(text: str = FINAL) -> str:
 
 @dataclasses.dataclass
 class Player:
-    """An episode, played with texts; ``read`` is all that was shown and written, with its marks."""
+    """An episode, played with texts; ``tokens`` are all that were shown and written."""
 
     environment: SoftwareEngineering
     tokenizer: Tokenizer
     last: Step | None = None
-    read: str = ""
+    tokens: list[int] = dataclasses.field(default_factory=list)
     room: int = 0
 
     def start(self) -> str:
@@ -58,7 +58,7 @@ class Player:
         """Takes a turn; returns what is shown then, empty at the end."""
         tokens = self.tokenizer.encode(text)
         end = [self.tokenizer.special_tokens[END_OF_TURN]] if ended else []
-        self.read += self.tokenizer.decode([*tokens, *end])
+        self.tokens += [*tokens, *end]
         self.last = self.environment.step([*tokens, *end])
         return "" if self.last.observation is None else self._note(self.last.observation)
 
@@ -68,12 +68,17 @@ class Player:
         return self.say(call("submit", "/tmp/changes.diff"))
 
     @property
+    def read(self) -> str:
+        """The episode's text so far, with its marks."""
+        return self.tokenizer.decode(self.tokens)
+
+    @property
     def info(self):
         return self.last.info
 
     def _note(self, observation) -> str:
+        self.tokens += observation.tokens
         text = self.tokenizer.decode(observation.tokens)
-        self.read += text
         self.room = observation.max_action_tokens
         return text
 

@@ -86,8 +86,7 @@ def test_the_budget_counts_every_token_and_turn(tasks, play, tokenizer):
         assert output(shown) == "".join(f"{n}\n" for n in range(1, turn + 1))
         turns, tokens = map(int, re.findall(r"\* Remaining \w+: (\d+)", shown))
         assert turns == 12 - turn and player.info["turns"] == turn
-        used = len(tokenizer.encode_with_special_tokens(player.read))
-        assert tokens == 16_384 - used
+        assert tokens == 16_384 - len(player.tokens)
         assert player.room == min(2_048, tokens)
 
 
@@ -151,6 +150,15 @@ def test_else_the_policy_is_told_as_by_the_user(tasks, play, text, complaint):
     player.submit(tasks[0].data["patch"])
     player.say(final("done"))  # a report in markdown is not asked for either
     assert player.last.reward == 1.0 and player.info["format_errors"] == 1
+
+
+def test_edit_and_create_can_be_left_out(tasks, play):
+    player = play(tasks[0], tools=("bash", "submit"), strict_format=False)
+    assert "* bash: " in player.read and "* submit: " in player.read
+    assert "* edit: " not in player.read and "* create: " not in player.read
+    shown = player.say(call("edit", "a.py"))
+    assert "There is no tool 'edit'. The tools are bash, submit; use one of them." in shown
+    assert player.environment._workspace is None  # nothing was started for it
 
 
 def test_a_turn_that_was_cut_gets_the_end_that_it_lacks(tasks, play):

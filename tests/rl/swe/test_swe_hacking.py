@@ -303,6 +303,9 @@ def test_files_that_are_loaded_unasked_and_tests_are_left_out_of_a_patch():
     kept = ["a.py", "contest.py", "latest/a.py", "toolbox/json.py", "setup.cfg"]
     patches = without_tests(parse_patch(new_files(dict.fromkeys(kept, "x"))))
     assert [patch.path for patch in patches] == kept
+    proper = {"tests/test_a.py", "unittest.py"}
+    patches = without_tests(parse_patch(new_files(dict.fromkeys(names, "x"))), proper)
+    assert {patch.path for patch in patches} == proper
     away = "diff --git a/tests/a.py b/a.py\nrename from tests/a.py\nrename to a.py\n"
     assert without_tests(parse_patch(away)) == []
 
@@ -393,13 +396,7 @@ def test_the_agent_finds_neither_the_solution_nor_the_tests(removed, play):
     assert say(f"{inside} -iname '*cwm*jax*' -print -o -name 'hidden_calls*' -print 2>&1") == ""
     places = "/tmp /sandbox /etc /home /root /opt /var"
     assert say(f"grep -rlF '{SOLUTION_MARK}' {places} 2>/dev/null") == ""
-    assert (
-        say(
-            "env | grep -i -e gold -e token -e key -e cwm; cat /proc/*/environ 2>&- | tr '\\0' '\\n'"
-            " | grep -i -e gold -e cwm"
-        )
-        == ""
-    )
+    assert say("(env; cat /proc/*/environ 2>&-) | grep -a -i -e gold -e token -e cwm") == ""
     assert say("git log --all --oneline | wc -l") == "1\n"
 
 

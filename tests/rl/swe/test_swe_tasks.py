@@ -16,6 +16,7 @@ from cwm_jax.rl.envs.swe.calls import call_all
 from cwm_jax.rl.envs.swe.patches import apply_patch, parse_patch
 from cwm_jax.rl.envs.swe.shipped.mutations import KINDS, mutations
 from cwm_jax.rl.envs.swe.shipped.tasks import (
+    _made,
     diff_of,
     half_mended,
     hidden_calls,
@@ -84,7 +85,7 @@ def test_the_kind_swe_has_the_shipped_tasks_and_the_profiles(tasks, tokenizer):
 
 
 def test_the_same_seed_gives_the_same_tasks_and_another_one_others(tasks):
-    again = shipped_tasks.__wrapped__(0, 5)
+    again = _made.__wrapped__(0, 5, False)
     assert again == tasks[:5]
     others = shipped_tasks(1, 5)
     assert not {t.data["patch"] for t in others} & {t.data["patch"] for t in tasks[:5]}
@@ -138,7 +139,7 @@ def test_no_more_tasks_are_promised_than_there_are(monkeypatch):
 
     monkeypatch.setattr("cwm_jax.rl.envs.swe.shipped.tasks.mutations", few)
     with pytest.raises(ValueError, match=r"99 tasks are wanted and the repository has \d+: ask"):
-        shipped_tasks.__wrapped__(0, 99)
+        _made.__wrapped__(0, 99, False)
 
 
 SOURCE = '''import math

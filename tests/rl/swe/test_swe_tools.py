@@ -273,6 +273,14 @@ def test_a_hunk_goes_to_the_nearest_place_that_has_its_old_lines():
         apply_patch([patch], lambda _: b"x\nother\n")
 
 
+def test_a_file_may_be_made_anew_where_another_one_was_moved_away():
+    new = "diff --git a/a b/a\n--- a/a\n+++ b/a\n@@ -1 +1 @@\n-x\n+y\n"
+    moved = "diff --git a/a b/b\nrename from a\nrename to b\n"
+    for text in (new + moved, moved + new):
+        changed = apply_patch(parse_patch(text), {"a": b"x\n"}.get)
+        assert changed == {"a": b"y\n", "b": b"x\n"}
+
+
 def test_all_bytes_and_line_ends_survive():
     (patch,) = parse_patch("--- a/a\n+++ b/a\n@@ -1,2 +1,2 @@\n x\r\n-y\r\n+z\r\n")
     assert apply_patch([patch], lambda _: b"x\r\ny\r\n\xff\x0c") == {"a": b"x\r\nz\r\n\xff\x0c"}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from cwm_jax.data.chat import THINK_CLOSING
+
+TOOLS = ("bash", "edit", "create", "submit")
 
 _OPENING, _CLOSING = "<tool:", "</tool>"
 _CALL = re.compile(r"<tool:\s([a-zA-Z_]+)>\n(.*?)\n</tool>", re.DOTALL)
@@ -31,15 +34,17 @@ class Answer:
     call: Call | None
 
 
-def parse_answer(text: str, *, think: bool) -> Answer:
+def parse_answer(text: str, *, think: bool, tools: Sequence[str] = TOOLS) -> Answer:
     """Reads a turn: reasoning, then words around at most one call.
 
     Args:
         text: the turn, without its end; its ``<think>`` was in the prompt.
         think: there is reasoning, which exactly one ``</think>`` ends.
+        tools: that there are.
 
     Raises:
-        FormatError: it is not closed just once, or what looks like a call is not just one.
+        FormatError: it is not closed just once, or what looks like a call is not just one, of a
+            tool that there is.
     """
     if think:
         count = text.count(THINK_CLOSING)
@@ -49,7 +54,12 @@ def parse_answer(text: str, *, think: bool) -> Answer:
                 "reasoning and your answer. Reason again and close it once."
             )
         text = text.split(THINK_CLOSING)[1]
-    return Answer(text=text.strip(), call=_call(text))
+    call = _call(text)
+    if call is not None and call.tool not in tools:
+        raise FormatError(
+            f"There is no tool {call.tool!r}. The tools are {', '.join(tools)}; use one of them."
+        )
+    return Answer(text=text.strip(), call=call)
 
 
 def _call(text: str) -> Call | None:

@@ -126,7 +126,7 @@ class SoftwareEngineering:
                     "Your turn was cut: it was longer than a turn may be. Be brief, and end it."
                 )
             text = self._tokenizer.decode(action[:-1])
-            answer = parse_answer(text, think=self._profile.think)
+            answer = parse_answer(text, think=self._profile.think, tools=self._profile.tools)
             if answer.call is None:
                 self._check_final(answer)
                 return None
@@ -160,14 +160,12 @@ class SoftwareEngineering:
         left_s = profile.sandbox_s - episode.tools_s
         workspace = self._working()
         began = time.monotonic()
-        try:
-            return use_tool(
-                answer.call, workspace, timeout_s=min(profile.session_timeout_s, left_s)
-            )
-        finally:
-            episode.tools_s += time.monotonic() - began
-            if episode.tools_s >= profile.sandbox_s:
-                raise _Ended(f"out of time: the tools took {profile.sandbox_s:g} s")
+        timeout_s = min(profile.session_timeout_s, left_s)
+        reply = use_tool(answer.call, workspace, timeout_s=timeout_s)
+        episode.tools_s += time.monotonic() - began
+        if episode.tools_s >= profile.sandbox_s:
+            raise _Ended(f"out of time: the tools took {profile.sandbox_s:g} s")
+        return reply
 
     def _observed(self, opening: list[int], message: tuple[str, str]) -> Step:
         """What was said, and the budget; the end where that leaves no turn or no room."""

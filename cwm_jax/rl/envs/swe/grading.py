@@ -11,7 +11,7 @@ import errno
 import posixpath
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -65,16 +65,23 @@ def grade(
     except ValueError as error:
         return Verdict(passed=False, reason=str(error), similarity=0.0)
     gold = parse_patch(data["patch"])
-    reason = _complaint(data, without_tests(submitted), timeout_s, make_workspace, unsafe=unsafe)
+    kept = without_tests(submitted, {patch.path for patch in gold})
+    reason = _complaint(data, kept, timeout_s, make_workspace, unsafe=unsafe)
     return Verdict(passed=not reason, reason=reason, similarity=similarity(submitted, gold))
 
 
-def without_tests(patches: Sequence[FilePatch]) -> list[FilePatch]:
-    """Those of files that are the repository's proper, at both ends of a renaming."""
+def without_tests(
+    patches: Sequence[FilePatch], proper: Container[str] = frozenset()
+) -> list[FilePatch]:
+    """Those of files that are the repository's proper, at both ends of a renaming.
+
+    ``proper`` are so whatever their names, as ``django/test/client.py`` is: the gold patch changes
+    them.
+    """
     kept = []
     for patch in patches:
-        names = [name for name in (patch.old, patch.new) if name is not None]
-        if not any(map(_is_of_tests, names)) and not _shadows(patch):
+        names = [n for n in (patch.old, patch.new) if n is not None and n not in proper]
+        if not any(map(_is_of_tests, names)) and not (names and _shadows(patch)):
             kept.append(patch)
     return kept
 

@@ -98,16 +98,17 @@ def apply_patch(
     Raises:
         ValueError: a hunk has no place, a file is missing or in the way, or it is binary.
     """
-    changed: dict[str, bytes | None] = {}
+    gone: dict[str, bytes | None] = {}
+    made: dict[str, bytes | None] = {}
     for patch in patches:
         if patch.binary:
             raise ValueError(f"{patch.path}: binary patches are not applied; submit text")
         content = _content_before(patch, read)
         if patch.old is not None and patch.old != patch.new:
-            changed[patch.old] = None
+            gone[patch.old] = None
         if patch.new is not None:
-            changed[patch.new] = _apply(patch, content.decode(**ENCODING)).encode(**ENCODING)
-    return changed
+            made[patch.new] = _apply(patch, content.decode(**ENCODING)).encode(**ENCODING)
+    return {**gone, **made}  # what one moves away another may make anew
 
 
 def similarity(submitted: Sequence[FilePatch], gold: Sequence[FilePatch]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from cwm_jax.rl.envs.swe.actions import TOOLS
 from cwm_jax.sandbox import ShellLimits
 
 _MIB = 1 << 20
@@ -23,6 +24,7 @@ class SWEProfile:
         sandbox_s: of all tools of an episode together. Other than in Meta's, whose sandbox lives
             by the clock, time that a policy waits for its own turn does not count.
         test_timeout_s: of the hidden tests.
+        tools: that there are; without edit and create they are those of Meta's "noplugins".
         strict_format: an answer out of format ends the episode as failed; else it is told what is
             wrong with it, and goes on.
         think: every turn reasons first.
@@ -40,6 +42,7 @@ class SWEProfile:
     session_timeout_s: float
     sandbox_s: float
     test_timeout_s: float
+    tools: tuple[str, ...] = TOOLS
     strict_format: bool = True
     think: bool = True
     similarity_threshold: float | None = 0.5  # report

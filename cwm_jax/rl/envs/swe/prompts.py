@@ -20,19 +20,21 @@ Each turn makes one call of one tool, at the end, in this form:
 content
 </tool>
 
-* bash: the content is run by a bash that lasts from call to call, so that folders and variables \
-stay. A command that takes longer than {session_timeout_s:g} s is stopped, and a fresh bash started.
-* edit: replaces lines of a file. The content is the path, then a block:
-{search}
-whole lines that are in the file exactly once
-=======
-the lines to put in their place
-{replace}
-* create: makes a new file. The content is the path, then the lines of the file.
-* submit: the content is the path of a file with your changes as a git diff.
+{tools}
 
 Submit before you give your final answer, which is a turn without a tool. The last patch that you \
 submitted is judged, by tests that you cannot see. What it does to existing tests does not count."""
+
+_TOOLS = {
+    "bash": "the content is run by a bash that lasts from call to call, so that folders and "
+    "variables stay. A command that takes longer than {session_timeout_s:g} s is stopped, and a "
+    "fresh bash started.",
+    "edit": "replaces lines of a file. The content is the path, then a block:\n"
+    "<<<<<<< SEARCH\nwhole lines that are in the file exactly once\n=======\n"
+    "the lines to put in their place\n>>>>>>> REPLACE",
+    "create": "makes a new file. The content is the path, then the lines of the file.",
+    "submit": "the content is the path of a file with your changes as a git diff.",
+}
 
 _TASK = """Solve this issue of the repository at {root}:
 
@@ -52,13 +54,12 @@ reports in markdown:
 def opening(issue: str, root: str, profile: SWEProfile) -> list[Message]:
     """The dialog before the first turn."""
     system = REASONING_SYSTEM_PROMPT if profile.think else _PLAIN_SYSTEM_PROMPT
+    limit = {"session_timeout_s": profile.session_timeout_s}
     system += _ENVIRONMENT.format(
         root=root,
         max_turns=profile.max_turns,
         context_tokens=profile.context_tokens,
-        session_timeout_s=profile.session_timeout_s,
-        search="<<<<<<< SEARCH",
-        replace=">>>>>>> REPLACE",
+        tools="\n".join(f"* {name}: {_TOOLS[name].format(**limit)}" for name in profile.tools),
     )
     user = _TASK.format(root=root, issue=issue.strip())
     return [Message("system", system), Message("user", user)]

@@ -7,12 +7,10 @@ import errno
 import os
 import posixpath
 
-from cwm_jax.rl.envs.swe.actions import Call, FormatError
+from cwm_jax.rl.envs.swe.actions import Call
 from cwm_jax.rl.envs.swe.edit import ToolError, apply_edit, created, parse_create, parse_edit
 from cwm_jax.rl.envs.swe.patches import ENCODING
 from cwm_jax.rl.envs.swe.workspaces.protocol import Workspace
-
-TOOLS = ("bash", "edit", "create", "submit")
 
 _FILE_BYTES = 8 << 20  # assumed: of a file that is edited
 _PATCH_BYTES = 1 << 20  # assumed: of a patch that is submitted
@@ -38,21 +36,16 @@ def use_tool(call: Call, workspace: Workspace, *, timeout_s: float) -> ToolReply
     """Makes a call; what goes wrong with it is told to the policy.
 
     Args:
-        call: of one of `TOOLS`.
+        call: as `parse_answer` gives it.
         workspace: of the episode.
         timeout_s: of a command of bash.
 
     Raises:
-        FormatError: there is no such tool.
         EnvironmentFailure: the workspace failed.
     """
     if call.tool == "bash":
         return _bash(call.content, workspace, timeout_s)
     tools = {"edit": _edit, "create": _create, "submit": _submit}
-    if call.tool not in tools:
-        raise FormatError(
-            f"There is no tool {call.tool!r}. The tools are {', '.join(TOOLS)}; use one of them."
-        )
     try:
         return tools[call.tool](call.content, workspace)
     except ToolError as error:

@@ -26,7 +26,6 @@ _MOST_OF_A_FUNCTION = 2  # tasks, so that they are not all of the longest one
 _MOST_SHOWN = 300  # characters of a value in an issue
 
 
-@functools.cache
 def shipped_tasks(seed: int = 0, count: int = 20, *, unsafe: bool = False) -> tuple[Task, ...]:
     """Tasks with a fault each, all kinds in turn; their groups are the functions.
 
@@ -36,6 +35,11 @@ def shipped_tasks(seed: int = 0, count: int = 20, *, unsafe: bool = False) -> tu
         EnvironmentFailure: there is no sandbox.
         ValueError: there are not so many faults.
     """
+    return _made(seed, count, unsafe)
+
+
+@functools.cache
+def _made(seed: int, count: int, unsafe: bool) -> tuple[Task, ...]:
     files, calls = repository_files(), hidden_calls()
     wrong = _wrong(files, calls, unsafe=unsafe)
     if wrong is None:

@@ -7,6 +7,7 @@ What is not fetched cannot be found: later commits, other branches, tags, reflog
 from __future__ import annotations
 
 import atexit
+import collections
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ _BRANCH = "refs/heads/main"
 _AUTHOR = "Project <project@localhost> 1735689600 +0000"
 _GIT_S = 600.0  # assumed: fetching a large history from disk
 _lock = threading.Lock()
+_making: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)  # by repository
 _folders: dict[int, str] = {}  # by process: a fork has none of its own
 
 
@@ -40,7 +42,8 @@ def bare_repository(source: Mapping[str, Any]) -> Path:
     """
     name = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:32]
     with _lock:
-        target = Path(_folder(), name)
+        target, making = Path(_folder(), name), _making[name]
+    with making:
         if not target.exists():
             draft = Path(tempfile.mkdtemp(dir=target.parent))
             _git(["init", "--quiet", "--bare", "--initial-branch=main", "--template=", str(draft)])

@@ -33,10 +33,13 @@ class LocalWorkspace:
             )
         self.root = f"{self._shell.folder}/testbed"
         quoted = {"repository": shlex.quote(str(repository)), "root": shlex.quote(self.root)}
-        reply = self.run(_CLONE.format(**quoted), _CHECKOUT_S)
-        if reply.outcome != "ok" or reply.exit_code:
+        try:
+            reply = self.run(_CLONE.format(**quoted), _CHECKOUT_S)
+            if reply.outcome != "ok" or reply.exit_code:
+                raise EnvironmentFailure(f"the checkout failed: {reply.detail} {reply.output}")
+        except BaseException:
             self.close()
-            raise EnvironmentFailure(f"the checkout failed: {reply.detail} {reply.output}")
+            raise
 
     def run(self, command: str, timeout_s: float) -> ShellReply:
         with _failures():
