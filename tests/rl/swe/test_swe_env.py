@@ -86,7 +86,8 @@ def test_the_budget_counts_every_token_and_turn(tasks, play, tokenizer):
         assert output(shown) == "".join(f"{n}\n" for n in range(1, turn + 1))
         turns, tokens = map(int, re.findall(r"\* Remaining \w+: (\d+)", shown))
         assert turns == 12 - turn and player.info["turns"] == turn
-        assert tokens == 16_384 - len(player.tokens)
+        # Its own digits may be more or fewer tokens, so that no number is right.
+        assert 16_384 - len(player.tokens) - tokens in (0, 1)
         assert player.room == min(2_048, tokens)
 
 

@@ -34,12 +34,15 @@ def with_budget(
         room: tokens that are left before the message.
         max_tokens: of the message, header and end included.
     """
-    left, said = room, list[int]()
-    for _ in range(_MOST_TRIES):  # the number says how many tokens are left after it itself
-        said = _said(tokenizer, role, text, budget=budget_block(turns, left), limit=max_tokens)
-        left, stated = room - len(said), left
-        if left == stated:
-            break
+    # The number says how many tokens are left after its own, and may move them: where no number is
+    # right, one is stated that is too small.
+    stated = room
+    for number in range(_MOST_TRIES):
+        said = _said(tokenizer, role, text, budget=budget_block(turns, stated), limit=max_tokens)
+        left = room - len(said)
+        if left == stated or (number and stated < left):
+            return said, left
+        stated = left
     return said, left
 
 
