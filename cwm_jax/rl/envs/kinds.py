@@ -10,6 +10,9 @@ from typing import Any
 from cwm_jax.config import EnvironmentConfig
 from cwm_jax.rl.environment import Environment, Task
 from cwm_jax.rl.envs import prediction
+from cwm_jax.rl.envs.swe import profiles as swe_profiles
+from cwm_jax.rl.envs.swe.environment import SoftwareEngineering
+from cwm_jax.rl.envs.swe.shipped.tasks import shipped_tasks
 from cwm_jax.tokenizer import Tokenizer
 from cwm_jax.trace.corpus import read_corpus
 
@@ -24,6 +27,8 @@ def load_tasks(config: EnvironmentConfig) -> list[Task]:
         tasks = list(prediction.output_tasks(read_corpus(_path(config))))
     elif config.kind == "trace_prediction":
         tasks = list(prediction.trace_tasks(read_corpus(_path(config))))
+    elif config.kind == "swe" and config.path is None:
+        tasks = list(shipped_tasks(unsafe=config.unsafe))
     else:
         tasks = read_tasks(Path(_path(config)))
     names = {task.name for task in tasks}
@@ -73,6 +78,9 @@ def _maker(config: EnvironmentConfig, tokenizer: Tokenizer) -> Callable[[Task], 
     if config.kind == "trace_prediction":
         profile = _profile(config, prediction.PROFILES)
         return lambda task: prediction.TracePrediction(task, tokenizer, profile)
+    if config.kind == "swe":
+        limits = _profile(config, swe_profiles.PROFILES)
+        return lambda task: SoftwareEngineering(task, tokenizer, limits, unsafe=config.unsafe)
     raise AssertionError(config.kind)
 
 

@@ -1,0 +1,1 @@
+"""Small functions that programs need again and again."""

@@ -1,0 +1,101 @@
+"""Hidden tests that are a repository's own: a test command, and the names that have to pass.
+
+The candidate's code is imported by the process that runs these tests, so it shares memory, output
+and files with the judge's witness, and what it may not do cannot all be enforced:
+
+* trusted copies of the test files are written after the patch, which may not change tests, what
+  runners load by themselves, or shadow their modules;
+* every required name has to be reported as passed, so that leaving early helps nothing;
+* a canary, a test of a random name that fails, has to be reported as failed: code that turns all
+  failures into passes is caught.
+
+What remains possible: code that finds the canary by looking into the test files or the runner, and
+forges just the other lines. Calls with known results (`calls`) have no such hole; a repository that
+can be tested by them should be.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cwm_jax.rl.environment import EnvironmentFailure
+from cwm_jax.rl.envs.swe.workspaces.protocol import Workspace
+
+_CANARIES = {
+    "unittest": "import unittest\n\n\nclass {word}Test(unittest.TestCase):\n"
+    "    def test_{word}(self):\n        self.assertEqual({a}, {b})\n",
+    "pytest": "def test_{word}():\n    assert {a} == {b}\n",
+}
+_UNITTEST = re.compile(r"^(\w+) \(([\w.]+)\)(?:\n(?!\w+ \([\w.]+\)).*)? \.\.\. (\w+)", re.M)
+_STATUS = "(PASSED|FAILED|ERROR|XFAIL|XPASS|SKIPPED)"
+_PYTEST = re.compile(rf"^(?:{_STATUS} (\S+?::.+?)(?: - .*)?|(\S+?::.+?) {_STATUS}\b.*)$", re.M)
+
+
+def run_suite(workspace: Workspace, tests: Mapping[str, Any], *, timeout_s: float) -> str:
+    """Why the tests do not pass; empty if they do.
+
+    Args:
+        workspace: with the patch applied; spent afterwards.
+        tests: ``command``, run in the repository; ``format`` of its output, ``unittest`` (``-v``)
+            or ``pytest`` (``-v`` or ``-rA``); ``files``, texts by path; ``fail_to_pass`` and
+            ``pass_to_pass``, names as the format has them; ``canary``, the folder of tests that the
+            command collects from. A ``{canary}`` in the command becomes the canary's path.
+        timeout_s: of the command.
+
+    Raises:
+        EnvironmentFailure: the workspace failed, or a test file cannot be written.
+        ValueError: an unknown format.
+    """
+    kind = tests["format"]
+    if kind not in _CANARIES:
+        raise ValueError(f"tests have the format {kind!r}; expected one of {', '.join(_CANARIES)}")
+    word = "".join(secrets.choice("bcdfghklmnprst") for _ in range(12))
+    canary = f"{tests['canary']}/test_{word[:6]}.py"
+    a, b = secrets.randbelow(1000), 1000 + secrets.randbelow(1000)
+    files = {**tests["files"], canary: _CANARIES[kind].format(word=word, a=a, b=b)}
+    for path, text in files.items():
+        try:
+            workspace.write(posixpath.join(workspace.root, path), text.encode())
+        except OSError as error:
+            raise EnvironmentFailure(f"the test file {path} cannot be written: {error}") from error
+    reply = workspace.run(tests["command"].replace("{canary}", canary), timeout_s)
+    if reply.outcome != "ok":
+        return f"the tests did not come to an end ({reply.outcome}): {reply.detail}"
+    return _complaint(_PARSERS[kind](reply.output), tests, word)
+
+
+def parse_unittest(output: str) -> dict[str, bool]:
+    """Whether each test passed, by ``module.Class.test``."""
+    found: dict[str, bool] = {}
+    for name, place, status in _UNITTEST.findall(output.replace("\r\n", "\n")):
+        key = place if place.endswith(f".{name}") else f"{place}.{name}"  # as before Python 3.11
+        found[key] = found.get(key, True) and status == "ok"
+    return found
+
+
+def parse_pytest(output: str) -> dict[str, bool]:
+    """Whether each test passed, by its node id."""
+    found: dict[str, bool] = {}
+    for before, key, other_key, after in _PYTEST.findall(output.replace("\r\n", "\n")):
+        key, status = key or other_key, before or after
+        found[key] = found.get(key, True) and status == "PASSED"
+    return found
+
+
+def _complaint(found: Mapping[str, bool], tests: Mapping[str, Any], word: str) -> str:
+    canary = [passed for name, passed in found.items() if name.endswith(f"test_{word}")]
+    if canary != [False]:
+        return "a test that fails was not reported as failed: the run is not to be trusted"
+    required = [*tests["fail_to_pass"], *tests["pass_to_pass"]]
+    wrong = [name for name in required if not found.get(name, False)]
+    return f"{len(wrong)} of {len(required)} hidden tests fail: {wrong[0]}" if wrong else ""
+
+
+_PARSERS: dict[str, Callable[[str], dict[str, bool]]] = {
+    "unittest": parse_unittest,
+    "pytest": parse_pytest,
+}

@@ -1,0 +1,106 @@
+"""Repositories as the host keeps them: bare, with one branch, without anything after its commit.
+
+A checkout inside borrows their objects, read-only, so that its working tree is all that is copied.
+What is not fetched cannot be found: later commits, other branches, tags, reflogs, dropped objects.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cwm_jax.rl.environment import EnvironmentFailure
+
+_BRANCH = "refs/heads/main"
+# The same files give the same commit everywhere.
+_AUTHOR = "Project <project@localhost> 1735689600 +0000"
+_GIT_S = 600.0  # assumed: fetching a large history from disk
+_lock = threading.Lock()
+_making: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)  # by repository
+_folders: dict[int, str] = {}  # by process: a fork has none of its own
+
+
+def bare_repository(source: Mapping[str, Any]) -> Path:
+    """A bare repository of the source, made once by each process.
+
+    Args:
+        source: ``files``, their texts by path, which become one commit; or ``git``, the path of a
+            repository, and ``commit``, the full hash of one of its commits.
+
+    Raises:
+        EnvironmentFailure: git is missing or fails, or there is no such commit.
+    """
+    name = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:32]
+    with _lock:
+        target, making = Path(_folder(), name), _making[name]
+    with making:
+        if not target.exists():
+            draft = Path(tempfile.mkdtemp(dir=target.parent))
+            _git(["init", "--quiet", "--bare", "--initial-branch=main", "--template=", str(draft)])
+            if "files" in source:
+                _git(["fast-import", "--quiet"], folder=draft, stdin=_commit(source["files"]))
+            else:
+                refspec = f"{source['commit']}:{_BRANCH}"
+                path = os.path.abspath(source["git"])
+                _git(["fetch", "--quiet", "--no-tags", path, refspec], folder=draft)
+                (draft / "FETCH_HEAD").unlink(missing_ok=True)
+            _let_others_read(draft)
+            draft.rename(target)
+    return target
+
+
+def _folder() -> str:
+    pid = os.getpid()
+    if pid not in _folders:
+        _folders[pid] = tempfile.mkdtemp(prefix="repositories-")
+        os.chmod(_folders[pid], 0o755)
+        atexit.register(_remove, _folders[pid], pid)
+    return _folders[pid]
+
+
+def _remove(folder: str, pid: int) -> None:
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _let_others_read(folder: Path) -> None:
+    """The uid inside a sandbox is another one."""
+    folder.chmod(0o755)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _commit(files: Mapping[str, str]) -> bytes:
+    """A stream for git fast-import. Source: git-fast-import(1)."""
+    message = b"The project as it is\n"
+    head = f"commit {_BRANCH}\ncommitter {_AUTHOR}\ndata {len(message)}\n".encode() + message
+    parts = [head]
+    for path, text in sorted(files.items()):
+        content = text.encode()
+        parts.append(f"M 100644 inline {path}\ndata {len(content)}\n".encode() + content + b"\n")
+    return b"".join(parts)
+
+
+def _git(arguments: Sequence[str], *, folder: Path | None = None, stdin: bytes = b"") -> None:
+    line = ["git", "-c", "safe.directory=*", *arguments]
+    env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/nonexistent", "LANG": "C.UTF-8"}
+    env |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+    if folder is not None:
+        env["GIT_DIR"] = str(folder)
+    try:
+        done = subprocess.run(line, env=env, input=stdin, capture_output=True, timeout=_GIT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EnvironmentFailure(f"git {arguments[0]} on this host: {error}") from error
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        raise EnvironmentFailure(f"git {arguments[0]} on this host: {said}")
