@@ -11,6 +11,7 @@ import yaml
 
 import train
 from cwm_jax.config import schema
+from cwm_jax.config.files import load_config
 from cwm_jax.sharding import mesh_shape
 from cwm_jax.training.goodput import Goodput
 from cwm_jax.training.plan import make_plan
@@ -76,7 +77,7 @@ def test_its_command_is_train_pys_and_its_run_plans_on_its_devices(path):
     args = train_arguments(path)
     processes, devices = processes_and_devices(path)
     assert args.distributed or args.num_processes == processes
-    config = schema.override(train.load_config(str(ROOT / args.config)), *args.set)
+    config = schema.override(load_config(str(ROOT / args.config)), *args.set)
     assert make_plan(config, num_devices=devices).mesh_sizes == mesh_shape(config.mesh, devices)
     shared = f"{config.base_output_directory}/{config.run_name}/goodput.json"
     assert script(path).count(shared) == 1
