@@ -166,6 +166,12 @@ def test_a_turn_that_was_cut_gets_the_end_that_it_lacks(tasks, play):
     player = play(tasks[0], strict_format=False)
     shown = player.say("I think and think", ended=False)
     assert shown.startswith("<|eot_id|><|start_header_id|>user") and "Your turn was cut" in shown
+    other = play(tasks[0])
+    stop = other.environment._tokenizer.special_tokens["<|eom_id|>"]  # ends it as well
+    step = other.environment.step([*other.tokenizer.encode(LOOK), stop])
+    assert other.tokenizer.decode(step.observation.tokens).startswith(
+        "<|eot_id|><|start_header_id|"
+    )
     strict = play(tasks[0])
     assert strict.say(final(), ended=False) == ""
     assert "Your turn was cut" in strict.info["reason"]

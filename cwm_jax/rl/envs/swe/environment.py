@@ -32,6 +32,7 @@ from cwm_jax.tokenizer import END_OF_TURN, Tokenizer
 
 _LEAST_ACTION_TOKENS = 16  # assumed: with fewer left nothing can be said
 _REPORT_MARK = "##"  # of markdown, which a final answer needs. Source: Meta's, where it is strict
+_MOST_REASON = 2_000  # assumed: characters; the candidate may have written some
 _LOCAL_ROOT = "/tmp/testbed"  # of a `LocalWorkspace`, which starts with the first call
 
 
@@ -100,8 +101,12 @@ class SoftwareEngineering:
         episode = self._episode
         episode.turns += 1
         episode.tokens += len(action)
-        is_whole = bool(action) and action[-1] in self._tokenizer.stop_ids
-        opening = [] if is_whole else [self._tokenizer.special_tokens[END_OF_TURN]]
+        last, end_of_turn = (
+            action[-1] if action else None,
+            self._tokenizer.special_tokens[END_OF_TURN],
+        )
+        is_whole = last in self._tokenizer.stop_ids
+        opening = [] if last == end_of_turn else [end_of_turn]  # after other stop tokens, too
         try:
             message = self._answered(action, is_whole=is_whole)
             if message is None:
@@ -202,18 +207,19 @@ class SoftwareEngineering:
             make_workspace=self._make_workspace,
             unsafe=self._unsafe,
         )
-        info = {
-            **self._info(),
-            "pass": verdict.passed,
-            "reason": verdict.reason,
-            "similarity": verdict.similarity,
-        }
-        return Step(observation=None, reward=reward_of(verdict, profile), info=info)
+        return self._last(verdict)
 
     def _ended(self, reason: str) -> Step:
         self.close()
-        verdict = Verdict(passed=False, reason=reason, similarity=0.0)
-        info = {**self._info(), "pass": False, "reason": reason}
+        return self._last(Verdict(passed=False, reason=reason, similarity=0.0))
+
+    def _last(self, verdict: Verdict) -> Step:
+        info = {
+            **self._info(),
+            "pass": verdict.passed,
+            "reason": verdict.reason[:_MOST_REASON],
+            "similarity": verdict.similarity,
+        }
         return Step(observation=None, reward=reward_of(verdict, self._profile), info=info)
 
     def _info(self) -> dict[str, Any]:
