@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 import os
 import shutil
@@ -27,7 +27,7 @@ class Sandboxes:
     Args:
         program: as for `cwm_jax.sandbox.Pool`; requests come to it as JSON.
         limits: of a call that states no others, and the most scratch space of any.
-        packages: top-level packages installed here that the program can import.
+        packages: distributions installed here whose packages the program can import.
         preload: modules of the standard library that are imported before the program.
         unsafe: without bubblewrap.
         size: calls at a time; None is one for each processor.
@@ -46,16 +46,14 @@ class Sandboxes:
         unsafe: bool = False,
         size: int | None = None,
     ):
-        self._folders = [package_folder(name) for name in packages]
+        self._folders = [folder for name in packages for folder in _folders(name)]
         self._program, self._limits = program, limits
         self._preload, self._unsafe = tuple(preload), unsafe
         self._size = size or os.cpu_count() or 1
         self._lock = threading.Lock()
         self._pool: Pool | None = None
 
-    def call(
-        self, request: Mapping[str, Any], *, stdin: bytes = b"", limits: Limits | None = None
-    ) -> Reply:
+    def call(self, request: Any, *, stdin: bytes = b"", limits: Limits | None = None) -> Reply:
         """As `Pool.call`; a sandbox that was lost gets the request a second time.
 
         Raises:
@@ -104,20 +102,24 @@ class Sandboxes:
         return f"import sys; sys.path += {parents!r}; del sys; "
 
 
-def package_folder(name: str) -> Path:
-    """Where it is installed; it is not imported.
+def _folders(name: str) -> list[Path]:
+    """The packages of a distribution, and what says which version it is; nothing is imported.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if it is not installed.
     """
-    found = importlib.util.find_spec(name)
-    places = list(found.submodule_search_locations or ()) if found else []
-    if not places:
+    try:
+        files = importlib.metadata.files(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    inside = [file for file in files if len(file.parts) > 1 and file.parts[0] != ".."]
+    tops = {Path(str(file.locate())).parents[len(file.parts) - 2] for file in inside}
+    if not tops:
         raise ValueError(
             f"the package {name!r} is not installed here, and a profile wants it; "
             "`pip install -r requirements.txt` has it: install it, or take another profile"
         )
-    return Path(places[0])
+    return sorted(tops)
 
 
 def _end(pool: Pool, folder: str) -> None:

@@ -67,7 +67,7 @@ def _opened(value: Any) -> tuple[str, Any]:
 def _items(pairs: Sequence[Any]) -> dict[str, Any] | None:
     """A dictionary of strings; None if it is none."""
     right = all(isinstance(p, list) and len(p) == 2 and isinstance(p[0], str) for p in pairs)
-    return {key: value for key, value in pairs} if right else None
+    return dict(pairs) if right else None
 
 
 def _lines(text: str) -> list[str]:
