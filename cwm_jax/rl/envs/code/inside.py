@@ -117,7 +117,7 @@ def end_program():
 
 def run_tests(task):
     random.seed(0)  # the same draws in every run
-    proxy, names = Proxy(task["known"]), {"__name__": "tests"}
+    proxy, names = Proxy(task["known"]), dict[str, object](__name__="tests")
     exec(compile(task["setup"], "setup.py", "exec"), names)
     names[task["entry"]] = proxy
     show_lines("tests.py", task["tests"])
@@ -159,7 +159,7 @@ def told(answer):
             return decode(answer["value"])
         except (ValueError, RecursionError) as error:
             end({"failed": "value", "text": str(error)})
-    kind = getattr(builtins, str(answer.get("type")), None)
+    kind = getattr(builtins, str(answer.get("type")), RuntimeError)
     usable = isinstance(kind, type) and issubclass(kind, Exception)
     if not usable or kind.__name__ in NEVER_RAISED:
         kind = RuntimeError

@@ -112,13 +112,12 @@ class _Comparer:
         return Comparison.DIFFERENT
 
     def _matrices(self, gold: str, answer: str) -> Comparison:
-        cells = _cells(gold), _cells(answer)
-        if cells[0] is None or cells[1] is None:
+        golds, answers = _cells(gold), _cells(answer)
+        if [len(row) for row in golds] != [len(row) for row in answers]:
             return Comparison.DIFFERENT
-        shapes = [[len(row) for row in rows] for rows in cells if rows is not None]
-        if shapes[0] != shapes[1]:
-            return Comparison.DIFFERENT
-        pairs = zip(sum(cells[0], []), sum(cells[1], []), strict=True)
+        pairs = [
+            pair for rows in zip(golds, answers, strict=True) for pair in zip(*rows, strict=True)
+        ]
         return _all([self.values(a, b) for a, b in pairs])
 
     def _lists(self, gold: _List, answer: _List) -> Comparison:
@@ -215,11 +214,10 @@ def _same_brackets(gold: _List, answer: _List) -> bool:
     return pair == other or (pair in loose and other in loose)
 
 
-def _cells(text: str) -> list[list[str]] | None:
+def _cells(text: str) -> list[list[str]]:
+    """Rows of a matrix; none of what is no matrix."""
     match = _MATRIX.fullmatch(text)
-    if not match:
-        return None
-    rows = [row for row in match[2].split(r"\\") if row.strip()]
+    rows = [row for row in match[2].split(r"\\") if row.strip()] if match else []
     return [[cell.strip() for cell in row.split("&")] for row in rows]
 
 

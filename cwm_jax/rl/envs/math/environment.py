@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from cwm_jax.data.chat import Message
 from cwm_jax.rl.environment import Observation, Step, Task
