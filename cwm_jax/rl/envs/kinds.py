@@ -10,6 +10,11 @@ from typing import Any
 from cwm_jax.config import EnvironmentConfig
 from cwm_jax.rl.environment import Environment, Task
 from cwm_jax.rl.envs import prediction
+from cwm_jax.rl.envs.code import environment as code
+from cwm_jax.rl.envs.code.grading import Grader
+from cwm_jax.rl.envs.math import environment as math
+from cwm_jax.rl.envs.math.python_tool import PythonTool
+from cwm_jax.rl.envs.math.verifying import MathVerifier
 from cwm_jax.rl.envs.swe import profiles as swe_profiles
 from cwm_jax.rl.envs.swe.environment import SoftwareEngineering
 from cwm_jax.rl.envs.swe.shipped.tasks import shipped_tasks
@@ -81,7 +86,24 @@ def _maker(config: EnvironmentConfig, tokenizer: Tokenizer) -> Callable[[Task], 
     if config.kind == "swe":
         limits = _profile(config, swe_profiles.PROFILES)
         return lambda task: SoftwareEngineering(task, tokenizer, limits, unsafe=config.unsafe)
+    if config.kind == "code":
+        code_profile = _profile(config, code.PROFILES)
+        grader = Grader(code_profile.grading, unsafe=config.unsafe)
+        return lambda task: code.Code(task, tokenizer, code_profile, grader)
+    if config.kind in ("math", "math_python"):
+        return _math_maker(config, tokenizer)
     raise AssertionError(config.kind)
+
+
+def _math_maker(config: EnvironmentConfig, tokenizer: Tokenizer) -> Callable[[Task], Environment]:
+    profile = _profile(config, math.PROFILES)
+    verifier = MathVerifier(
+        use_math_verify=profile.math_verify, time_s=profile.verify_s, unsafe=config.unsafe
+    )
+    if config.kind == "math":
+        return lambda task: math.Math(task, tokenizer, profile, verifier)
+    tool = PythonTool(call_s=profile.call_s, packages=profile.packages, unsafe=config.unsafe)
+    return lambda task: math.MathPython(task, tokenizer, profile, verifier, tool=tool)
 
 
 def _profile(config: EnvironmentConfig, profiles: Mapping[str, Any]) -> Any:

@@ -11,9 +11,10 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from cwm_jax.data.chat import THINK_CLOSING, Message, encode_dialog, with_reasoning_prompt
+from cwm_jax.data.chat import Message, encode_dialog, with_reasoning_prompt
 from cwm_jax.data.dialogs import output_question
 from cwm_jax.rl.environment import Observation, Step, Task
+from cwm_jax.rl.envs.answers import NoAnswerError, answer_text
 from cwm_jax.tokenizer import Tokenizer
 from cwm_jax.trace.episodes import Episode
 from cwm_jax.trace.format import parse_frames, render_each
@@ -75,10 +76,14 @@ class OutputPrediction:
         return Observation(tokens=tokens, max_action_tokens=self._profile.max_action_tokens)
 
     def step(self, action: Sequence[int]) -> Step:
-        answer, reason = _answer(action, self._tokenizer, think=self._profile.think)
-        right = answer is not None and is_same_value(answer, self._task.data["output"])
-        if answer is not None and not right:
-            reason = "another value"
+        answer, right = None, False
+        try:
+            answer = answer_text(action, self._tokenizer, think=self._profile.think)
+        except NoAnswerError as error:
+            reason = str(error)
+        else:
+            right = is_same_value(answer, self._task.data["output"])
+            reason = "" if right else "another value"
         info: dict[str, Any] = {"pass": right, "answer": answer, "reason": reason}
         return Step(observation=None, reward=1.0 if right else -1.0, info=info)
 
@@ -140,16 +145,3 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, set | frozenset):
         return sorted(map(repr, a)) == sorted(map(repr, b))
     return a == b
-
-
-def _answer(action: Sequence[int], tokenizer: Tokenizer, *, think: bool) -> tuple[str | None, str]:
-    """(answer, why there is none)."""
-    if not action or action[-1] not in tokenizer.stop_ids:
-        return None, "not finished"
-    text = tokenizer.decode(action[:-1])
-    if think:
-        count = text.count(THINK_CLOSING)
-        if count != 1:
-            return None, f"{count} {THINK_CLOSING}"
-        text = text.split(THINK_CLOSING)[1]
-    return text.strip(), ""
