@@ -29,9 +29,7 @@ BATCH_TOKENS = 64 * T  # secondary
 
 ENVIRONMENTS = (  # report, stage 1: SWE 40 %, programming 40 %, math 20 %
     EnvironmentConfig(name="swe", kind="swe", path="tasks/swe.jsonl", profile="released", weight=4),
-    EnvironmentConfig(
-        name="code", kind="code", path="tasks/code.jsonl", profile="lcb_64k", weight=4
-    ),
+    EnvironmentConfig(name="code", kind="code", path="tasks/code.jsonl", profile="64k", weight=4),
     EnvironmentConfig(name="math", kind="math", path="tasks/math.jsonl", profile="64k", weight=1.8),
     EnvironmentConfig(
         name="math_python",
