@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import time
 import re
 
 import pytest
@@ -249,7 +250,9 @@ def test_a_sandbox_that_is_lost_in_the_middle_is_never_a_reward(tasks, play):
     player.say(LOOK)
     os.kill(player.environment._workspace._shell._supervisor.process.pid, 9)
     with pytest.raises(EnvironmentFailure, match="the sandbox failed"):
-        player.say(LOOK)
+        for _ in range(10):  # what is inside dies a little later
+            player.say(LOOK)
+            time.sleep(0.2)
 
 
 def test_a_repository_that_is_not_there_is_a_failure_of_the_environment(tasks, play, tmp_path):
