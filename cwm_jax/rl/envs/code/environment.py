@@ -13,7 +13,7 @@ from typing import Any
 from cwm_jax.rl.environment import Observation, Step, Task
 from cwm_jax.rl.envs.answers import NoAnswerError, answer_text, only_code_block
 from cwm_jax.rl.envs.code.grading import Grader, GradingLimits, Verdict
-from cwm_jax.rl.envs.code.tests import StdinTests, tests_of
+from cwm_jax.rl.envs.code.tests import StdinTests, parse_tests
 from cwm_jax.rl.envs.prompts import encode_problem
 from cwm_jax.tokenizer import Tokenizer
 
@@ -73,7 +73,7 @@ class Code:
             ValueError: the task's tests have no known form.
         """
         self._task, self._tokenizer, self._profile = task, tokenizer, profile
-        self._grader, self._tests = grader, tests_of(task.data)
+        self._grader, self._tests = grader, parse_tests(task.data)
 
     def start(self) -> Observation:
         profile = self._profile

@@ -62,7 +62,7 @@ class AssertTests:
 Tests = StdinTests | FunctionTests | AssertTests
 
 
-def tests_of(data: Mapping[str, Any]) -> Tests:
+def parse_tests(data: Mapping[str, Any]) -> Tests:
     """The tests of a task's data.
 
     Raises:
