@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import os
-import time
 import re
+import time
 
 import pytest
 from swe_players import GOLD, OLD_TEST, Player, call, final, output
