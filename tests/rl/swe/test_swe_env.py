@@ -250,7 +250,7 @@ def test_a_sandbox_that_is_lost_in_the_middle_is_never_a_reward(tasks, play):
     player.say(LOOK)
     os.kill(player.environment._workspace._shell._supervisor.process.pid, 9)
     with pytest.raises(EnvironmentFailure, match="the sandbox failed"):
-        for _ in range(10):  # what is inside dies a little later
+        for _ in range(10):  # that it has ended is noticed a little later
             player.say(LOOK)
             time.sleep(0.2)
 
