@@ -59,7 +59,10 @@ def main():
     gc.freeze()  # the children share these pages: a collection must not write to them
     write(reports, report("ok"))
     while (frame := read_frame(requests)) is not None:
-        write(reports, Call(marshal.loads(frame), start, handle, requests).run())
+        call = Call(marshal.loads(frame), start, handle, requests)
+        answer = call.run()
+        write(reports, answer)
+        wipe([frame, answer, *call.contents()])
 
 
 def settle(start):
@@ -146,6 +149,7 @@ class Stream:
         self.fd, self.child_fd = os.pipe()
         os.set_blocking(self.fd, False)
         self.chunks, self.size, self.open = [], 0, True
+        self.whole = b""
 
     def read(self):
         """Takes what is there; returns whether it is too much."""
@@ -163,7 +167,9 @@ class Stream:
         return False
 
     def content(self):
-        return b"".join(self.chunks)[: self.limit]
+        """All that came, within the limit; no copy that `wipe` would not find."""
+        self.whole = self.whole or b"".join(self.chunks)
+        return memoryview(self.whole)[: self.limit]
 
 
 class Family:
@@ -236,6 +242,14 @@ class Call(Family):
         self.kept = start["kept"]
         self.limits = request["limits"]
         self.why = None  # outcome and detail, once this side has ended it
+        self.streams = {}
+
+    def contents(self):
+        """What of the request and of the child's output is in this process's memory."""
+        request = self.request
+        own = [request.get("request", b""), request["stdin"], *request["files"].values()]
+        streams = self.streams.values()
+        return [*own, *(c for stream in streams for c in (*stream.chunks, stream.whole))]
 
     def run(self):
         try:
@@ -378,7 +392,7 @@ class Call(Family):
         reply = self.streams["reply"].content()
         if reply[:1] == NOT_STARTED:
             return "not started", None, reply[REPLY.size :]
-        last_line = self.streams["stderr"].content().rstrip().rpartition(b"\n")[2]
+        last_line = bytes(self.streams["stderr"].content()).rstrip().rpartition(b"\n")[2]
         if code and last_line.startswith(b"MemoryError"):
             return "memory", None, last_line
         if code:
@@ -532,7 +546,19 @@ def read(fd, size):
             return None
         chunks.append(chunk)
         size -= len(chunk)
-    return b"".join(chunks)
+    whole = b"".join(chunks)
+    wipe(chunk for chunk in chunks if chunk is not whole)
+    return whole
+
+
+def wipe(contents):
+    """Overwrites bytes that nobody uses any more: a call's child finds freed memory in its own.
+
+    Else it could look for what other calls were asked, or answered.
+    """
+    for content in contents:
+        if len(content) > 1:  # Python keeps one object of each shorter content
+            ctypes.memset(id(content) + bytes.__basicsize__ - 1, 0, len(content))
 
 
 def write(fd, content):
