@@ -274,9 +274,24 @@ def test_a_search_finds_what_lies_in_its_sandbox(grader, places):
     assert passes(grader, code, tests)
 
 
-def test_earlier_assertions_are_not_in_the_memory_of_later_candidates(grader):
-    assert passes(grader, right(), ASSERTS)
-    assert not passes(grader, ATTACKS["the gold answer in memory, the parent's too"], FUNCTION)
+@pytest.mark.parametrize("size", [0, 200, 700, 5_000, 80_000])
+def test_what_others_answered_is_not_in_the_memory_of_later_candidates(size):
+    grader = Grader(LIMITS)  # one sandbox, whose first process has seen only this
+    grader._candidates._size = 1
+    attack = ATTACKS["the gold answer in memory, the parent's too"]
+    try:
+        assert passes(grader, right() + "\n#" + "x" * size, ASSERTS)
+        assert not passes(grader, attack, FUNCTION)
+        assert passes(grader, as_program(right()) + f"\nprint(' ' * {size})", STDIN)
+        assert not passes(grader, attack, FUNCTION)
+        long = {**FUNCTION, "cases": [{"args": [3], "expected": [GOLD] * (size // 20 + 1)}]}
+        assert passes(grader, f"def f(x):\n    return [{GOLD!r}] * {size // 20 + 1}", long)
+        assert not passes(grader, attack, FUNCTION)
+        echo = {"style": "stdin", "cases": [{"input": GOLD + "\n" * size, "output": GOLD}]}
+        assert passes(grader, "print(input())", echo)
+        assert not passes(grader, attack, FUNCTION)
+    finally:
+        grader.close()
 
 
 def test_an_end_of_iteration_does_not_end_a_loop_of_assertions(grader):
