@@ -419,14 +419,14 @@ def kill(function, target):
 def report(
     outcome,
     *,
-    detail=b"",
-    value=None,
+    detail: bytes | memoryview = b"",
+    value: bytes | memoryview | None = None,
     retire=False,
     returncode=0,
     cpu_s=0.0,
     wall_s=0.0,
-    stdout=b"",
-    stderr=b"",
+    stdout: bytes | memoryview = b"",
+    stderr: bytes | memoryview = b"",
 ):
     body = (value or b"", stdout, stderr, detail[-DETAIL_BYTES:])
     numbers = (outcome.encode(), retire, value is not None, returncode, cpu_s, wall_s)

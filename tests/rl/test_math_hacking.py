@@ -1,9 +1,9 @@
-r"""Hostile input: ways to a right box without a solution; and what a program of the policy finds."""
+"""Hostile input: ways to a right box without a solution; what a program of the policy finds."""
 
 import os
 
 import pytest
-from rl.test_reward_hacking import SEARCH
+from rl.attacks import SEARCH
 from rl.turns import small_tokenizer, turn
 
 from cwm_jax.rl.environment import Task
