@@ -112,6 +112,14 @@ def test_programs_are_judged(grader, code, verdict, num_passed):
     assert (found.verdict.value, found.num_passed) == (verdict, num_passed), found
 
 
+def test_a_name_that_every_answer_has_is_not_its_function(grader):
+    tests = {"style": "function", "name": "gcd", "cases": [{"args": [4, 6], "expected": 2}]}
+    assert grade(grader, "x = gcd(4, 6)", tests).verdict is Verdict.RUNTIME_ERROR
+    assert (
+        grade(grader, "def gcd(a, b):\n    return math.gcd(a, b)", tests).verdict.value == "passed"
+    )
+
+
 def test_a_loop_and_a_sleep_are_timeouts():
     short = Grader(dataclasses.replace(LIMITS, test_s=0.2))
     try:
@@ -386,6 +394,9 @@ def test_a_sandbox_that_is_lost_costs_no_reward(monkeypatch):
         lost = dataclasses.replace(
             worker.call(b'{"code": ""}'), outcome=Outcome.EXIT, detail="the sandbox was lost: x"
         )
+        replies = iter([lost, worker.call(b'{"code": "", "name": "f"}')])
+        monkeypatch.setattr(grader._candidates._pool, "call", lambda *_, **__: next(replies))
+        assert grade(grader, RIGHT, FUNCTION).verdict is Verdict.RUNTIME_ERROR  # the second one
         monkeypatch.setattr(grader._candidates._pool, "call", lambda *_, **__: lost)
         with pytest.raises(EnvironmentFailure, match="twice, the sandbox was lost"):
             grade(grader, RIGHT, FUNCTION)

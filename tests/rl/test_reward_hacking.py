@@ -145,18 +145,27 @@ def f(x):
     "too much output": "def f(x):\n    while True: print('x' * 1000)",
     "too deep a reply": """
 import sys
-sys.modules["program"].json.dumps = lambda *a: '{"value": ' + '[' * 40_000 + ']' * 40_000 + '}'
-def f(x): return 1
+def f(x): sys.modules["program"].reply(b'{"value": ' + b'[' * 40_000 + b']' * 40_000 + b'}')
 """,
     "a reply that is neither": """
 import sys
-sys.modules["program"].json.dumps = lambda *a: '{"failed": "", "value": 1}'
-def f(x): return 1
+def f(x): sys.modules["program"].reply(b'{"failed": "", "value": 1}')
+""",
+    "a reply of another kind": """
+import sys
+def f(x): sys.modules["program"].reply(b'[1]')
 """,
     "a failure without words": """
 import sys
-sys.modules["program"].json.dumps = lambda *a: '{"failed": ""}'
-def f(x): return 1
+def f(x): sys.modules["program"].reply(b'{"failed": ""}')
+""",
+    "a verdict of its own": """
+import sys
+def f(x): sys.modules["program"].reply(b'{"passed": true, "calls": 1, "value": true}')
+""",
+    "no reply": """
+import sys
+def f(x): sys.modules["program"].reply(b'')
 """,
 }
 
@@ -217,7 +226,7 @@ def test_what_others_answered_is_not_in_the_memory_of_later_candidates(size):
     grader._candidates._size = 1
     attack = ATTACKS["the gold answer in memory, the parent's too"]
     try:
-        assert passes(grader, right() + "\n#" + "x" * size, ASSERTS)
+        assert passes(grader, right() + "\n#" + GOLD * (size // 14), ASSERTS)
         assert not passes(grader, attack, FUNCTION)
         assert passes(grader, as_program(right()) + f"\nprint(' ' * {size})", STDIN)
         assert not passes(grader, attack, FUNCTION)
@@ -237,9 +246,9 @@ def test_an_end_of_iteration_does_not_end_a_loop_of_assertions(grader):
     assert passes(grader, right(), tests) and not passes(grader, WRONG, tests)
     for name in ("StopIteration", "StopAsyncIteration", "GeneratorExit", "AssertionError"):
         assert not passes(grader, f"def f(x): raise {name}", tests)
-    forged = "import sys\nsys.modules['program'].json.dumps = lambda *a: "
-    forged += '\'{"failed": "raised", "type": "StopIteration", "text": ""}\''
-    assert not passes(grader, forged + "\ndef f(x): return 1", tests)
+    forged = b'{"failed": "raised", "type": "StopIteration", "text": ""}'
+    reply = f"import sys\ndef f(x): sys.modules['program'].reply({forged!r})"
+    assert not passes(grader, reply, tests)
 
 
 def test_inputs_are_changed_for_nobody_else(grader):
