@@ -31,6 +31,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def verifier():
     """Ours and math-verify."""
+    pytest.importorskip("math_verify")
     verifier = MathVerifier(use_math_verify=True, time_s=1.0)
     yield verifier
     verifier.close()
@@ -155,6 +156,11 @@ def test_answers_are_compared(gold, answer, found):
     assert compare(gold, gold) is SAME and compare(answer, answer) is SAME
 
 
+@pytest.mark.parametrize(("one", "other"), [("1/2", "0.5"), (r"\text{Yes}", "Yes"), ("42", "-42")])
+def test_which_answer_is_the_gold_one_makes_no_difference(one, other):
+    assert compare(one, other) is compare(other, one)
+
+
 def test_a_list_has_no_order_where_the_task_says_so():
     assert compare("1,-2", "-2,1", ordered=False) is SAME
     assert compare("1,-2", "-2,1,1", ordered=False) is DIFFERENT
@@ -249,7 +255,7 @@ def test_a_profile_with_math_verify_wants_it_installed(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "files", absent)
-    with pytest.raises(ValueError, match=r"'math-verify' is not installed.*install it"):
+    with pytest.raises(ValueError, match=r"'math-verify' is not installed.*pip install"):
         MathVerifier(use_math_verify=True, time_s=1.0)
 
 
@@ -327,6 +333,10 @@ def test_calls_of_tools_are_found(text, calls):
         ("while True: pass", "error: Timeout"),
         ("import time\ntime.sleep(9)", "error: Timeout"),
         ("print('x' * 10**7)", "error"),
+        (
+            "import os\ntry:\n    os.kill(os.getppid(), 9)\nexcept OSError:\n    pass\nprint('on')",
+            "completed. [stdout]on\n[/stdout]",
+        ),
     ],
 )
 def test_a_program_is_answered(tool, code, reply):

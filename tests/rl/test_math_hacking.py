@@ -21,6 +21,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def verifier():
+    pytest.importorskip("math_verify")
     verifier = MathVerifier(use_math_verify=True, time_s=1.0)
     yield verifier
     verifier.close()

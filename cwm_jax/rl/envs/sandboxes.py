@@ -116,8 +116,8 @@ def _folders(name: str) -> list[Path]:
     tops = {Path(str(file.locate())).parents[len(file.parts) - 2] for file in inside}
     if not tops:
         raise ValueError(
-            f"the package {name!r} is not installed here, and a profile wants it; "
-            "`pip install -r requirements.txt` has it: install it, or take another profile"
+            f"the package {name!r} is not installed here, and a profile wants it: "
+            '`pip install "math-verify[antlr4_13_2]"` brings it, or take another profile'
         )
     return sorted(tops)
 
