@@ -31,30 +31,30 @@ VOCAB_SIZE = 768
 T = 256
 BATCH_TOKENS = 4 * T
 STEPS = 4000
+MODEL = ModelConfig(
+    vocab_size=VOCAB_SIZE,
+    hidden_size=128,
+    intermediate_size=384,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=32,
+    layer_types=(  # the last one global: it copies lines from the context
+        "full_attention",
+        "sliding_attention",
+        "sliding_attention",
+        "full_attention",
+    ),
+    sliding_window=128,
+    rope_parameters=RopeParameters(rope_theta=10_000.0),
+    max_position_embeddings=1024,
+    bos_token_id=VOCAB_SIZE - 256,
+    eos_token_id=(VOCAB_SIZE - 255, VOCAB_SIZE - 248, VOCAB_SIZE - 247),
+    pad_token_id=VOCAB_SIZE - 252,
+)
 
 
 def get_config() -> RunConfig:
-    model = ModelConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=32,
-        layer_types=(  # the last one global: it copies lines from the context
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-        ),
-        sliding_window=128,
-        rope_parameters=RopeParameters(rope_theta=10_000.0),
-        max_position_embeddings=1024,
-        bos_token_id=VOCAB_SIZE - 256,
-        eos_token_id=(VOCAB_SIZE - 255, VOCAB_SIZE - 248, VOCAB_SIZE - 247),
-        pad_token_id=VOCAB_SIZE - 252,
-    )
     traces = SourceConfig(
         name="traces",
         kind="traces",
@@ -63,7 +63,7 @@ def get_config() -> RunConfig:
     )
     return RunConfig(
         run_name="quickstart",
-        model=model,
+        model=MODEL,
         data=DataConfig(sources=(traces,), packing="best_fit"),
         tokenizer=TokenizerConfig(vocab_size=VOCAB_SIZE, training_bytes=1_000_000),
         batch=BatchConfig(

@@ -10,6 +10,7 @@ The phases read each other's exports, and each is a run of its own below runs/: 
 goes on where it was stopped. ``--set phases.3.rl.group_size=16`` changes one of them.
 """
 
+from configs import quickstart
 from cwm_jax.config import (
     BatchConfig,
     CheckpointConfig,
@@ -18,11 +19,9 @@ from cwm_jax.config import (
     FilterConfig,
     GeneratedTraces,
     LoggingConfig,
-    ModelConfig,
     OptimizerConfig,
     Recipe,
     RLConfig,
-    RopeParameters,
     RunConfig,
     SourceConfig,
     TokenizerConfig,
@@ -30,9 +29,8 @@ from cwm_jax.config import (
 )
 
 CORPUS = "runs/traces/quickstart-rl"
+T = quickstart.T
 PROGRAMS = GeneratedTraces(programs=16_000, difficulties=(1,), kinds=("arithmetic",))
-VOCAB_SIZE = 768
-T = 256
 HELDOUT_FRACTION = 0.06  # 919 programs
 PRETRAIN_STEPS, MIDTRAIN_STEPS, SFT_STEPS, RL_STEPS = 400, 2500, 4500, 150
 
@@ -45,7 +43,7 @@ def pretraining() -> RunConfig:
     """Plain text: the programs without their traces, and the interpreter's library."""
     return RunConfig(
         run_name="quickstart-pre",
-        model=model(),
+        model=quickstart.MODEL,
         data=data(
             SourceConfig(name="code", kind="stdlib", weight=0.25),
             SourceConfig(
@@ -53,7 +51,7 @@ def pretraining() -> RunConfig:
             ),
             packing="concat_then_split",
         ),
-        tokenizer=TokenizerConfig(vocab_size=VOCAB_SIZE, training_bytes=1_000_000),
+        tokenizer=TokenizerConfig(vocab_size=quickstart.VOCAB_SIZE, training_bytes=1_000_000),
         batch=batch(rows=4),
         optimizer=optimizer(steps=PRETRAIN_STEPS, start=0),
         checkpoint=CheckpointConfig(checkpoint_period=PRETRAIN_STEPS),
@@ -65,7 +63,7 @@ def midtraining() -> RunConfig:
     """Execution traces; the schedule and the optimizer go on."""
     return RunConfig(
         run_name="quickstart-mid",
-        model=model(),
+        model=quickstart.MODEL,
         data=data(
             SourceConfig(name="traces", kind="traces", path=CORPUS, generate=PROGRAMS, weight=0.9),
             SourceConfig(
@@ -89,7 +87,7 @@ def sft() -> RunConfig:
     """Dialogs that ask what a program returns, reasoned by its trace; a rehearsal of traces."""
     return RunConfig(
         run_name="quickstart-sft",
-        model=model(),
+        model=quickstart.MODEL,
         data=data(
             SourceConfig(
                 name="dialogs", kind="trace_dialogs", path=CORPUS, generate=PROGRAMS, weight=0.95
@@ -115,7 +113,7 @@ def rl() -> RunConfig:
     """The same question, learnt from the answers' rewards alone."""
     return RunConfig(
         run_name="quickstart-rl",
-        model=model(),
+        model=quickstart.MODEL,
         data=data(),
         tokenizer=TokenizerConfig(path="runs/quickstart-sft/export"),
         batch=batch(rows=8, global_rows=32),
@@ -138,30 +136,6 @@ def rl() -> RunConfig:
             eval_tasks=600,
             eval_period=50,
         ),
-    )
-
-
-def model() -> ModelConfig:
-    return ModelConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=32,
-        layer_types=(  # the last one global: it copies lines from the context
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-        ),
-        sliding_window=128,
-        rope_parameters=RopeParameters(rope_theta=10_000.0),
-        max_position_embeddings=1024,
-        bos_token_id=VOCAB_SIZE - 256,
-        eos_token_id=(VOCAB_SIZE - 255, VOCAB_SIZE - 248, VOCAB_SIZE - 247),
-        pad_token_id=VOCAB_SIZE - 252,
     )
 
 
