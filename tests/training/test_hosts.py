@@ -129,7 +129,7 @@ def test_another_config_on_one_host_is_refused(runs):
 
 
 def test_a_stale_compilation_cache_changes_nothing(runs, uninterrupted, tmp_path):
-    env_flag = f"JAX_COMPILATION_CACHE_DIR={tmp_path}"
+    env_flag = f"JAX_COMPILATION_CACHE_DIR={tmp_path} JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0"
     shell = {0: f'export {env_flag}; exec "$0" "$@"'}
     runs.finish("cached", "steps=3", shell=shell)
     cached = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size]
