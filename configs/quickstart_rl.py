@@ -2,7 +2,7 @@
 
 Command:   python train.py --config configs/quickstart_rl.py
 Hardware:  2 CPU cores, 3 GiB of memory, no download; bubblewrap for the sandbox
-Time:      under 15 minutes on idle cores (measured, docs/LOG.md)
+Time:      not measured as a whole yet; 10 to 13 minutes on idle cores (estimated)
 Result:    a table of what each phase changed; RL's held-out accuracy with its interval
 Values:    measured where so marked (docs/LOG.md), else assumed
 
