@@ -4,7 +4,9 @@ It stands to bash as `zygote.py`, whose file lies beside it, to its children: ou
 and the end of all of them. bash reads a script from a pipe that it opened itself, so that commands
 do not inherit it; their stdin is /dev/null. Of each command the script has an ``eval`` of one
 quoted word, whatever is in it, and a line that writes a new random word and the status to a pipe.
-Commands inherit that pipe, yet do not know the word.
+Commands inherit that pipe, yet do not know the word. One that looks for it in bash's script can
+feign its own end. But no more than an exit status is taken from that pipe, and a pipe that others
+have emptied or filled does not fail this process.
 """
 
 import contextlib
@@ -34,6 +36,7 @@ STATUS_FD = 251  # far from what people use, and from bash's own, which are 10 a
 BASH = ("bash", "--noprofile", "--norc")
 FIRST_LINES = f'\\exec {SCRIPT_FD}<&-\n\\cd -- "$HOME"\n\\unset OLDPWD\n'.encode()
 STATUS_BYTES = 4096  # more than one line of status, less than is worth keeping
+CODE = rb"(1?\d?\d|2[0-4]\d|25[0-5])"  # what an exit status can be; a report takes no larger number
 
 
 def main():
@@ -214,7 +217,7 @@ class Session(zygote.Family):
         word = os.urandom(16).hex().encode()
         self.to_write = memoryview(bytes(self.to_write) + lines(command, word, self.code))
         self.forget_output()
-        said = re.compile(word + rb" (\d+)\n")
+        said = re.compile(word + b" " + CODE + b"\n")
         return self.watch(deadline, said, host) or ("timeout", f"more than {timeout_s:.3g} s")
 
     def watch(self, deadline, said, host):
@@ -239,7 +242,7 @@ class Session(zygote.Family):
             if self.script_fd in ready and not self.write_script():
                 poll.unregister(self.script_fd)
             if self.status_fds[0] in ready:
-                status = status[-STATUS_BYTES:] + os.read(self.status_fds[0], STATUS_BYTES)
+                status = status[-STATUS_BYTES:] + read_some(self.status_fds[0], STATUS_BYTES)
             found = said.search(status)
             if found or self.process in ready:
                 return self.ended(found)
@@ -286,9 +289,8 @@ class Session(zygote.Family):
     def take(self, size):
         """Reads so many bytes of output, if there are."""
         while size > 0:
-            try:
-                chunk = os.read(self.output_fds[0], min(size, 1 << 16))
-            except BlockingIOError:
+            chunk = read_some(self.output_fds[0], min(size, 1 << 16))
+            if not chunk:
                 return
             self.chunks.append(chunk)
             self.size += len(chunk)
@@ -317,6 +319,14 @@ def lines(command, word, code):
     quoted = command.replace(b"'", b"'\\''")
     report = b"\\builtin printf '%s %%d\\n' \"$?\" >&%d || \\exit\n" % (word, STATUS_FD)
     return before + b"\\eval -- '" + quoted + b"'\n" + report
+
+
+def read_some(fd, size):
+    """Nothing, too, where there was something: commands can open the pipe by /proc and read it."""
+    try:
+        return os.read(fd, size)
+    except BlockingIOError:
+        return b""
 
 
 def waiting(fd):

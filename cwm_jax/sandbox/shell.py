@@ -51,9 +51,9 @@ class Shell:
     a new bash in the default directory, after the start script; the files are as they were.
 
     What runs inside is the user's of the shell, and so is bash: a command that redefines `eval` or
-    reads bash's memory can feign an ending or an exit code, or hold its own call up to the
-    time-out. It can do nothing else to the host's side, whose process inside it cannot reach. So
-    nothing that is said here may decide on a reward. /dev/shm cannot be written, and ``set -x``
+    reads bash's script or memory can feign an ending or an exit code, or hold its own call up to
+    the time-out. It can do nothing else to the host's side, whose process inside it cannot reach.
+    So nothing that is said here may decide on a reward. /dev/shm cannot be written, and ``set -x``
     shows lines of ours as well.
 
     Threads may share a shell, and wait for each other.

@@ -176,6 +176,14 @@ HOSTILE = {
         {"ok"},
     ),
     "a flood on the pipe of ends": ("yes >&251", {"timeout"}),
+    "a flood on the pipe of ends, and others that read it": (
+        "for i in {1..6}; do cat < /proc/self/fd/251 > /dev/null & done; yes >&251 & yes >&251",
+        {"timeout"},
+    ),
+    "others that read the output": (
+        "for i in {1..6}; do cat < /proc/self/fd/1 > /dev/null & done; yes | head -c 9000",
+        {"ok", "timeout"},
+    ),
     "few descriptors": ("ulimit -n 8", {"ok"}),
     "little memory": ("ulimit -v 1000", {"ok", "exit"}),
     "the scratch folder removed": ("rm -rf --no-preserve-root /sandbox /tmp; cd /", {"ok"}),
@@ -218,6 +226,36 @@ def test_a_command_cannot_end_itself_without_the_word(shell):
     reply = shell.run("bash forge; . ./forge; sleep 0.3; echo end; (exit 3)")
     assert (reply.outcome, reply.exit_code) == ("ok", 3)
     assert reply.output.endswith("end\n")  # bash keeps its stdout in one of them meanwhile
+
+
+# Takes the word from the pipe of bash's script, writes it with any code, and puts the script back.
+FEIGN = r"""
+import os, re, sys
+bash = f"/proc/{os.getppid()}/fd"
+links = {n: os.readlink(f"{bash}/{n}") for n in os.listdir(bash) if int(n) > 2 and n != "251"}
+(pipe,) = [n for n, link in links.items() if link.startswith("pipe")]
+script = os.read(os.open(f"{bash}/{pipe}", os.O_RDONLY), 1 << 16)
+(word,) = re.findall(rb"[0-9a-f]{32}", script)
+os.write(251, word + b" " + eval(sys.argv[1]) + b"\n")
+os.write(os.open(f"{bash}/{pipe}", os.O_WRONLY), script)
+"""
+NO_CODES = ["b'99999999999'", "b'9' * 4000", "b'9' * 4400", "b'256'", "b'-1'", "b''", "b'0x1'"]
+
+
+@pytest.mark.parametrize("code", NO_CODES)
+def test_what_is_no_exit_code_ends_neither_the_command_nor_the_sandbox(shell, code):
+    shell.write("feign.py", FEIGN.encode())
+    reply = shell.run(f'python feign.py "{code}"; echo end; (exit 3)')
+    assert (reply.outcome, reply.exit_code, reply.output) == ("ok", 3, "end\n"), reply
+    assert output(shell, "echo well") == "well\n"
+
+
+def test_a_command_that_finds_the_word_can_end_itself_alone(shell):
+    shell.write("feign.py", FEIGN.encode())
+    reply = shell.run("python feign.py \"b'255'\"; sleep 0.3; echo late")
+    assert (reply.outcome, reply.exit_code, reply.output) == ("ok", 255, "")
+    reply = shell.run("echo well; (exit 4)")
+    assert (reply.outcome, reply.exit_code, reply.output) == ("ok", 4, "late\nwell\n")
 
 
 def test_a_megabyte_of_command_arrives(shell):
