@@ -252,8 +252,10 @@ def test_what_is_no_exit_code_ends_neither_the_command_nor_the_sandbox(shell, co
 
 def test_a_command_that_finds_the_word_can_end_itself_alone(shell):
     shell.write("feign.py", FEIGN.encode())
-    reply = shell.run("python feign.py \"b'255'\"; sleep 0.3; echo late")
+    wait = "until [ -e go ]; do sleep 0.01; done"
+    reply = shell.run(f"python feign.py \"b'255'\"; {wait}; echo late")
     assert (reply.outcome, reply.exit_code, reply.output) == ("ok", 255, "")
+    shell.write("go", b"")
     reply = shell.run("echo well; (exit 4)")
     assert (reply.outcome, reply.exit_code, reply.output) == ("ok", 4, "late\nwell\n")
 
