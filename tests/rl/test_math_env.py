@@ -84,6 +84,11 @@ OURS = MathVerifier(use_math_verify=False, time_s=1.0)
         (r"5 \mbox{ inches}", "5", SAME),
         (r"5\text{ cm}", "5 centimeters", SAME),
         (r"5\text{ cm}", r"5\text{ m}", DIFFERENT),
+        (r"5\text{ cm}", "5m", DIFFERENT),
+        (r"5\text{ m}", "5m", SAME),
+        ("5 cm", "5 g", DIFFERENT),
+        ("5 sq. ft.", r"5\text{ square feet}", SAME),
+        ("5m", "5", UNKNOWN),  # m may be a number
         (r"15\mbox{ cm}^2", r"15 \text{ square centimeters}", SAME),
         (r"90^\circ", "90", SAME),
         ("90", r"90^{\circ}", SAME),

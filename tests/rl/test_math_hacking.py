@@ -1,6 +1,8 @@
 """Hostile input: ways to a right box without a solution; what a program of the policy finds."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from rl.attacks import SEARCH
@@ -71,6 +73,36 @@ def test_a_box_that_hedges_or_breaks_the_form_is_no_answer(tokenizer, verifier, 
     assert reward(tokenizer, verifier, "so\n</think>\n\\boxed{100001}") == 1
     assert reward(tokenizer, verifier, "so\n</think>\n\\boxed{99}") == -1
     assert reward(tokenizer, verifier, answer) == -1
+
+
+# Of 5,000 characters at most; each is hard for a pattern that can match one text in many ways.
+LONG = [
+    "'1' + 'a' * 4000 + '!'",
+    "'5 ' + 'in ' * 1600 + '!'",
+    "'5 ' + 'in. ' * 1200 + '^'",
+    "'1a' * 2400 + '!'",
+    "'5' + ' ' * 4900 + '!'",
+    "'5' + '\\\\text{' * 35 + 'a' * 4700",
+    "'\\\\frac{' + ' ' * 4900",
+    "'^' + ' ' * 4900 + '1'",
+    "'a_{' * 1600",
+    "'1,' * 2400",
+    "'x=' * 2400",
+    "'-' * 4900",
+    "'9' * 4900",
+    "'(1/7)^{999}+' * 380 + '1'",
+]
+
+
+@pytest.mark.parametrize("gold", ["5", r"5\text{ cm}", "x+1", r"\{1,2\}"])
+def test_no_answer_keeps_the_comparer_busy(gold):
+    """A pattern that backtracks holds the whole process, the trainer's; hence another one here."""
+    program = f"""
+from cwm_jax.rl.envs.math.comparison import Comparison, compare
+for answer in ({", ".join(LONG)}):
+    assert len(answer) <= 5000 and compare({gold!r}, answer) is not Comparison.SAME
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("places", ["files", "environment", "processes", "memory", "objects"])

@@ -147,7 +147,8 @@ class _Comparer:
         if gold_words is not None:
             same = gold_words == (words if words is not None else _plain(answer))
             return Comparison.SAME if same else Comparison.DIFFERENT
-        (gold, gold_unit), (answer, unit) = split_unit(gold), split_unit(answer)
+        gold, gold_unit = split_unit(gold)
+        answer, unit = split_unit(answer, letters=bool(gold_unit))
         if gold_unit and unit and gold_unit != unit:
             return Comparison.DIFFERENT
         gold, answer = (

@@ -39,26 +39,34 @@ _CANONICAL = {
 }
 _POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 _IN_TEXT = re.compile(r"(.*[^\s\\])\s*\\text\s*\{([^{}]*)\}\s*(?:\^([23]))?", re.DOTALL)
-_BARE = re.compile(r"(.*[\d)}])\s*((?:[a-zA-Z]+\.?\s?)+)(?:\^([23]))?", re.DOTALL)
+# One way to match a text: words as a repeated group took time exponential in an answer's length.
+_BARE = re.compile(r"(.*[\d)}])\s*([a-zA-Z][a-zA-Z.\s]*)(?:\^([23]))?", re.DOTALL)
 
 
-def split_unit(text: str) -> tuple[str, str]:
+def split_unit(text: str, *, letters: bool = False) -> tuple[str, str]:
     """(what comes before the unit, the unit); the unit is empty if there is none.
 
     Words in ``\\text`` after something are a unit; others only where all of them are known.
+
+    Args:
+        text: an answer, tidied.
+        letters: whether a bare letter, as ``m``, may be a unit: it may be a name of a number, too.
     """
     if text.startswith(r"\$"):
         return text[2:].strip(), "dollar"
     if match := _IN_TEXT.fullmatch(text):
         return match[1], _canonical(match[2], match[3])
-    if (match := _BARE.fullmatch(text)) and all(_is_known(word) for word in match[2].split()):
+    match = _BARE.fullmatch(text)
+    if match and all(_is_known(word, letters) for word in match[2].split()):
         return match[1], _canonical(match[2], match[3])
     return text, ""
 
 
-def _is_known(word: str) -> bool:
+def _is_known(word: str, letters: bool) -> bool:
     word = word.strip(".").lower()
-    return len(word) > 1 and (word in _POWERS or _singular(word) in _CANONICAL or word == "percent")
+    if len(word) < 2 and not letters:
+        return False
+    return word in _POWERS or _singular(word) in _CANONICAL or word == "percent"
 
 
 def _canonical(words: str, power: str | None) -> str:
