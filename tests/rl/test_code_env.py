@@ -145,6 +145,19 @@ def test_the_tests_of_a_problem_have_a_limit_together():
         hurried.close()
 
 
+def test_assertions_have_a_limit_together_where_other_tests_have_one_each():
+    limits = dataclasses.replace(LIMITS, total_s=None, assertions_s=0.05)
+    hurried = Grader(limits)
+    slow = "import time\ndef add(a, b):\n    time.sleep(0.1)\n    return a + b"
+    try:
+        assert grade(hurried, slow, ASSERTS).verdict is Verdict.TIMEOUT
+        assert grade(hurried, slow, FUNCTION).verdict is Verdict.PASSED
+    finally:
+        hurried.close()
+    for profile in PROFILES.values():
+        assert profile.grading.assertions_s < profile.grading.calls * profile.grading.test_s
+
+
 def test_too_many_calls_by_assertions_are_a_failure(grader):
     tests = {**ASSERTS, "code": "n = 0\nwhile add(n, 1):\n    n += 1"}
     found = grade(grader, RIGHT, tests)

@@ -6,6 +6,7 @@ fails. A search for the gold answer is first seen to find it where it does lie.
 
 import dataclasses
 import os
+import sys
 
 import pytest
 from rl.attacks import FORGED, SEARCH
@@ -155,6 +156,22 @@ def f(x): sys.modules["program"].reply(b'{"failed": "", "value": 1}')
 import sys
 def f(x): sys.modules["program"].reply(b'[1]')
 """,
+    "a reply that is null": """
+import sys
+def f(x): sys.modules["program"].reply(b'null')
+""",
+    "a reply that is a number": """
+import sys
+def f(x): sys.modules["program"].reply(b'1')
+""",
+    "a reply that is a word": """
+import sys
+def f(x): sys.modules["program"].reply(b'"failed"')
+""",
+    "a value that lacks its parts": """
+import sys
+def f(x): sys.modules["program"].reply(b'{"value": {"complex": []}}')
+""",
     "a failure without words": """
 import sys
 def f(x): sys.modules["program"].reply(b'{"failed": ""}')
@@ -238,6 +255,26 @@ def test_what_others_answered_is_not_in_the_memory_of_later_candidates(size):
         assert not passes(grader, attack, FUNCTION)
     finally:
         grader.close()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_no_depth_of_a_reply_voids_an_episode(grader, style):
+    """At some depth it is read, and can no longer be written."""
+    form = as_program if style == "stdin" else str
+    limit = sys.getrecursionlimit()
+    for depth in [100, 300, *range(limit - 60, limit, 2)]:
+        for opening, closing in (("[", "]"), ('{"a":', "}")):
+            content = f'{{"value": {opening * depth}1{closing * depth}}}'.encode()
+            code = f"import sys\ndef f(x): sys.modules['program'].reply({content!r})"
+            assert not passes(grader, form(code), STYLES[style])
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_reason_of_a_failure_can_be_written(grader, style):
+    code = "def f(x): raise ValueError(chr(0xd800))"
+    code = as_program(code) if style == "stdin" else code
+    grade = grader.grade(code, parse_tests({"tests": STYLES[style]}))
+    assert "ValueError" in grade.detail and grade.detail.encode("utf-8")
 
 
 def test_an_end_of_iteration_does_not_end_a_loop_of_assertions(grader):

@@ -17,6 +17,8 @@ from cwm_jax.sandbox import Limits, Outcome, Reply
 
 _PROGRAM = Path(__file__).with_name("inside.py")
 _SHOWN_CHARACTERS = 500  # assumed: of what a person reads about a failure
+# Assumed: of JSON in JSON. Near Python's limit what could be read could not be written again.
+_MAX_DEPTH = 400
 
 
 class Verdict(enum.Enum):
@@ -36,11 +38,11 @@ class GradingLimits:
 
     Attributes:
         test_s: processor time of a test, or of a call by an assertion; it may wait as long again.
-        total_s: of all tests together; None is ``test_s`` for each of them. For assertions, whose
-            number is not known, it is needed.
+        total_s: of all tests together; None is ``test_s`` for each of them.
         memory_bytes: of a test.
         output_bytes: printed by a test, or of the value that it returns.
         calls: by the assertions of a problem.
+        assertions_s: of all assertions together, whose number is not known, without ``total_s``.
     """
 
     test_s: float
@@ -48,6 +50,7 @@ class GradingLimits:
     memory_bytes: int
     output_bytes: int
     calls: int
+    assertions_s: float = 60.0  # assumed: 0.1 s are usual (measured)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,8 +109,7 @@ class Grader:
                 run.programs(tests)
         except _FailedError as failure:
             verdict, detail = failure.args
-            detail = detail[-_SHOWN_CHARACTERS:]
-            return Grade(verdict=verdict, num_passed=run.num_passed, detail=detail)
+            return Grade(verdict=verdict, num_passed=run.num_passed, detail=_shown(detail))
         return Grade(verdict=Verdict.PASSED, num_passed=run.num_passed)
 
     def close(self) -> None:
@@ -158,15 +160,16 @@ class _Run:
                 _check_returned(answer)
             known.append((asked, answer))
             self.num_passed = max(0, len(known) - 1)
-            self._check_time(None)
+            self._check_time(self._limits.assertions_s)
         _check_assertions(message, known)
         self.num_passed = len(known)
 
     def _asserted(self, request: dict[str, Any], sandboxes: Sandboxes) -> dict[str, Any]:
         """What the assertions say, given the answers so far."""
         reply = self._call(sandboxes, request)
-        if reply.outcome is Outcome.OK:
-            return json.loads(reply.value or b"")
+        message = _object(reply)
+        if message is not None:
+            return message
         if not request["known"]:  # nothing of the candidate is in it yet
             raise EnvironmentFailure(f"the tests do not run: {reply.outcome} {reply.detail}")
         raise _FailedError(_ENDS.get(reply.outcome, Verdict.WRONG_ANSWER), "in the assertions")
@@ -176,11 +179,8 @@ class _Run:
         reply = self._call(self._candidates, {"code": self._code, "name": name, **asked})
         if reply.outcome is not Outcome.OK:
             raise _FailedError(_ENDS.get(reply.outcome, Verdict.RUNTIME_ERROR), reply.detail)
-        try:
-            answer = json.loads(reply.value or b"")
-        except (ValueError, RecursionError):
-            answer = None
-        if isinstance(answer, dict) and ("value" in answer) != ("failed" in answer):
+        answer = _object(reply)
+        if answer is not None and ("value" in answer) != ("failed" in answer):
             return answer
         raise _FailedError(Verdict.RUNTIME_ERROR, "its reply is no value")
 
@@ -192,14 +192,13 @@ class _Run:
 
     def _passed(self, num_tests: int) -> None:
         self.num_passed += 1
-        self._check_time(num_tests)
+        if self.num_passed < num_tests:
+            self._check_time(num_tests * self._limits.test_s)
 
-    def _check_time(self, num_tests: int | None) -> None:
+    def _check_time(self, default_s: float) -> None:
         """Time in sandboxes counts, none of waiting for one."""
-        total_s = self._limits.total_s
-        if total_s is None and num_tests is not None:
-            total_s = num_tests * self._limits.test_s
-        if total_s is not None and self._used_s > total_s and self.num_passed != num_tests:
+        total_s = default_s if self._limits.total_s is None else self._limits.total_s
+        if self._used_s > total_s:
             raise _FailedError(Verdict.TIMEOUT, f"more than {total_s} s in all")
 
 
@@ -210,13 +209,40 @@ _ENDS = {
 }
 
 
+def _object(reply: Reply) -> dict[str, Any] | None:
+    """What was replied, if it is an object that can be written again.
+
+    An exception would be a failure of the environment, which voids an episode that is lost.
+    """
+    try:
+        found = json.loads(reply.value or b"") if reply.outcome is Outcome.OK else None
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and not _is_deep(found) else None
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        inner = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [part for item in inner for part in item if isinstance(part, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _shown(text: str) -> str:
+    """The end of a text, without halves of characters, which no file takes."""
+    return text[-_SHOWN_CHARACTERS:].encode("utf-8", "replace").decode()
+
+
 def _check_program(reply: Reply) -> None:
     """A program's reply says no more than how it ended: what counts is what it printed."""
     if reply.outcome is Outcome.OK:
-        try:
-            _check_returned(json.loads(reply.value or b""))
-        except (ValueError, RecursionError, AttributeError):
-            raise _FailedError(Verdict.RUNTIME_ERROR, "its reply is none") from None
+        answer = _object(reply)
+        if answer is None:
+            raise _FailedError(Verdict.RUNTIME_ERROR, "its reply is none")
+        _check_returned(answer)
     elif not (reply.outcome is Outcome.EXIT and "status 0 " in reply.detail):  # os._exit(0)
         raise _FailedError(_ENDS.get(reply.outcome, Verdict.RUNTIME_ERROR), reply.detail)
 
@@ -228,7 +254,7 @@ def _check_returned(answer: dict[str, Any]) -> None:
 
 
 def _check_assertions(message: dict[str, Any], known: list[tuple[Any, Any]]) -> None:
-    text = str(message.get("text", ""))
+    text = _shown(str(message.get("text", "")))
     if why := message.get("unusable"):
         raise EnvironmentFailure(why)
     if not known:

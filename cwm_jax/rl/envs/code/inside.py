@@ -251,7 +251,7 @@ def decode(value):
         raise ValueError(f"it is no plain data: {kind}")
     try:
         return DECODERS[kind](content)
-    except (TypeError, ValueError, AttributeError, OverflowError, MemoryError):
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, MemoryError):
         raise ValueError(f"it is no {kind}") from None
 
 

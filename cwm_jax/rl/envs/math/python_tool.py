@@ -67,4 +67,4 @@ def _error(reply: Reply) -> str | None:
         error = json.loads(reply.value or b"")["error"]
     except (ValueError, RecursionError, TypeError, KeyError):  # the program may write there, too
         return ""
-    return None if error is None else str(error)
+    return error if error is None or isinstance(error, str) else ""
