@@ -211,6 +211,8 @@ def test_values_cross_as_they_are(value):
         {"list": []},
         {"set": [[1]]},
         {"dict": [[1]]},
+        {"complex": []},
+        {"complex": {}},
         1.5,
     ],
 )

@@ -338,6 +338,7 @@ def test_calls_of_tools_are_found(text, calls):
         ("while True: pass", "error: Timeout"),
         ("import time\ntime.sleep(9)", "error: Timeout"),
         ("print('x' * 10**7)", "error"),
+        ("import sys\nsys.modules['program'].reply(b'{\"error\": [[1]]}')", "error"),
         (
             "import os\ntry:\n    os.kill(os.getppid(), 9)\nexcept OSError:\n    pass\nprint('on')",
             "completed. [stdout]on\n[/stdout]",

@@ -50,7 +50,7 @@ class GradingLimits:
     memory_bytes: int
     output_bytes: int
     calls: int
-    assertions_s: float = 60.0  # assumed: 0.1 s are usual (measured)
+    assertions_s: float = 60.0  # assumed: HumanEval's take 0.04 s, at most 0.7 (measured)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
