@@ -76,7 +76,7 @@ class Evaluator:
         copies: WeightCopies,
         folder: Path,
     ):
-        """``make_rollouts``: of weights and a temperature."""
+        """``make_rollouts``: of weights; ``temperature`` and ``ordered`` as of ``Rollouts``."""
         assert config.rl is not None
         self._rl: RLConfig = config.rl
         self._make, self._copies = make_rollouts, copies
@@ -85,7 +85,9 @@ class Evaluator:
 
     def evaluate(self, params: Any, step: int) -> list[Evaluation]:
         """One for each environment that has held-out tasks; they are written to the file, too."""
-        rollouts = self._make(self._copies.of(params), self._rl.eval_temperature, ordered=True)
+        rollouts = self._make(
+            self._copies.of(params), temperature=self._rl.eval_temperature, ordered=True
+        )
         wanted = [
             Wanted(environment=name, task=task, group=0, seed=number)
             for name, tasks in self._tasks.items()

@@ -21,7 +21,7 @@ from cwm_jax.rl.objective import REFERENCE, batch_logprobs, policy_objective
 from cwm_jax.rl.playing.players import Dealer, Group, Players
 from cwm_jax.rl.report import format_rl_line
 from cwm_jax.rl.selection import rejection, shaped_return
-from cwm_jax.rl.trajectory import Trajectory, from_json, to_json, write_trajectories
+from cwm_jax.rl.trajectory import Trajectory, write_trajectories
 from cwm_jax.rl.weights import WeightCopies
 from cwm_jax.sharding import put_batch
 from cwm_jax.training import checkpoint as ckpt
@@ -75,9 +75,7 @@ class Learner:
     def restore(self, loader_state: dict[str, Any] | None, state: TrainState) -> None:
         """Goes on from a checkpoint's; None begins."""
         left = (loader_state or {}).get("left")
-        if left:
-            trajectories = tuple(map(from_json, left))
-            self._left = Group(number=trajectories[0].group, trajectories=trajectories)
+        self._left = Group.from_json(left) if left else None
         step = int(state.step)
         for path in sorted((self._folder / TRAJECTORIES).glob("*.jsonl")):
             if int(path.stem) >= step:
@@ -293,7 +291,7 @@ class Learner:
 
     def _save(self, step: int, state: TrainState) -> None:
         self._log.sync()
-        left = [to_json(t) for t in self._left.trajectories] if self._left else None
+        left = self._left.to_json() if self._left else None
         loader_state = {
             "dealer": self._dealer.state(),
             "players": self._players.state(),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from cwm_jax.config import MeshConfig, RunConfig, schema
+from cwm_jax.config import RunConfig
 from cwm_jax.distributed import Hosts
 from cwm_jax.inference.engine import Engine, EngineOptions
+from cwm_jax.rl.environment import Environment, Task
 from cwm_jax.rl.envs.kinds import load_tasks, make_environments
 from cwm_jax.rl.evaluation import Evaluator, changes
 from cwm_jax.rl.learner import Learner
@@ -23,16 +24,15 @@ from cwm_jax.rl.report import describe_change, plot_rl
 from cwm_jax.rl.selection import Curriculum
 from cwm_jax.rl.weights import WeightCopies
 from cwm_jax.sharding import make_mesh
-from cwm_jax.storage import write_whole
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
 from cwm_jax.training import checkpoint as ckpt
 from cwm_jax.training import startup
 from cwm_jax.training.goodput import Goodput
-from cwm_jax.training.loop import GOODPUT_FILE, METRICS_FILE, RunResult
-from cwm_jax.training.metrics import MetricsLog, keep_metrics_through, print_line, read_metrics
+from cwm_jax.training.loop import GOODPUT_FILE, RunResult
+from cwm_jax.training.metrics import METRICS_FILE, print_line, read_metrics
 from cwm_jax.training.plan import make_plan
 from cwm_jax.training.signals import StopRequest
-from cwm_jax.training.state import abstract_state, check_host_memory, state_shardings
+from cwm_jax.training.state import check_host_memory
 
 
 def run(
@@ -87,8 +87,7 @@ def run(
         if newest is not None:
             record = ckpt.read_record(newest)
             ckpt.check_same_run(newest, record, plan)
-            shardings = state_shardings(config, mesh)
-            state = ckpt.restore(newest, abstract_state(config), shardings)
+            state = startup.restored_state(config, mesh, newest)
             print_line(f"resuming at step {record.step} from {newest}")
         else:
             state = startup.first_state(config, mesh, tokenizer, hosts)
@@ -99,33 +98,26 @@ def run(
             Curriculum(rl.curriculum, config.seed),
         )
 
-        def make_rollouts(params: Any, temperature: float, *, ordered: bool) -> Rollouts:
-            return Rollouts(
-                make_engine(config, copies.mesh, params, tokenizer),
+        def make(params: Any, *, temperature: float = 1.0, ordered: bool) -> Rollouts:
+            return make_rollouts(
+                config,
+                copies.mesh,
+                params,
+                tokenizer,
                 environments,
-                max_tokens=config.batch.max_target_length,
-                ordered=ordered,
-                timeout_s=rl.environment_timeout_s,
                 temperature=temperature,
+                ordered=ordered,
             )
 
-        players = _players(config, dealer, make_rollouts, copies.of(state.params))
+        players = _players(config, dealer, make, copies.of(state.params))
         stack.callback(players.close)
-        evaluator = Evaluator(config, heldout, make_rollouts, copies, folder)
+        evaluator = Evaluator(config, heldout, make, copies, folder)
         if record is not None:
             dealer.restore(record.loader_state["dealer"])
             players.restore(record.loader_state["players"])
             players.update_weights(copies.of(state.params), record.step)
         # 4. Logs, cut back to that state.
-        first = record.step if record else 0
-        metrics_path = folder / METRICS_FILE
-        goodput.resume(first, read_metrics(metrics_path))
-        keep_metrics_through(metrics_path, record.step if record else -1)
-        resolved = json.dumps(schema.to_json(config), indent=1)
-        write_whole(folder / "config.json", resolved.encode())
-        log = stack.enter_context(
-            contextlib.closing(MetricsLog(metrics_path, tensorboard=config.logging.tensorboard))
-        )
+        log = stack.enter_context(startup.opened_log(config, folder, record, goodput, hosts))
         saver = ckpt.Checkpointer(folder / "checkpoints", config.checkpoint, tokenizer, hosts)
         stack.callback(saver.close)
         # 5. Steps.
@@ -137,7 +129,7 @@ def run(
             state, finished = learner.train(state, stop)
         saver.wait()
     print_line(goodput.describe())
-    metrics = read_metrics(metrics_path)
+    metrics = read_metrics(folder / METRICS_FILE)
     plot_rl(metrics, folder / "rl.png")
     return RunResult(folder, state, tokenizer, metrics, finished)
 
@@ -166,27 +158,35 @@ def make_engine(config: RunConfig, mesh: Mesh, params: Any, tokenizer: Tokenizer
         return Engine(params, config.model, tokenizer, options, execution=config.execution)
 
 
-def make_local_rollouts(config: RunConfig, params: Any, tokenizer: Tokenizer) -> Rollouts:
-    """Those of a worker, on all devices of its process."""
+def make_rollouts(
+    config: RunConfig,
+    mesh: Mesh,
+    params: Any,
+    tokenizer: Tokenizer,
+    environments: Callable[[str, Task], Environment],
+    *,
+    temperature: float = 1.0,
+    ordered: bool,
+) -> Rollouts:
+    """A run's rollouts on an engine of their own; arguments as of ``Rollouts``."""
     assert config.rl is not None
-    mesh = make_mesh(MeshConfig(fsdp=1, tensor=len(jax.local_devices())), jax.local_devices())
-    environments = make_environments(config.rl.environments, tokenizer)
     return Rollouts(
         make_engine(config, mesh, params, tokenizer),
         environments,
         max_tokens=config.batch.max_target_length,
-        ordered=False,
+        ordered=ordered,
         timeout_s=config.rl.environment_timeout_s,
+        temperature=temperature,
     )
 
 
-def _players(config: RunConfig, dealer: Dealer, make_rollouts, params) -> Players:
+def _players(config: RunConfig, dealer: Dealer, make, params) -> Players:
     assert config.rl is not None
     if config.rl.rollout_workers:
         from cwm_jax.rl.playing.on_ray import OnRay
 
         return OnRay(config, dealer, params)
     synchronous = config.rl.mode == "synchronous"
-    rollouts = make_rollouts(params, 1.0, ordered=synchronous)
+    rollouts = make(params, ordered=synchronous)
     kind = InTurns if synchronous else AllTheTime
     return kind(rollouts, dealer, config.rl, config.seed)

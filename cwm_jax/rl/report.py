@@ -8,8 +8,7 @@ from typing import Any
 
 from cwm_jax.config import Recipe
 from cwm_jax.rl.evaluation import Evaluation, changes, paired_difference
-from cwm_jax.training.loop import METRICS_FILE
-from cwm_jax.training.metrics import read_metrics
+from cwm_jax.training.metrics import METRICS_FILE, read_metrics
 
 # Titles and fields of the panels; a field that ends with "_" stands for all that begin with it.
 _PANELS = (

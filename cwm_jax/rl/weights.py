@@ -23,7 +23,7 @@ class WeightCopies:
         assert config.rl is not None
         self.mesh = mesh
         if playing:
-            self.mesh = make_mesh(MeshConfig(fsdp=1, tensor=len(playing)), playing)
+            self.mesh = playing_mesh(playing)
         shapes = abstract_state(config).params
         self._elsewhere = bool(playing)
         self._shardings = tree_shardings(self.mesh, logical_axes(config.model), shapes)
@@ -37,3 +37,8 @@ class WeightCopies:
     def of(self, params: Any) -> Any:
         copied = self._copy(params)
         return jax.device_put(copied, self._shardings) if self._elsewhere else copied
+
+
+def playing_mesh(devices: Sequence[Any]) -> Mesh:
+    """All of them share the weights of one engine."""
+    return make_mesh(MeshConfig(fsdp=1, tensor=len(devices)), devices)

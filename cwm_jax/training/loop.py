@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from cwm_jax.config import RunConfig, schema
+from cwm_jax.config import RunConfig
 from cwm_jax.data.loader import Loader, heldout_rows
 from cwm_jax.data.mixture import (
     SourceShare,
@@ -26,14 +25,12 @@ from cwm_jax.data.shards import Shards
 from cwm_jax.data.vocabulary import load_or_train_tokenizer
 from cwm_jax.distributed import Hosts
 from cwm_jax.sharding import make_mesh, process_rows
-from cwm_jax.storage import write_whole
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
 from cwm_jax.training import checkpoint as ckpt
 from cwm_jax.training import startup
 from cwm_jax.training.goodput import Goodput
 from cwm_jax.training.metrics import (
-    MetricsLog,
-    keep_metrics_through,
+    METRICS_FILE,
     plot_loss,
     print_line,
     read_metrics,
@@ -42,13 +39,10 @@ from cwm_jax.training.plan import Plan, make_plan
 from cwm_jax.training.signals import StopRequest
 from cwm_jax.training.state import (
     TrainState,
-    abstract_state,
     check_host_memory,
-    state_shardings,
 )
 from cwm_jax.training.trainer import Trainer
 
-METRICS_FILE = "metrics.jsonl"
 GOODPUT_FILE = "goodput.json"
 
 
@@ -122,22 +116,13 @@ def run(
         print_line("\n".join(lines))
         # 5. State: restored, or made from the seed (and an earlier phase's weights).
         if newest is not None and record is not None:
-            shardings = state_shardings(config, mesh)
-            state = ckpt.restore(newest, abstract_state(config), shardings)
+            state = startup.restored_state(config, mesh, newest)
             loader.restore(record.loader_state)
             print_line(f"resuming at step {record.step} from {newest}")
         else:
             state = startup.first_state(config, mesh, tokenizer, hosts)
         # 6. Logs, cut back to that state.
-        metrics_path = folder / METRICS_FILE
-        if hosts.is_first:
-            goodput.resume(record.step if record else 0, read_metrics(metrics_path))
-            keep_metrics_through(metrics_path, record.step if record else -1)
-            resolved = json.dumps(schema.to_json(config), indent=1)
-            write_whole(folder / "config.json", resolved.encode())
-        log = stack.enter_context(
-            contextlib.closing(MetricsLog(metrics_path, tensorboard=config.logging.tensorboard))
-        )
+        log = stack.enter_context(startup.opened_log(config, folder, record, goodput, hosts))
         saver = ckpt.Checkpointer(folder / "checkpoints", config.checkpoint, tokenizer, hosts)
         stack.callback(saver.close)
         # 7. Steps; from here on a signal ends the run with a save.
@@ -153,7 +138,7 @@ def run(
             state, finished = trainer.train(state, stop)
         saver.wait()
     print_line(goodput.describe())
-    metrics = read_metrics(metrics_path)
+    metrics = read_metrics(folder / METRICS_FILE)
     if hosts.is_first:
         plot_loss(metrics, folder / "loss.png")
     return RunResult(folder, state, tokenizer, metrics, finished)

@@ -15,6 +15,7 @@ from cwm_jax.storage import write_whole
 from cwm_jax.training import goodput
 from cwm_jax.training.hardware import accelerator_of
 
+METRICS_FILE = "metrics.jsonl"
 # Fields of a metrics line that depend on the clock; all others repeat bit for bit in a resumed run.
 TIMING_FIELDS = goodput.FIELDS | {"time_s", "step_time_s", "tokens_per_s", "tflops_per_s", "mfu"}
 

@@ -6,18 +6,28 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from cwm_jax.config import RunConfig, schema
 from cwm_jax.distributed import Hosts
+from cwm_jax.storage import write_whole
 from cwm_jax.tokenizer import Tokenizer
 from cwm_jax.training import checkpoint as ckpt
-from cwm_jax.training.metrics import print_line
+from cwm_jax.training.goodput import Goodput
+from cwm_jax.training.metrics import (
+    METRICS_FILE,
+    MetricsLog,
+    keep_metrics_through,
+    print_line,
+    read_metrics,
+)
 from cwm_jax.training.state import (
     TrainState,
     abstract_state,
@@ -48,6 +58,11 @@ def newest_checkpoint(folder: Path, hosts: Hosts) -> Path | None:
     return folder / name if name else None
 
 
+def restored_state(config: RunConfig, mesh: Mesh, checkpoint: Path) -> TrainState:
+    """That of a checkpoint of the run itself."""
+    return ckpt.restore(checkpoint, abstract_state(config), state_shardings(config, mesh))
+
+
 def first_state(config: RunConfig, mesh, tokenizer: Tokenizer, hosts: Hosts) -> TrainState:
     """From the seed; parameters, or parameters and optimizer state, from where the config says."""
     state = init_sharded_state(config, mesh)
@@ -69,6 +84,25 @@ def first_state(config: RunConfig, mesh, tokenizer: Tokenizer, hosts: Hosts) -> 
     )
     print_line(f"starting from {' and '.join(parts)} of {path}")
     return dataclasses.replace(state, **loaded)
+
+
+@contextlib.contextmanager
+def opened_log(
+    config: RunConfig,
+    folder: Path,
+    record: ckpt.RunRecord | None,
+    goodput: Goodput,
+    hosts: Hosts,
+) -> Iterator[MetricsLog]:
+    """The run's metrics and books, cut back to a checkpoint's step, None: to none; its config."""
+    path = folder / METRICS_FILE
+    if hosts.is_first:
+        goodput.resume(record.step if record else 0, read_metrics(path))
+        keep_metrics_through(path, record.step if record else -1)
+        resolved = json.dumps(schema.to_json(config), indent=1)
+        write_whole(folder / "config.json", resolved.encode())
+    with contextlib.closing(MetricsLog(path, tensorboard=config.logging.tensorboard)) as log:
+        yield log
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ _FENCE = "```"
 _PYTHON = ("python", "py")
 _BOXED = re.compile(r"\\boxed(?![a-zA-Z])")
 _CALL, _CALL_END = "<tool: ", "</tool>"
-_CUT = "[...]"  # stands where text was cut. Source: Meta's truncation
+CUT = "[...]"  # stands where text was cut. Source: Meta's truncation
 
 
 class NoAnswerError(ValueError):
@@ -124,7 +124,7 @@ def encode_cut(
     header, body = encode_header(tokenizer, message), encode_body(tokenizer, message)
     room = max(0, max_tokens - len(header) - 1)
     if len(body) > room:
-        mark = tokenizer.encode(_CUT)
+        mark = tokenizer.encode(CUT)
         kept = max(0, room - len(mark))
         body = body[:kept] + mark if keep == "start" else mark + body[len(body) - kept :]
     return [*header, *body, tokenizer.special_tokens[END_OF_TURN]]

@@ -17,7 +17,6 @@ import numpy as np
 
 from cwm_jax.config import RunConfig, schema
 from cwm_jax.rl.playing.players import AllTheTime, Deal, Dealer, Group
-from cwm_jax.rl.trajectory import from_json, to_json
 
 _LOG = logging.getLogger(__name__)
 _EXCHANGE_S = 1.0  # assumed: that a worker waits for a group before it answers without one
@@ -65,12 +64,10 @@ class OnRay:
                 self._exchange(seat)
 
     def state(self) -> dict[str, Any]:
-        return {"ready": [[to_json(t) for t in group.trajectories] for group in self._ready]}
+        return {"ready": [group.to_json() for group in self._ready]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        for records in state["ready"]:
-            trajectories = tuple(map(from_json, records))
-            self._ready.append(Group(number=trajectories[0].group, trajectories=trajectories))
+        self._ready.extend(map(Group.from_json, state["ready"]))
 
     def close(self) -> None:
         for seat in self._workers:
@@ -149,14 +146,20 @@ class Worker:
     """The process on the other side; what Ray's actors are made of."""
 
     def __init__(self, config: Mapping[str, Any], weights: Any, version: int):
-        from cwm_jax.rl.loop import make_local_rollouts
+        from cwm_jax.rl.envs.kinds import make_environments
+        from cwm_jax.rl.loop import make_rollouts
+        from cwm_jax.rl.weights import playing_mesh
         from cwm_jax.tokenizer import load_tokenizer
 
         run = schema.from_json(RunConfig, config)
         assert run.rl is not None
         self._inbox = Inbox()
         tokenizer = load_tokenizer(str(run.tokenizer.path))
-        rollouts = make_local_rollouts(run, _to_devices(weights), tokenizer)
+        mesh = playing_mesh(jax.local_devices())
+        environments = make_environments(run.rl.environments, tokenizer)
+        rollouts = make_rollouts(
+            run, mesh, _to_devices(weights), tokenizer, environments, ordered=False
+        )
         rollouts.version = version
         self._players = AllTheTime(rollouts, self._inbox, run.rl, run.seed)
         self._most = run.rl.ready_groups

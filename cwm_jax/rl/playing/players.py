@@ -7,7 +7,7 @@ import dataclasses
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from cwm_jax.config import RLConfig
@@ -23,10 +23,21 @@ _MOST_PASSED_OVER = 100_000  # assumed: draws in a row that a curriculum may ref
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """Episodes of one task, in the order of their seeds."""
+    """Episodes of one task, one at least, in the order of their seeds."""
 
-    number: int
     trajectories: tuple[Trajectory, ...]
+
+    @property
+    def number(self) -> int:
+        """Unique in the run."""
+        return self.trajectories[0].group
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [to_json(trajectory) for trajectory in self.trajectories]
+
+    @classmethod
+    def from_json(cls, records: Sequence[Mapping[str, Any]]) -> Group:
+        return cls(trajectories=tuple(map(from_json, records)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,18 +154,13 @@ class Table:
             if len(group) == self._config.group_size:
                 del self._playing[trajectory.group]
                 seeds = self._seeds.pop(trajectory.group)
-                self.ready.append(
-                    Group(number=trajectory.group, trajectories=tuple(group[s] for s in seeds))
-                )
+                self.ready.append(Group(trajectories=tuple(group[s] for s in seeds)))
 
     def state(self) -> dict[str, Any]:
-        return {"ready": [[to_json(t) for t in group.trajectories] for group in list(self.ready)]}
+        return {"ready": [group.to_json() for group in list(self.ready)]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        for records in state["ready"]:
-            trajectories = tuple(map(from_json, records))
-            number = trajectories[0].group
-            self.ready.append(Group(number=number, trajectories=trajectories))
+        self.ready.extend(map(Group.from_json, state["ready"]))
 
 
 class InTurns:
@@ -203,21 +209,17 @@ class AllTheTime:
         self._update: tuple[Any, int] | None = None
         self._closing = False
         self._failure: BaseException | None = None
-        self._started = False
         self._thread = threading.Thread(target=self._run, name="rollouts", daemon=True)
 
     def next_group(self) -> Group:
-        while True:
-            groups = self.take(1, timeout_s=None)
-            if groups:
-                return groups[0]
+        (group,) = self.take(1, timeout_s=None)
+        return group
 
     def take(self, most: int, *, timeout_s: float | None) -> list[Group]:
         """Groups that are ready, one at least unless the time is over first."""
         ready = self._table.ready
         with self._changed:
-            if not self._started:
-                self._started = True
+            if self._thread.ident is None:  # not started yet: there may have been a restore
                 self._thread.start()
             self._changed.wait_for(lambda: ready or self._failure is not None, timeout_s)
             if self._failure is not None:

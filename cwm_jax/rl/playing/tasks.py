@@ -33,6 +33,7 @@ class TaskStream:
                 )
         self._environments, self._tasks, self._seed = list(environments), tasks, seed
         self._drawn = {environment.name: 0 for environment in environments}
+        self._orders: dict[str, tuple[int, list[int]]] = {}  # of each, its epoch and the order then
 
     def draw(self) -> tuple[str, Task]:
         """The next one."""
@@ -52,12 +53,12 @@ class TaskStream:
         self._drawn = {name: state["drawn"][name] for name in self._drawn}
 
     def _order(self, name: str, epoch: int) -> list[int]:
-        key = (name, epoch)
-        if getattr(self, "_kept", (None,))[0] != key:
+        known = self._orders.get(name)
+        if known is None or known[0] != epoch:
             order = list(range(len(self._tasks[name])))
             random.Random(f"{self._seed}/{name}/{epoch}").shuffle(order)
-            self._kept = (key, order)
-        return self._kept[1]
+            known = self._orders[name] = (epoch, order)
+        return known[1]
 
 
 def split_tasks(tasks: Sequence[Task], heldout_fraction: float) -> tuple[list[Task], list[Task]]:

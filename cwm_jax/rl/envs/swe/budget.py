@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from cwm_jax.data.chat import Message, encode_body, encode_header, encode_message
+from cwm_jax.data.chat import Message, encode_header
+from cwm_jax.rl.envs.answers import CUT
 from cwm_jax.rl.envs.swe.prompts import budget_block, output_blocks
 from cwm_jax.tokenizer import END_OF_TURN, Tokenizer
 
-_CUT = "[...]"  # takes the place of what is cut. Source: Meta's
 _MOST_TRIES = 4
-
-
-def left_truncated(tokenizer: Tokenizer, message: Message, max_tokens: int) -> list[int]:
-    """A message that loses its beginning where it has more tokens, header and end included."""
-    whole = encode_message(tokenizer, message)
-    if len(whole) <= max_tokens:
-        return whole
-    around = [*encode_header(tokenizer, message), *tokenizer.encode(_CUT)]
-    body, end = encode_body(tokenizer, message), tokenizer.special_tokens[END_OF_TURN]
-    num_kept = max(0, max_tokens - len(around) - 1)
-    return [*around, *body[len(body) - num_kept :], end]
 
 
 def with_budget(
@@ -55,6 +44,6 @@ def _said(tokenizer: Tokenizer, role: str, text: str, *, budget: str, limit: int
         whole = [*header, *tokenizer.encode(before + text + after + budget), end]
         if len(whole) <= limit:
             return whole
-    rest = [*tokenizer.encode(_CUT), *tokenizer.encode(after + budget), end]
+    rest = [*tokenizer.encode(CUT), *tokenizer.encode(after + budget), end]
     num_kept = max(0, limit - len(header) - len(rest))
     return [*header, *beginning[:num_kept], *rest]

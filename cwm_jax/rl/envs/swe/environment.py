@@ -18,11 +18,13 @@ from typing import Any
 
 from cwm_jax.data.chat import encode_message
 from cwm_jax.rl.environment import Observation, Step, Task
+from cwm_jax.rl.envs.answers import encode_cut
+from cwm_jax.rl.envs.prompts import encode_opening
 from cwm_jax.rl.envs.swe.actions import Answer, FormatError, parse_answer
-from cwm_jax.rl.envs.swe.budget import left_truncated, with_budget
+from cwm_jax.rl.envs.swe.budget import with_budget
 from cwm_jax.rl.envs.swe.grading import Verdict, grade
 from cwm_jax.rl.envs.swe.profiles import SWEProfile
-from cwm_jax.rl.envs.swe.prompts import opening, turn_opening
+from cwm_jax.rl.envs.swe.prompts import opening
 from cwm_jax.rl.envs.swe.tools import ToolReply, use_tool
 from cwm_jax.rl.envs.swe.workspaces.checkout import bare_repository
 from cwm_jax.rl.envs.swe.workspaces.container import ContainerWorkspace
@@ -85,8 +87,8 @@ class SoftwareEngineering:
         tokens = [
             self._tokenizer.bos_id,
             *encode_message(self._tokenizer, system),
-            *left_truncated(self._tokenizer, user, profile.prompt_tokens),
-            *encode_message(self._tokenizer, turn_opening(profile), is_open=True),
+            *encode_cut(self._tokenizer, user, profile.prompt_tokens, keep="end"),
+            *encode_opening(self._tokenizer, think=profile.think),
         ]
         self._episode.tokens = len(tokens)
         room = profile.context_tokens - len(tokens)
@@ -180,7 +182,7 @@ class SoftwareEngineering:
             raise _Ended(f"out of turns: none of {profile.max_turns} was a final answer")
         role, text = message
         room = profile.context_tokens - episode.tokens - len(opening)
-        after = encode_message(self._tokenizer, turn_opening(profile), is_open=True)
+        after = encode_opening(self._tokenizer, think=profile.think)
         said, left = with_budget(
             self._tokenizer,
             role,

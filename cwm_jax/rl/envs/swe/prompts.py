@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cwm_jax.data.chat import REASONING_SYSTEM_PROMPT, THINK_OPENING, Message
+from cwm_jax.data.chat import REASONING_SYSTEM_PROMPT, Message
 from cwm_jax.rl.envs.swe.profiles import SWEProfile
 
 _PLAIN_SYSTEM_PROMPT = "You are a helpful AI assistant."  # Source: Meta's, without reasoning
@@ -72,8 +72,3 @@ def output_blocks() -> tuple[str, str]:
 
 def budget_block(turns: int, tokens: int) -> str:
     return f"\n\n<budget>\n* Remaining turns: {turns}\n* Remaining tokens: {tokens}\n</budget>"
-
-
-def turn_opening(profile: SWEProfile) -> Message:
-    """The beginning of the policy's turn."""
-    return Message("assistant", THINK_OPENING if profile.think else "")
