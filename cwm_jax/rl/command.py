@@ -74,7 +74,7 @@ def _guarded(part: Callable[[argparse.Namespace], int], args: argparse.Namespace
 
 def _show(args: argparse.Namespace) -> int:
     config = _config(args.run)
-    tokenizer = load_tokenizer(str(config.tokenizer.path))
+    tokenizer = _tokenizer(args.run, config)
     for trajectory in _newest(args):
         print(describe_trajectory(trajectory, tokenizer))
     return 0
@@ -86,7 +86,7 @@ def _replay(args: argparse.Namespace) -> int:
 
     config = _config(args.run)
     assert config.rl is not None
-    tokenizer = load_tokenizer(str(config.tokenizer.path))
+    tokenizer = _tokenizer(args.run, config)
     make = make_environments(config.rl.environments, tokenizer)
     same = different = 0
     for trajectory in _newest(args):
@@ -122,7 +122,7 @@ def _keep(args: argparse.Namespace) -> int:
     from cwm_jax.rl.bootstrap import keep_dialogs
 
     config = _config(args.run)
-    tokenizer = load_tokenizer(str(config.tokenizer.path))
+    tokenizer = _tokenizer(args.run, config)
     report = keep_dialogs(
         _trajectories(Path(args.run), args.environment),
         tokenizer,
@@ -142,6 +142,12 @@ def _config(run: str) -> RunConfig:
     if config.rl is None:
         raise ValueError(f"{run}: this run has no rl; expected one of reinforcement learning")
     return config
+
+
+def _tokenizer(run: str, config: RunConfig) -> Tokenizer:
+    """The run's own copy, wherever this is called; before its first checkpoint the config's."""
+    copies = sorted(Path(run).glob("checkpoints/[0-9]*/tokenizer"))
+    return load_tokenizer(copies[-1] if copies else str(config.tokenizer.path))
 
 
 def _newest(args: argparse.Namespace) -> list[Trajectory]:

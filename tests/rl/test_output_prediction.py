@@ -213,6 +213,18 @@ def test_episodes_can_be_read(played, capsys):
     assert capsys.readouterr().out.count("===") == 2
 
 
+def test_a_run_is_read_wherever_its_tokenizer_was(played, tokenizer, capsys):
+    path = played / "config.json"
+    path.write_text(path.read_text().replace(str(played.parent / "tokenizer"), "moved/away"))
+    assert main(["rl", "show", str(played)]) == 2
+    assert "moved/away" in capsys.readouterr().err
+    (played / "checkpoints").mkdir()
+    for step in ("00000002", "00000004"):
+        tokenizer.save(played / "checkpoints" / step / "tokenizer")
+    assert main(["rl", "show", str(played)]) == 0
+    assert "What does main() return?" in capsys.readouterr().out
+
+
 def test_episodes_can_be_played_again(played, capsys):
     assert main(["rl", "replay", str(played)]) == 0
     assert "12 episodes as they were, 0 not" in capsys.readouterr().out
