@@ -2,9 +2,8 @@
 
 Command:   python train.py --config configs/rl_32b.py --set checkpoint.load_parameters_path=FOLDER
            (FOLDER: the last checkpoint of configs/sft_32b.py)
-Hardware:  512 H100 that train (secondary: 64 data-parallel ranks x tensor 8), and a Ray cluster of
-           rollout workers, eight H100 each. The loop trains in one process so far: what fits the
-           devices of one host runs, this does not yet (docs/posttraining.md)
+Hardware:  512 H100 that train (secondary: 64 data-parallel ranks x tensor 8), in 64 processes, and
+           a Ray cluster of rollout workers, eight H100 each (docs/posttraining.md)
 Time:      not run; 2.9 days if H100s reach 40 % MFU (assumed) and never wait for players
 Result:    unknown, not run
 Values:    objective, batch, limits and mixture: report, section 5; learning rate, group size and

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 T = TypeVar("T")
 # Of meetings after work that only the first process does (tokenising a corpus); that it lives is
@@ -188,6 +190,31 @@ class Hosts:
         made: list[T] = []
         self.decide(what, lambda: made.append(make()), timeout_s=timeout_s)
         return made[0] if made else make()
+
+    def gather(
+        self, what: str, make: Callable[[], bytes], *, timeout_s: float = LONG_TIMEOUT_S
+    ) -> list[bytes]:
+        """What ``make`` returns on each process, in their order; all processes get all of it.
+
+        It goes over the devices' network: the coordinator is not made for megabytes.
+
+        Raises:
+            HostError: it failed on another process; where it failed, its own error.
+        """
+        try:
+            value = make()
+        except BaseException as error:
+            self.tell(what, error)
+            raise
+        if self.count == 1:
+            return [value]
+        self.meet(what, timeout_s=timeout_s)
+        sizes = multihost_utils.process_allgather(np.array([len(value)], np.int32))[:, 0]
+        room = 1 << (int(sizes.max()) - 1).bit_length()  # powers of two: few programs
+        padded = np.zeros(room, np.uint8)
+        padded[: len(value)] = np.frombuffer(value, np.uint8)
+        rows = multihost_utils.process_allgather(padded)
+        return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
 
     def check_same(self, what: str, values: dict[str, Any]) -> None:
         """Refuses processes that were started with other values than the first.

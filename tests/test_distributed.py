@@ -63,6 +63,21 @@ def test_values_are_told():
     assert "['v0'] ['w0']\n1 False\nchosen by 0" in second
 
 
+def test_bytes_of_all_reach_all():
+    for said in run(
+        "print([(len(x), x[:2]) for x in hosts.gather('a', lambda: b'ab' * (index * 70_000))]);"
+        "print(hosts.gather('b', lambda: bytes([index])))"
+    ):
+        assert "[(0, b''), (140000, b'ab')]\n[b'\\x00', b'\\x01']" in said
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_what_fails_on_one_is_gathered_by_none(failing):
+    said = run(f"hosts.gather('groups', lambda: b'x' if index != {failing} else 1 / 0)")
+    assert "ZeroDivisionError: division by zero" in said[failing]
+    assert f"HostError: groups: process {failing} (" in said[1 - failing]
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_problem_of_one_fails_all(failing):
     for said in run(f"hosts.meet('save', problem='disk full' if index == {failing} else '')"):

@@ -185,17 +185,18 @@ class RLConfig:
     Attributes:
         environments: what is asked, mixed by their weights.
         group_size: episodes of each task, whose returns are compared.
-        groups_at_once: groups whose episodes are played side by side.
+        groups_at_once: groups whose episodes are played side by side, on each engine: one in each
+            process of the run, or in each worker.
         max_groups_per_step: after so many the step takes what it has, its batch full or not.
         mode: ``synchronous`` plays and trains in turns, and repeats itself bit for bit;
             ``asynchronous`` plays all the time, with weights that are pushed into running episodes.
         ready_groups: of the asynchronous mode: groups that may wait for the trainer.
-        rollout_devices: that play while the others train; 0 shares the trainer's.
+        rollout_devices: of each process, that play while the others train; 0 shares the trainer's.
         rollout_workers: processes on a Ray cluster that play; 0 plays in this one.
         rollout_worker_gpus: that each of them asks of the cluster.
         ray_address: of that cluster, as ``ray.init`` takes it; None starts Ray on this machine.
         rollout_dtype: of the weights that play; None is the trainer's.
-        max_rows: episodes that the engine computes at once.
+        max_rows: episodes that an engine computes at once.
         environment_timeout_s: for each step of an environment; longer ones have failed.
         loss: the objective.
         filters: what is not learnt from.

@@ -92,7 +92,8 @@ def output_dialog(episode: Episode) -> list[Message] | None:
 def trace_in_words(frames: Sequence[TraceFrame]) -> str:
     """A trace as text without special tokens: each line that runs, as it stands, and its effect.
 
-    The entry's own frames are left out: it does nothing but call.
+    Of the entry only the lines are there, which do nothing but call: what is called takes its
+    arguments from them.
     """
     words = _Words()
     for frame in frames:
@@ -127,7 +128,7 @@ class _Words:
             self._last.pop()
 
     def _write(self, source_line: str) -> None:
-        if len(self._scopes) > 1:
+        if len(self._scopes) > 1 or not source_line.startswith("def "):
             self.lines.append(source_line.rstrip())
             self._last[-1] = len(self.lines) - 1, source_line.rstrip()
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cwm_jax.config import RLConfig, RunConfig
+from cwm_jax.distributed import Hosts
 from cwm_jax.rl.environment import Task
 from cwm_jax.rl.playing.rollout import Rollouts, Wanted
+from cwm_jax.rl.trajectory import from_json, to_json
 from cwm_jax.rl.weights import WeightCopies
 
 _Z95 = statistics.NormalDist().inv_cdf(0.975)
@@ -66,7 +68,10 @@ def paired_difference(before: Evaluation, after: Evaluation) -> Difference:
 
 
 class Evaluator:
-    """Plays the first held-out tasks of each environment once, each with its own seed."""
+    """Plays the first held-out tasks of each environment once, each with its own seed.
+
+    On several processes each plays its share.
+    """
 
     def __init__(
         self,
@@ -75,32 +80,23 @@ class Evaluator:
         make_rollouts: Callable[..., Rollouts],
         copies: WeightCopies,
         folder: Path,
+        hosts: Hosts,
     ):
         """``make_rollouts``: of weights; ``temperature`` and ``ordered`` as of ``Rollouts``."""
         assert config.rl is not None
         self._rl: RLConfig = config.rl
         self._make, self._copies = make_rollouts, copies
-        self._path = folder / EVALUATION_FILE
+        self._path, self._hosts = folder / EVALUATION_FILE, hosts
         self._tasks = {name: tasks[: config.rl.eval_tasks] for name, tasks in heldout.items()}
 
     def evaluate(self, params: Any, step: int) -> list[Evaluation]:
         """One for each environment that has held-out tasks; they are written to the file, too."""
-        rollouts = self._make(
-            self._copies.of(params), temperature=self._rl.eval_temperature, ordered=True
-        )
-        wanted = [
-            Wanted(environment=name, task=task, group=0, seed=number)
-            for name, tasks in self._tasks.items()
-            for number, task in enumerate(tasks)
-        ]
-        for episode in wanted:
-            rollouts.add(episode)
-        found = []
-        while rollouts.num_playing:
-            found += rollouts.step()
+        weights = self._copies.of(params)
+        told = self._hosts.gather("evaluation", lambda: self._own_share(weights))
+        found = [from_json(record) for text in told for record in json.loads(text)]
         evaluations = []
         for name, tasks in self._tasks.items():
-            played = [t for t in found if t.environment == name and t.ending != "failed"]
+            played = [t for t in found if t.environment == name and not t.is_void]
             if not tasks or not played:
                 continue
             evaluations.append(
@@ -111,8 +107,24 @@ class Evaluator:
                     mean_action_tokens=statistics.fmean(t.num_action_tokens for t in played),
                 )
             )
-        self._write(evaluations)
+        if self._hosts.is_first:
+            self._write(evaluations)
         return evaluations
+
+    def _own_share(self, weights: Any) -> bytes:
+        """The episodes that this process plays, as JSON."""
+        rollouts = self._make(weights, temperature=self._rl.eval_temperature, ordered=True)
+        wanted = [
+            Wanted(environment=name, task=task, group=0, seed=number)
+            for name, tasks in self._tasks.items()
+            for number, task in enumerate(tasks)
+        ]
+        for episode in wanted[self._hosts.index :: self._hosts.count]:
+            rollouts.add(episode)
+        found = []
+        while rollouts.num_playing:
+            found += map(to_json, rollouts.step())
+        return json.dumps(found).encode()
 
     def _write(self, evaluations: Sequence[Evaluation]) -> None:
         with self._path.open("a", encoding="utf-8") as file:

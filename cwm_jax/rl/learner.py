@@ -14,13 +14,15 @@ import jax
 import numpy as np
 
 from cwm_jax.config import RunConfig
+from cwm_jax.distributed import Hosts
 from cwm_jax.rl.advantages import group_advantages
 from cwm_jax.rl.batches import Learnable, RowPacker
 from cwm_jax.rl.evaluation import Evaluator
 from cwm_jax.rl.objective import REFERENCE, batch_logprobs, policy_objective
-from cwm_jax.rl.playing.players import Dealer, Group, Players
+from cwm_jax.rl.playing.players import Group
+from cwm_jax.rl.playing.together import Together
 from cwm_jax.rl.report import format_rl_line
-from cwm_jax.rl.selection import rejection, shaped_return
+from cwm_jax.rl.selection import REASONS, rejection, shaped_return
 from cwm_jax.rl.trajectory import Trajectory, write_trajectories
 from cwm_jax.rl.weights import WeightCopies
 from cwm_jax.sharding import put_batch
@@ -48,45 +50,51 @@ class _Played:
     rejected: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     trajectories: list[Trajectory] = dataclasses.field(default_factory=list)
 
+    def take(self, group: Group, rejected: collections.Counter, *, taught: bool) -> None:
+        self.groups += 1
+        self.zero_advantage_groups += not taught
+        self.rejected += rejected
+        self.trajectories += group.trajectories
+
 
 class Learner:
     """The loop itself."""
 
     def __init__(
-        self, config, plan, mesh, players, dealer, copies, evaluator, log, saver, goodput, folder
+        self, config, plan, mesh, players, copies, evaluator, log, saver, goodput, folder, hosts
     ):
         self._config: RunConfig = config
         self._rl = config.rl
         self._plan: Plan = plan
         self._mesh = mesh
-        self._players: Players = players
-        self._dealer: Dealer = dealer
+        self._players: Together = players
         self._copies: WeightCopies = copies
         self._evaluator: Evaluator = evaluator
         self._log: MetricsLog = log
         self._saver: ckpt.Checkpointer = saver
         self._goodput: Goodput = goodput
         self._folder: Path = folder
+        self._hosts: Hosts = hosts
         self._left: Group | None = None  # had no room in the batch before
         self._programs: dict[int, Any] = {}
         self._reference: Any = None
         self._trajectory_file = Path()
 
-    def restore(self, loader_state: dict[str, Any] | None, state: TrainState) -> None:
-        """Goes on from a checkpoint's; None begins."""
-        left = (loader_state or {}).get("left")
+    def restore(self, loader_state: dict[str, Any]) -> None:
+        """Takes what a checkpoint says of the groups that are still to be learnt from."""
+        left = loader_state["left"]
         self._left = Group.from_json(left) if left else None
-        step = int(state.step)
-        for path in sorted((self._folder / TRAJECTORIES).glob("*.jsonl")):
-            if int(path.stem) >= step:
-                path.unlink()
-        self._begin_file(step)
-        if self._rl.loss.kl_weight:
-            self._reference = self._starting_policy(state)
+        self._players.restore(loader_state["players"])
+
+    def keep_close_to(self, params: Any) -> None:
+        """Takes the policy that ``rl.loss.kl_weight`` penalises a divergence from."""
+        self._reference = functools.partial(_logprobs_of(self._config), params)
 
     def train(self, state: TrainState, stop: StopRequest) -> tuple[TrainState, bool]:
         """Runs to the end of the plan or a signal; returns the state and whether it is the end."""
         total, step = self._plan.total_steps, int(state.step)
+        self._drop_trajectories_from(step)
+        self._begin_file(step)
         self._goodput.begin("step")
         if step == 0:
             line = {"step": 0, "tokens": self._plan.tokens_before(0)}
@@ -109,7 +117,8 @@ class Learner:
             if step % self._rl.eval_period == 0 or step == total:
                 line |= self._evaluated(state, step)
             self._write(line)
-            write_trajectories(self._trajectory_file, played.trajectories)
+            if self._hosts.is_first:
+                write_trajectories(self._trajectory_file, played.trajectories)
             stopping = stop.reached(step)
             if stopping or step % self._config.checkpoint.checkpoint_period == 0 or step == total:
                 self._save(step, state)
@@ -129,16 +138,15 @@ class Learner:
         T = self._config.batch.max_target_length
         packer, played = RowPacker(A * self._plan.micro_batch_rows, T), _Played()
         while played.groups < self._rl.max_groups_per_step:
-            is_new = self._left is None
-            group = self._left or self._next_group()
-            self._left = None
-            played.groups += is_new
-            learnables = self._learnables(group, version, played, is_new=is_new)
+            group = self._left or self._players.next_group()
+            learnables, rejected = self._learnables(group, version)
             if learnables and not packer.add(learnables):
                 if not packer.num_trajectories:
                     self._refuse(learnables)
-                self._left = group
+                self._left = group  # it counts for the step that learns from it
                 break
+            self._left = None
+            played.take(group, rejected, taught=bool(learnables))
         if not packer.num_trajectories:
             raise NothingToLearnError(
                 f"none of {played.groups} groups had returns that differ (rejected: "
@@ -148,17 +156,11 @@ class Learner:
         rows = packer.batch(version)
         return {k: v.reshape(A, -1, T) for k, v in rows.items()}, played
 
-    def _next_group(self) -> Group:
-        group = self._players.next_group()
-        for trajectory in group.trajectories:
-            self._dealer.note(trajectory)
-        return group
-
     def _learnables(
-        self, group: Group, version: int, played: _Played, *, is_new: bool
-    ) -> list[Learnable]:
-        """A group's trajectories that teach something; none where all returns are equal."""
-        kept, returns = [], []
+        self, group: Group, version: int
+    ) -> tuple[list[Learnable], collections.Counter]:
+        """(trajectories that teach something, none where all returns are equal; rejections)."""
+        kept, returns, rejected = [], [], collections.Counter()
         for trajectory in group.trajectories:
             reason = rejection(
                 trajectory,
@@ -170,19 +172,15 @@ class Learner:
                 kept.append(trajectory)
                 returns.append(shaped_return(trajectory, self._rl.length_reward, step=version))
             else:
-                played.rejected[reason] += is_new
-        if is_new:
-            played.trajectories += group.trajectories
+                rejected[reason] += 1
         lengths = [trajectory.num_action_tokens for trajectory in kept]
         advantages = group_advantages(returns, lengths, self._rl.loss)
-        if not np.any(advantages):
-            played.zero_advantage_groups += 1
-            return []
-        return [
+        learnables = [
             Learnable(trajectory=trajectory, advantage=float(advantage))
             for trajectory, advantage in zip(kept, advantages, strict=True)
             if advantage  # report: what teaches nothing takes no room
         ]
+        return learnables, rejected
 
     def _refuse(self, learnables: list[Learnable]) -> None:
         tokens = sum(learnable.trajectory.num_tokens for learnable in learnables)
@@ -219,35 +217,6 @@ class Learner:
         print_line(f"compiled the step in {time.perf_counter() - start:.1f} s")
         return compiled
 
-    def _starting_policy(self, state: TrainState):
-        """A function of a batch: its log-probabilities under the weights that the run began with.
-
-        They are those of ``checkpoint.load_parameters_path``, which a resumed run reads again.
-        """
-        source = self._config.checkpoint.load_parameters_path
-        params = self._copies.of(state.params)
-        if int(state.step) and source is not None:
-            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
-            shardings = jax.tree.map(lambda x: x.sharding, state.params)
-            params = ckpt.restore(
-                ckpt.resolve_checkpoint(source),
-                {"params": abstract},
-                {"params": shardings},
-                cast=True,
-            )["params"]
-
-        @jax.jit
-        def logprobs(params, arrays):
-            def one(micro_batch):
-                found, _ = batch_logprobs(
-                    params, self._config.model, micro_batch, execution=self._config.execution
-                )
-                return found
-
-            return jax.lax.map(one, arrays)
-
-        return functools.partial(logprobs, params)
-
     # ------------------------------------------------------------ reports
 
     def _evaluated(self, state: TrainState, step: int) -> dict[str, Any]:
@@ -265,9 +234,9 @@ class Learner:
             "zero_advantage_groups": played.zero_advantage_groups,
             "episodes": len(played.trajectories),
         }
-        for reason in ("failed", "empty", "stale", "gibberish"):
+        for reason in REASONS:
             fields[f"rejected_{reason}"] = played.rejected[reason]
-        whole = [t for t in played.trajectories if t.ending != "failed"]
+        whole = [t for t in played.trajectories if not t.is_void]
         if whole:
             staleness = [version - t.last_version for t in whole]
             fields["staleness"] = statistics.fmean(staleness)
@@ -292,12 +261,8 @@ class Learner:
     def _save(self, step: int, state: TrainState) -> None:
         self._log.sync()
         left = self._left.to_json() if self._left else None
-        loader_state = {
-            "dealer": self._dealer.state(),
-            "players": self._players.state(),
-            "left": left,
-        }
         with self._goodput.during("checkpoint"):
+            loader_state = {"players": self._players.state(), "left": left}
             record = ckpt.RunRecord(step, self._config, ckpt.batches(self._plan), loader_state)
             self._saver.save(state, record)
         self._goodput.write(step)
@@ -305,3 +270,24 @@ class Learner:
 
     def _begin_file(self, step: int) -> None:
         self._trajectory_file = self._folder / TRAJECTORIES / f"{step:08d}.jsonl"
+
+    def _drop_trajectories_from(self, step: int) -> None:
+        """Those of steps that a killed process did after the checkpoint are played again."""
+        if self._hosts.is_first:
+            for path in sorted((self._folder / TRAJECTORIES).glob("*.jsonl")):
+                if int(path.stem) >= step:
+                    path.unlink()
+
+
+def _logprobs_of(config: RunConfig):
+    """(parameters, arrays of a batch) -> log-probabilities of its targets, ``[A, B, T]``."""
+
+    @jax.jit
+    def logprobs(params, arrays):
+        def one(micro_batch):
+            found, _ = batch_logprobs(params, config.model, micro_batch, execution=config.execution)
+            return found
+
+        return jax.lax.map(one, arrays)
+
+    return logprobs

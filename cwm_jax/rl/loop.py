@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,10 @@ from cwm_jax.rl.environment import Environment, Task
 from cwm_jax.rl.envs.kinds import load_tasks, make_environments
 from cwm_jax.rl.evaluation import Evaluator, changes
 from cwm_jax.rl.learner import Learner
-from cwm_jax.rl.playing.players import AllTheTime, Dealer, InTurns, Players
+from cwm_jax.rl.playing.players import AllTheTime, Dealer, InTurns, Nobody, Players
 from cwm_jax.rl.playing.rollout import Rollouts
 from cwm_jax.rl.playing.tasks import TaskStream, split_tasks
+from cwm_jax.rl.playing.together import Together
 from cwm_jax.rl.report import describe_change, plot_rl
 from cwm_jax.rl.selection import Curriculum
 from cwm_jax.rl.weights import WeightCopies
@@ -41,62 +43,41 @@ def run(
     """Trains by reinforcement, from the newest checkpoint of ``run_name`` if there is one.
 
     Args and errors as of ``cwm_jax.training.loop.run``; ValueError also where a task, a profile or
-    an environment's folder is not usable, or on several processes.
+    an environment's folder is not usable.
     """
+    # 1. Processes that agree, devices, tasks, environments: nothing is touched before they fit.
     hosts, rl = hosts or Hosts(), config.rl
     assert rl is not None
-    if hosts.count > 1:
-        raise ValueError(
-            f"rl is set and the run has {hosts.count} processes; expected one, which may have many "
-            "devices: play on other machines with rl.rollout_workers"
-        )
-    if config.tokenizer.path is None:
-        raise ValueError(
-            "rl is set and tokenizer.path is not; expected the tokenizer of the policy: name the "
-            "export or checkpoint that it starts from"
-        )
-    # 1. Devices and derived numbers, tasks and environments: nothing is touched before they fit.
-    devices = jax.devices()
-    num_playing = rl.rollout_devices
-    training, playing = devices[: len(devices) - num_playing], devices[len(devices) - num_playing :]
-    if not training:
-        raise ValueError(
-            f"rl.rollout_devices is {num_playing} and {len(devices)} here; expected fewer: some "
-            "have to train"
-        )
+    hosts.check_same("start", startup.start_values(config))
+    training, playing = _devices(rl.rollout_devices)
     mesh = make_mesh(config.mesh, training)
     check_host_memory(config, mesh.local_devices)
     plan = make_plan(config, num_devices=len(training))
-    tokenizer = load_tokenizer(config.tokenizer.path)
-    tasks = {e.name: load_tasks(e) for e in rl.environments}
-    train, heldout = {}, {}
-    for name, found in tasks.items():
-        train[name], heldout[name] = split_tasks(found, config.data.heldout_fraction)
+    tokenizer = _policy_tokenizer(config)
+    train, heldout = _tasks(config)
     environments = make_environments(rl.environments, tokenizer)
     folder = Path(config.base_output_directory) / config.run_name
-    goodput = Goodput(folder / GOODPUT_FILE, started=started)
+    goodput = Goodput(folder / GOODPUT_FILE if hosts.is_first else None, started=started)
     with startup.locked(folder, hosts), contextlib.ExitStack() as stack:
         print_line(f"run {config.run_name} in {folder}\n{plan.describe()}")
-        for name in tasks:
-            print_line(
-                f"environment {name}: {len(train[name]):,} tasks, {len(heldout[name]):,} held out"
-            )
+        for name, tasks in train.items():
+            print_line(f"environment {name}: {len(tasks):,} tasks, {len(heldout[name]):,} held out")
         # 2. State: restored, or an earlier phase's weights.
         newest = startup.newest_checkpoint(folder / "checkpoints", hosts)
         record = None
         if newest is not None:
             record = ckpt.read_record(newest)
             ckpt.check_same_run(newest, record, plan)
+        start = None  # made before the state, so that its optimizer's arrays are gone by then
+        if rl.loss.kl_weight:
+            start = startup.first_state(config, mesh, tokenizer, hosts).params
+        if newest is not None and record is not None:
             state = startup.restored_state(config, mesh, newest)
             print_line(f"resuming at step {record.step} from {newest}")
         else:
             state = startup.first_state(config, mesh, tokenizer, hosts)
         # 3. Who plays.
-        copies = WeightCopies(config, mesh, playing)
-        dealer = Dealer(
-            TaskStream(rl.environments, train, config.seed),
-            Curriculum(rl.curriculum, config.seed),
-        )
+        copies = WeightCopies(config, mesh, playing, hosts)
 
         def make(params: Any, *, temperature: float = 1.0, ordered: bool) -> Rollouts:
             return make_rollouts(
@@ -109,28 +90,30 @@ def run(
                 ordered=ordered,
             )
 
-        players = _players(config, dealer, make, copies.of(state.params))
+        stream = TaskStream(rl.environments, train, config.seed)
+        weights, version = copies.of(state.params), int(state.step)
+        players = _players(config, stream, hosts, make, weights, version)
         stack.callback(players.close)
-        evaluator = Evaluator(config, heldout, make, copies, folder)
-        if record is not None:
-            dealer.restore(record.loader_state["dealer"])
-            players.restore(record.loader_state["players"])
-            players.update_weights(copies.of(state.params), record.step)
+        evaluator = Evaluator(config, heldout, make, copies, folder, hosts)
         # 4. Logs, cut back to that state.
         log = stack.enter_context(startup.opened_log(config, folder, record, goodput, hosts))
         saver = ckpt.Checkpointer(folder / "checkpoints", config.checkpoint, tokenizer, hosts)
         stack.callback(saver.close)
         # 5. Steps.
         learner = Learner(
-            config, plan, mesh, players, dealer, copies, evaluator, log, saver, goodput, folder
+            config, plan, mesh, players, copies, evaluator, log, saver, goodput, folder, hosts
         )
-        learner.restore(record.loader_state if record else None, state)
+        if record is not None:
+            learner.restore(record.loader_state)
+        if start is not None:
+            learner.keep_close_to(start)
         with jax.set_mesh(mesh), StopRequest() as stop:
             state, finished = learner.train(state, stop)
         saver.wait()
     print_line(goodput.describe())
     metrics = read_metrics(folder / METRICS_FILE)
-    plot_rl(metrics, folder / "rl.png")
+    if hosts.is_first:
+        plot_rl(metrics, folder / "rl.png")
     return RunResult(folder, state, tokenizer, metrics, finished)
 
 
@@ -180,13 +163,63 @@ def make_rollouts(
     )
 
 
-def _players(config: RunConfig, dealer: Dealer, make, params) -> Players:
-    assert config.rl is not None
-    if config.rl.rollout_workers:
-        from cwm_jax.rl.playing.on_ray import OnRay
-
-        return OnRay(config, dealer, params)
-    synchronous = config.rl.mode == "synchronous"
-    rollouts = make(params, ordered=synchronous)
+def _players(
+    config: RunConfig, stream: TaskStream, hosts: Hosts, make, weights: Any, version: int
+) -> Together:
+    """Rollouts of each process' own, or Ray's workers, which the first process conducts."""
+    rl = config.rl
+    assert rl is not None
+    curriculum = Curriculum(rl.curriculum, config.seed)
+    if rl.rollout_workers:
+        dealer = Dealer(stream, curriculum)
+        own = _on_ray(config, dealer, weights, version) if hosts.is_first else Nobody()
+        return Together(own, dealer, hosts)
+    dealer = Dealer(stream, curriculum, place=hosts.index, of=hosts.count)
+    synchronous = rl.mode == "synchronous"
+    rollouts = make(weights, ordered=synchronous)
+    rollouts.version = version
     kind = InTurns if synchronous else AllTheTime
-    return kind(rollouts, dealer, config.rl, config.seed)
+    return Together(kind(rollouts, dealer, rl, config.seed), dealer, hosts)
+
+
+def _on_ray(config: RunConfig, dealer: Dealer, weights: Any, version: int) -> Players:
+    from cwm_jax.rl.playing.on_ray import OnRay
+
+    return OnRay(config, dealer, weights, version)
+
+
+def _devices(num_playing: int) -> tuple[list[Any], list[Any]]:
+    """(those of all processes that train, those of this one that play: its last)."""
+    by_process = collections.defaultdict(list)
+    for device in jax.devices():
+        by_process[device.process_index].append(device)
+    fewest = min(map(len, by_process.values()))
+    if num_playing >= fewest:
+        raise ValueError(
+            f"rl.rollout_devices is {num_playing} and {fewest} here; expected fewer: some have to "
+            "train"
+        )
+    training = [d for own in by_process.values() for d in own[: len(own) - num_playing]]
+    own = by_process[jax.process_index()]
+    return training, own[len(own) - num_playing :]
+
+
+def _policy_tokenizer(config: RunConfig) -> Tokenizer:
+    if config.tokenizer.path is None:
+        raise ValueError(
+            "rl is set and tokenizer.path is not; expected the tokenizer of the policy: name the "
+            "export or checkpoint that it starts from"
+        )
+    return load_tokenizer(config.tokenizer.path)
+
+
+def _tasks(config: RunConfig) -> tuple[dict[str, list[Task]], dict[str, list[Task]]]:
+    """(to train on, held out) of each environment."""
+    assert config.rl is not None
+    train, heldout = {}, {}
+    for environment in config.rl.environments:
+        found = load_tasks(environment)
+        train[environment.name], heldout[environment.name] = split_tasks(
+            found, config.data.heldout_fraction
+        )
+    return train, heldout

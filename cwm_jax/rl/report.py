@@ -45,6 +45,9 @@ def format_rl_line(line: dict[str, Any], total_steps: int) -> str:
     parts += [
         form.format(line[name]) for name, form in formats.items() if line.get(name) is not None
     ]
+    void = line.get("rejected_failed", 0) + line.get("rejected_crashed", 0)
+    if void:
+        parts.append(f"{void} episodes void: their environments failed")
     return "  ".join(parts)
 
 

@@ -11,11 +11,13 @@ from typing import Any
 from cwm_jax.config import CurriculumConfig, FilterConfig, LengthRewardConfig
 from cwm_jax.rl.trajectory import Trajectory
 
+REASONS = ("failed", "crashed", "empty", "stale", "gibberish")
+
 
 def rejection(
     trajectory: Trajectory, filters: FilterConfig, *, version: int, vocab_size: int
 ) -> str | None:
-    """Why it is not learnt from: ``failed``, ``empty``, ``stale``, ``gibberish``; None if it is.
+    """Why it is not learnt from, one of ``REASONS``; None if it is.
 
     Args:
         trajectory: the whole of it.
@@ -23,8 +25,8 @@ def rejection(
         version: of the weights that would learn.
         vocab_size: of the model.
     """
-    if trajectory.ending == "failed":
-        return "failed"
+    if trajectory.is_void:
+        return trajectory.ending
     if not trajectory.num_action_tokens:
         return "empty"
     if version - trajectory.last_version > filters.max_staleness_steps:
@@ -57,7 +59,7 @@ class Curriculum:
 
     def note(self, trajectory: Trajectory) -> None:
         """Takes an outcome in; failures of environments are none."""
-        if self._config is None or trajectory.ending == "failed":
+        if self._config is None or trajectory.is_void:
             return
         key = _key(trajectory.environment, trajectory.task.name)
         kept = self._outcomes.setdefault(

@@ -16,8 +16,9 @@ from cwm_jax.rl.environment import Task
 
 SCHEMA_VERSION = 1
 # done: the environment ended it. length: there was no room for another action. failed: the
-# environment failed, which is nobody's answer: such a trajectory is counted and never learnt from.
-Ending = Literal["done", "length", "failed"]
+# environment failed. crashed: it raised what it does not declare, which is a bug in it. The last
+# two are nobody's answer: such a trajectory is counted and never learnt from.
+Ending = Literal["done", "length", "failed", "crashed"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class Trajectory:
         seed: of its draws.
         turns: in their order; none where the environment did not start.
         ending: see ``Ending``.
-        failure: what the environment's failure was, in words.
+        failure: what made the environment fail or crash, in words.
     """
 
     environment: str
@@ -69,6 +70,11 @@ class Trajectory:
     def total_reward(self) -> float:
         """The return R: the sum of the rewards."""
         return sum(turn.reward for turn in self.turns)
+
+    @property
+    def is_void(self) -> bool:
+        """Whether its environment failed or crashed: it says nothing about the policy."""
+        return self.ending in ("failed", "crashed")
 
     @property
     def num_action_tokens(self) -> int:

@@ -6,92 +6,37 @@ import json
 import jax
 import numpy as np
 import pytest
-from rl.games import Broken, Parity, Turns
-from tiny import VOCAB_SIZE, tiny_model, tiny_run
+from rl import small_runs
+from rl.small_runs import rl_run
 
-from cwm_jax.config import (
-    BatchConfig,
-    CheckpointConfig,
-    DataConfig,
-    EnvironmentConfig,
-    FilterConfig,
-    OptimizerConfig,
-    PolicyLossConfig,
-    RLConfig,
-    TokenizerConfig,
-)
+from cwm_jax.config import PolicyLossConfig
 from cwm_jax.rl import loop
-from cwm_jax.rl.environment import Task
 from cwm_jax.rl.evaluation import changes
 from cwm_jax.rl.learner import NothingToLearnError
 from cwm_jax.rl.trajectory import read_trajectories
-from cwm_jax.tokenizer import train_tokenizer
 from cwm_jax.training.metrics import TIMING_FIELDS
 
-T, ROWS = 32, 4
-GAMES = {"output_prediction": Parity, "swe": Turns, "math": Broken}
 TIMES = TIMING_FIELDS | {"play_time_s"}
 
 
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(["abc def ghi " * 200, *map(str, range(3000))], VOCAB_SIZE).save(folder / "t")
-    return folder / "t"
+    return small_runs.write_tokenizer(folder / "t")
 
 
 @pytest.fixture(autouse=True)
 def games(monkeypatch):
     """Environments that random weights solve half of the time, in the kinds' places."""
 
-    def make_environments(configs, tokenizer):
-        kinds = {config.name: config.kind for config in configs}
-        return lambda name, task: GAMES[kinds[name]](task, tokenizer)
-
-    def load_tasks(config):
-        data = {"fails": "step"} if config.kind == "math" else {}
-        return [
-            Task(name=f"{config.kind}-{n}", data={"prompt": [3 + n, 4], **data}) for n in range(60)
-        ]
-
     one_device(monkeypatch)
-    monkeypatch.setattr(loop, "make_environments", make_environments)
-    monkeypatch.setattr(loop, "load_tasks", load_tasks)
+    monkeypatch.setattr(loop, "make_environments", small_runs.make_environments)
+    monkeypatch.setattr(loop, "load_tasks", small_runs.load_tasks)
 
 
 def one_device(monkeypatch, count=1):
     found = jax.local_devices()[:count]
     monkeypatch.setattr(jax, "devices", lambda *_: found)
-
-
-def rl_run(folder, tokenizer_folder, *, kinds=("output_prediction",), steps=4, rl=None, **changes):
-    environments = tuple(EnvironmentConfig(name=kind, kind=kind) for kind in kinds)
-    values = dict(
-        environments=environments,
-        group_size=4,
-        groups_at_once=4,
-        max_rows=8,
-        max_groups_per_step=64,
-        filters=FilterConfig(gibberish_min_token_id=None),
-        eval_tasks=8,
-        eval_period=2,
-        environment_timeout_s=30.0,
-    )
-    return tiny_run(
-        folder,
-        model=tiny_model(num_hidden_layers=2),
-        data=DataConfig(sources=(), heldout_fraction=0.2),
-        tokenizer=TokenizerConfig(path=str(tokenizer_folder)),
-        batch=BatchConfig(
-            max_target_length=T, per_device_batch_size=2, global_batch_tokens=ROWS * T
-        ),
-        optimizer=OptimizerConfig(
-            learning_rate=3e-3, schedule="constant", train_tokens=steps * ROWS * T
-        ),
-        checkpoint=CheckpointConfig(checkpoint_period=2),
-        rl=RLConfig(**{**values, **(rl or {})}),
-        **changes,
-    )
 
 
 def comparable(result):
@@ -146,20 +91,21 @@ def test_the_metrics_say_what_was_played(played_run):
         assert line["mismatch_max"] <= 1e-4 and line["entropy"] > 0
         assert line["groups"] > 0 and line["episodes"] == 4 * line["groups"]
         assert -1 <= line["reward_output_prediction"] <= 1
-        assert 0 <= line["solve_rate_swe"] <= 1 and line["rejected_failed"] == 0
+        assert line["rejected_failed"] == line["rejected_crashed"] == 0
+    rates = [line["solve_rate_swe"] for line in result.metrics if "solve_rate_swe" in line]
+    assert rates and all(0 <= rate <= 1 for rate in rates)
     assert {"eval_output_prediction", "eval_swe"} <= set(result.metrics[0])
     assert [len(before.passed) for before, _ in changes(result.folder)] == [8, 8]
     assert (result.folder / "rl.png").stat().st_size > 10_000
 
 
 def test_rewards_rise(tmp_path, tokenizer_folder):
-    config = rl_run(tmp_path, tokenizer_folder, steps=16)
-    lines = loop.run(config).metrics
-    first, last = (
-        lines[1]["solve_rate_output_prediction"],
-        lines[-1]["solve_rate_output_prediction"],
-    )
-    assert first < 0.75 and last > first + 0.15, (first, last)
+    config = rl_run(tmp_path, tokenizer_folder, steps=32)
+    checkpoint = dataclasses.replace(config.checkpoint, checkpoint_period=100)
+    lines = loop.run(dataclasses.replace(config, checkpoint=checkpoint)).metrics
+    rates = [line["solve_rate_output_prediction"] for line in lines[1:]]
+    first, last = np.mean(rates[:8]), np.mean(rates[-8:])
+    assert first < 0.6 and last > first + 0.1, rates
 
 
 def test_playing_all_the_time_pushes_weights_into_running_episodes(tmp_path, tokenizer_folder):
@@ -207,7 +153,8 @@ def test_a_failing_environment_is_counted_and_not_learnt_from(tmp_path, tokenize
     config = rl_run(tmp_path, tokenizer_folder, kinds=("output_prediction", "math"), steps=2)
     result = loop.run(config)
     line = result.metrics[-1]
-    assert line["rejected_failed"] > 0 and "reward_math" not in line
+    assert line["rejected_crashed"] > 0 == line["rejected_failed"]
+    assert "reward_math" not in line
     assert line["reward_output_prediction"] is not None
 
 
@@ -232,6 +179,6 @@ def test_a_divergence_from_the_start_can_be_penalised(tmp_path, tokenizer_folder
 def test_the_checkpoint_says_where_the_run_stands(played_run):
     _, result = played_run
     record = json.loads((result.folder / "checkpoints/00000004/run.json").read_text())
-    assert record["loader_state"]["dealer"]["next"] >= sum(
+    assert record["loader_state"]["players"]["dealers"][0]["draws"] >= sum(
         line["groups"] for line in result.metrics[1:]
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,8 @@ _MOST_DEATHS = 3  # assumed: in a row, without a group between them, after which
 class OnRay:
     """``Players``, over ``rl.rollout_workers`` actors."""
 
-    def __init__(self, config: RunConfig, dealer: Dealer, params: Any):
-        """``params``: of the trainer, before its first step.
+    def __init__(self, config: RunConfig, dealer: Dealer, params: Any, version: int):
+        """``params``: the first that are played with; ``version``: of them.
 
         Raises:
             ImportError: Ray is not installed.
@@ -43,14 +44,19 @@ class OnRay:
         self._deaths = 0
         self.num_lost_groups = 0
         self._workers: list[_Seat] = []
-        self.update_weights(params, 0)
+        self.update_weights(params, version)
         self._workers = [self._start() for _ in range(config.rl.rollout_workers)]
 
-    def next_group(self) -> Group:
+    def next_group(self, timeout_s: float | None) -> Group | None:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._ready:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return None
             for seat in self._workers:
                 self._exchange(seat)
-            done, _ = self._ray.wait([seat.answer for seat in self._workers], num_returns=1)
+            answers = [seat.answer for seat in self._workers]
+            done, _ = self._ray.wait(answers, num_returns=1, timeout=left)
             for place, seat in enumerate(self._workers):
                 if seat.answer in done:
                     self._take(place, seat)
@@ -63,11 +69,8 @@ class OnRay:
                 self._take(self._workers.index(seat), seat)
                 self._exchange(seat)
 
-    def state(self) -> dict[str, Any]:
-        return {"ready": [group.to_json() for group in self._ready]}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._ready.extend(map(Group.from_json, state["ready"]))
+    def ready(self) -> list[Group]:
+        return list(self._ready)
 
     def close(self) -> None:
         for seat in self._workers:
@@ -169,7 +172,7 @@ class Worker:
         self._inbox.add(deals)
         if weights is not None:
             self._players.update_weights(_to_devices(weights), version)
-        return self._players.take(self._most, timeout_s=_EXCHANGE_S)
+        return self._players.take(self._most, _EXCHANGE_S)
 
 
 def _to_devices(weights: Any) -> Any:

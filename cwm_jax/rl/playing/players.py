@@ -58,21 +58,27 @@ class Deals(Protocol):
 
 
 class Dealer:
-    """Numbers the groups and says what each is asked."""
+    """Says what each group is asked; its number is that of the draw.
 
-    def __init__(self, stream: TaskStream, curriculum: Curriculum):
+    The draws are the same in all processes of a run, and each process deals every so-many-th.
+    """
+
+    def __init__(self, stream: TaskStream, curriculum: Curriculum, *, place: int = 0, of: int = 1):
+        """``place``, ``of``: number of this process, and of all of them."""
         self._stream, self._curriculum = stream, curriculum
-        self._next = self._draws = 0
+        self._place, self._of = place, of
+        self._draws = 0
         self._lock = threading.Lock()
 
     def deal(self) -> Deal:
         with self._lock:
-            for _ in range(_MOST_PASSED_OVER):
+            for _ in range(_MOST_PASSED_OVER * self._of):
                 environment, task = self._stream.draw()
-                self._draws += 1
-                if self._curriculum.asks(environment, task.name, self._draws):
-                    self._next += 1
-                    return Deal(number=self._next, environment=environment, task=task)
+                number, self._draws = self._draws, self._draws + 1
+                if number % self._of != self._place:
+                    continue
+                if self._curriculum.asks(environment, task.name, number):
+                    return Deal(number=number, environment=environment, task=task)
         raise RuntimeError(
             f"rl.curriculum passed over {_MOST_PASSED_OVER} tasks in a row; expected some within "
             "its solve rates: widen them, or give other tasks"
@@ -84,12 +90,12 @@ class Dealer:
 
     def state(self) -> dict[str, Any]:
         with self._lock:
-            counters = {"next": self._next, "draws": self._draws}
-            return {**counters, **self._stream.state(), "rates": self._curriculum.state()}
+            rates = self._curriculum.state()
+            return {"draws": self._draws, **self._stream.state(), "rates": rates}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         with self._lock:
-            self._next, self._draws = state["next"], state["draws"]
+            self._draws = state["draws"]
             self._stream.restore(state)
             self._curriculum.restore(state["rates"])
 
@@ -108,23 +114,37 @@ def wanted_episodes(deal: Deal, group_size: int, seed: int) -> list[Wanted]:
 
 
 class Players(Protocol):
-    """Whoever plays."""
+    """Whoever plays for one process."""
 
-    def next_group(self) -> Group:
-        """Waits for one; raises what has ended the playing."""
+    def next_group(self, timeout_s: float | None) -> Group | None:
+        """Waits for one, None for ever; raises what has ended the playing."""
         ...
 
     def update_weights(self, params: Any, version: int) -> None:
-        """The trainer's arrays, copied before this returns."""
+        """Copies that no one else uses."""
         ...
 
-    def state(self) -> dict[str, Any]:
-        """Groups that were not given out yet, fit for JSON."""
+    def ready(self) -> list[Group]:
+        """Groups that were not given out yet."""
         ...
-
-    def restore(self, state: Mapping[str, Any]) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Nobody:
+    """``Players`` of a process for which others play."""
+
+    def next_group(self, timeout_s: float | None) -> None:
+        return None
+
+    def update_weights(self, params: Any, version: int) -> None:
+        pass
+
+    def ready(self) -> list[Group]:
+        return []
+
+    def close(self) -> None:
+        pass
 
 
 class Table:
@@ -156,12 +176,6 @@ class Table:
                 seeds = self._seeds.pop(trajectory.group)
                 self.ready.append(Group(trajectories=tuple(group[s] for s in seeds)))
 
-    def state(self) -> dict[str, Any]:
-        return {"ready": [group.to_json() for group in list(self.ready)]}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.ready.extend(map(Group.from_json, state["ready"]))
-
 
 class InTurns:
     """Plays a round of groups when the trainer has none left; every bit repeats."""
@@ -170,7 +184,8 @@ class InTurns:
         self._rollouts, self._dealer, self._config = rollouts, dealer, config
         self._table = Table(rollouts, config, seed)
 
-    def next_group(self) -> Group:
+    def next_group(self, timeout_s: float | None) -> Group:
+        """However long it takes: what is played in a round must not depend on the clock."""
         ready = self._table.ready
         if not ready:
             for _ in range(self._config.groups_at_once):
@@ -185,11 +200,8 @@ class InTurns:
     def update_weights(self, params: Any, version: int) -> None:
         self._rollouts.update_weights(params, version)
 
-    def state(self) -> dict[str, Any]:
-        return self._table.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._table.restore(state)
+    def ready(self) -> list[Group]:
+        return list(self._table.ready)
 
     def close(self) -> None:
         self._rollouts.close()
@@ -211,15 +223,15 @@ class AllTheTime:
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="rollouts", daemon=True)
 
-    def next_group(self) -> Group:
-        (group,) = self.take(1, timeout_s=None)
-        return group
+    def next_group(self, timeout_s: float | None) -> Group | None:
+        taken = self.take(1, timeout_s)
+        return taken[0] if taken else None
 
-    def take(self, most: int, *, timeout_s: float | None) -> list[Group]:
+    def take(self, most: int, timeout_s: float | None) -> list[Group]:
         """Groups that are ready, one at least unless the time is over first."""
         ready = self._table.ready
         with self._changed:
-            if self._thread.ident is None:  # not started yet: there may have been a restore
+            if self._thread.ident is None:  # not before the dealer was restored
                 self._thread.start()
             self._changed.wait_for(lambda: ready or self._failure is not None, timeout_s)
             if self._failure is not None:
@@ -233,12 +245,9 @@ class AllTheTime:
             self._update = (params, version)  # an older one that still waits is of no use
             self._changed.notify_all()
 
-    def state(self) -> dict[str, Any]:
+    def ready(self) -> list[Group]:
         with self._changed:
-            return self._table.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._table.restore(state)
+            return list(self._table.ready)
 
     def close(self) -> None:
         with self._changed:

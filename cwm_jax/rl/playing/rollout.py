@@ -7,6 +7,7 @@ their environments, which work in threads of their own, and the next prompts bac
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
 import threading
 import time
@@ -19,6 +20,7 @@ from cwm_jax.inference.scheduler import Request
 from cwm_jax.rl.environment import Environment, EnvironmentFailure, Observation, Step, Task
 from cwm_jax.rl.trajectory import Ending, Trajectory, Turn
 
+_LOG = logging.getLogger(__name__)
 TRUNCATED_RETURN = -1.0  # report: whatever does not succeed within its limits
 _WAIT_S = 0.05  # of the loop where nothing but environments has work
 
@@ -131,6 +133,10 @@ class Rollouts:
         except EnvironmentFailure as failure:
             episode.failure = str(failure)
             return "failed"
+        except Exception as error:  # nor the policy's fault, but someone has to mend it
+            episode.failure = f"{type(error).__name__}: {error}"
+            _LOG.error("environment %s crashed", episode.wanted.environment, exc_info=error)
+            return "crashed"
         if isinstance(answer, Step):
             episode.reward(answer.reward, answer.info)
             if answer.observation is None:
@@ -259,7 +265,7 @@ class _Call:
         self._deadline = time.monotonic() + timeout_s
         self._timeout_s = timeout_s
         self._value: Any = None
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         threading.Thread(target=self._run, name="environment", daemon=True).start()
 
     @property
@@ -271,18 +277,18 @@ class _Call:
         self._ended.wait(left if timeout_s is None else min(left, timeout_s))
 
     def result(self) -> Any:
-        """Raises EnvironmentFailure whatever went wrong: the policy wrote tokens, nothing else."""
+        """What the function returned or raised; EnvironmentFailure where it did neither in time."""
         if not self._ended.is_set():
             raise EnvironmentFailure(f"no answer within {self._timeout_s:g} s")
-        if isinstance(self._error, EnvironmentFailure):
-            raise self._error
         if self._error is not None:
-            raise EnvironmentFailure(f"{type(self._error).__name__}: {self._error}")
+            raise self._error
         return self._value
 
     def _run(self) -> None:
         try:
             self._value = self._function()
-        except BaseException as error:
+        except Exception as error:
             self._error = error
+        except BaseException as error:  # SystemExit of a library: it ends this thread alone
+            self._error = RuntimeError(f"{type(error).__name__}: {error}")
         self._ended.set()
