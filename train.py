@@ -148,7 +148,7 @@ def run(config: RunConfig, hosts: Hosts | None = None, *, started: float | None 
     """
     from cwm_jax.distributed import Hosts
     from cwm_jax.training.goodput import process_start
-    from cwm_jax.training.trainer import NonFiniteError
+    from cwm_jax.training.step import NonFiniteError
 
     if config.rl is None:
         from cwm_jax.training import loop

@@ -94,11 +94,15 @@ class FilterConfig:
             vocabulary of Llama 3, that the sampler gave less than the least probability, is
             rejected; None rejects none, nor does an id that the vocabulary has not.
         gibberish_margin: the least log-probability is that of a uniform draw, less this, in nats.
+        skip_zero_advantage: leave out groups whose returns are all equal and, where nothing else
+            depends on them (``normalization="constant"``, no ``kl_weight``), single trajectories
+            without advantage; False learns from all of them.
     """
 
     max_staleness_steps: int = 100  # report
     gibberish_min_token_id: int | None = 100_000  # report, of 128,256 tokens
     gibberish_margin: float = 2.0  # report
+    skip_zero_advantage: bool = True  # report
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -16,6 +16,7 @@ from cwm_jax.rl.environment import Task
 from cwm_jax.rl.playing.rollout import Rollouts, Wanted
 from cwm_jax.rl.trajectory import from_json, to_json
 from cwm_jax.rl.weights import WeightCopies
+from cwm_jax.training.metrics import keep_metrics_through, read_metrics
 
 _Z95 = statistics.NormalDist().inv_cdf(0.975)
 EVALUATION_FILE = "evaluation.jsonl"
@@ -111,6 +112,11 @@ class Evaluator:
             self._write(evaluations)
         return evaluations
 
+    def resume(self, step: int) -> None:
+        """Forgets evaluations after that step: it is done again."""
+        if self._hosts.is_first and self._path.exists():
+            keep_metrics_through(self._path, step)
+
     def _own_share(self, weights: Any) -> bytes:
         """The episodes that this process plays, as JSON."""
         rollouts = self._make(weights, temperature=self._rl.eval_temperature, ordered=True)
@@ -119,10 +125,11 @@ class Evaluator:
             for name, tasks in self._tasks.items()
             for number, task in enumerate(tasks)
         ]
-        for episode in wanted[self._hosts.index :: self._hosts.count]:
-            rollouts.add(episode)
+        waiting = wanted[self._hosts.index :: self._hosts.count][::-1]
         found = []
-        while rollouts.num_playing:
+        while waiting or rollouts.num_playing:
+            while waiting and rollouts.num_playing < self._rl.groups_at_once * self._rl.group_size:
+                rollouts.add(waiting.pop())
             found += map(to_json, rollouts.step())
         return json.dumps(found).encode()
 
@@ -134,10 +141,9 @@ class Evaluator:
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
     """Of a run, in order; of several of one step the newest."""
-    lines = (folder / EVALUATION_FILE).read_text(encoding="utf-8").splitlines()
     found = {}
-    for line in lines:
-        evaluation = Evaluation(**json.loads(line))
+    for line in read_metrics(folder / EVALUATION_FILE):
+        evaluation = Evaluation(**line)
         found[evaluation.step, evaluation.environment] = evaluation
     return [found[key] for key in sorted(found)]
 

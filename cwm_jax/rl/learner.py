@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 import statistics
 import time
 from pathlib import Path
@@ -15,14 +16,13 @@ import numpy as np
 
 from cwm_jax.config import RunConfig
 from cwm_jax.distributed import Hosts
-from cwm_jax.rl.advantages import group_advantages
-from cwm_jax.rl.batches import Learnable, RowPacker
+from cwm_jax.rl.batches import RowPacker
 from cwm_jax.rl.evaluation import Evaluator
 from cwm_jax.rl.objective import REFERENCE, batch_logprobs, policy_objective
 from cwm_jax.rl.playing.players import Group
 from cwm_jax.rl.playing.together import Together
 from cwm_jax.rl.report import format_rl_line
-from cwm_jax.rl.selection import REASONS, rejection, shaped_return
+from cwm_jax.rl.selection import REASONS, TOO_LONG, lessons
 from cwm_jax.rl.trajectory import Trajectory, write_trajectories
 from cwm_jax.rl.weights import WeightCopies
 from cwm_jax.sharding import put_batch
@@ -32,13 +32,13 @@ from cwm_jax.training.metrics import MetricsLog, print_line
 from cwm_jax.training.plan import Plan
 from cwm_jax.training.signals import StopRequest
 from cwm_jax.training.state import TrainState, state_shardings
-from cwm_jax.training.step import compiler_options, make_train_step
+from cwm_jax.training.step import check_finite, compiler_options, make_train_step
 
 TRAJECTORIES = "trajectories"  # folder: one file for the steps between two checkpoints
 
 
 class NothingToLearnError(RuntimeError):
-    """No group of a whole step had returns that differ."""
+    """No group of a whole step taught anything."""
 
 
 @dataclasses.dataclass
@@ -75,16 +75,9 @@ class Learner:
         self._goodput: Goodput = goodput
         self._folder: Path = folder
         self._hosts: Hosts = hosts
-        self._left: Group | None = None  # had no room in the batch before
         self._programs: dict[int, Any] = {}
         self._reference: Any = None
         self._trajectory_file = Path()
-
-    def restore(self, loader_state: dict[str, Any]) -> None:
-        """Takes what a checkpoint says of the groups that are still to be learnt from."""
-        left = loader_state["left"]
-        self._left = Group.from_json(left) if left else None
-        self._players.restore(loader_state["players"])
 
     def keep_close_to(self, params: Any) -> None:
         """Takes the policy that ``rl.loss.kl_weight`` penalises a divergence from."""
@@ -101,17 +94,23 @@ class Learner:
             self._write(line | self._evaluated(state, 0))
         while step < total:
             started = time.perf_counter()
-            batch, played = self._gather(step)
-            gathered = time.perf_counter()
+            gathered = self._gather(step, stop)
+            if gathered is None:
+                self._save(step, state)
+                break
+            played_at = time.perf_counter()
             self._saver.check()
+            batch, played = gathered
             state, metrics = self._update(state, batch, step)
             step += 1
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            self._players.note(played.trajectories)
             self._players.update_weights(self._copies.of(state.params), step)
-            line = {"step": step, "tokens": self._plan.tokens_before(step), **values}
+            line = {"step": step, "tokens": self._plan.tokens_before(step)}
+            line |= {k: v if math.isfinite(v) else None for k, v in values.items()}
             line |= self._played_fields(played, step - 1)
             line |= {
-                "play_time_s": gathered - started,
+                "play_time_s": played_at - started,
                 "step_time_s": time.perf_counter() - started,
             }
             if step % self._rl.eval_period == 0 or step == total:
@@ -119,12 +118,11 @@ class Learner:
             self._write(line)
             if self._hosts.is_first:
                 write_trajectories(self._trajectory_file, played.trajectories)
-            stopping = stop.reached(step)
-            if stopping or step % self._config.checkpoint.checkpoint_period == 0 or step == total:
+            check_finite(self._config.optimizer, step, values)
+            if step % self._config.checkpoint.checkpoint_period == 0 or step == total:
                 self._save(step, state)
-            if stopping and step < total:
-                print_line(f"{stop.name}: saved step {step} and stopped; the same command resumes")
-                break
+        if step < total:
+            print_line(f"{stop.name}: saved step {step} and stopped; the same command resumes")
         with self._goodput.during("checkpoint"):
             self._saver.wait()
         self._goodput.write(step, finished=step >= total)
@@ -132,64 +130,43 @@ class Learner:
 
     # ------------------------------------------------------------ batches
 
-    def _gather(self, version: int) -> tuple[dict[str, np.ndarray], _Played]:
-        """Groups until the rows of the step are full."""
+    def _gather(
+        self, version: int, stop: StopRequest
+    ) -> tuple[dict[str, np.ndarray], _Played] | None:
+        """Groups until the rows of the step are full; None: it is time to stop, all are kept."""
         A = self._plan.stage(version).accumulation_steps
         T = self._config.batch.max_target_length
         packer, played = RowPacker(A * self._plan.micro_batch_rows, T), _Played()
+        taken = []
         while played.groups < self._rl.max_groups_per_step:
-            group = self._left or self._players.next_group()
-            learnables, rejected = self._learnables(group, version)
-            if learnables and not packer.add(learnables):
-                if not packer.num_trajectories:
-                    self._refuse(learnables)
-                self._left = group  # it counts for the step that learns from it
-                break
-            self._left = None
-            played.take(group, rejected, taught=bool(learnables))
-        if not packer.num_trajectories:
-            raise NothingToLearnError(
-                f"none of {played.groups} groups had returns that differ (rejected: "
-                f"{dict(played.rejected)}); expected some: take easier or harder tasks, raise "
-                "rl.group_size, or look at `python -m cwm_jax rl show`"
-            )
-        rows = packer.batch(version)
-        return {k: v.reshape(A, -1, T) for k, v in rows.items()}, played
-
-    def _learnables(
-        self, group: Group, version: int
-    ) -> tuple[list[Learnable], collections.Counter]:
-        """(trajectories that teach something, none where all returns are equal; rejections)."""
-        kept, returns, rejected = [], [], collections.Counter()
-        for trajectory in group.trajectories:
-            reason = rejection(
-                trajectory,
-                self._rl.filters,
+            group = None if stop.reached() else self._players.next_group(stop.reached)
+            if group is None:
+                self._players.put_back(taken)
+                return None
+            learnables, rejected = lessons(
+                group.trajectories,
+                self._rl,
                 version=version,
                 vocab_size=self._config.model.vocab_size,
             )
-            if reason is None:
-                kept.append(trajectory)
-                returns.append(shaped_return(trajectory, self._rl.length_reward, step=version))
-            else:
-                rejected[reason] += 1
-        lengths = [trajectory.num_action_tokens for trajectory in kept]
-        advantages = group_advantages(returns, lengths, self._rl.loss)
-        learnables = [
-            Learnable(trajectory=trajectory, advantage=float(advantage))
-            for trajectory, advantage in zip(kept, advantages, strict=True)
-            if advantage  # report: what teaches nothing takes no room
-        ]
-        return learnables, rejected
-
-    def _refuse(self, learnables: list[Learnable]) -> None:
-        tokens = sum(learnable.trajectory.num_tokens for learnable in learnables)
-        rows = self._plan.micro_batch_rows
-        raise ValueError(
-            f"a group of {len(learnables)} trajectories has {tokens} tokens and does not fit a "
-            f"batch (micro-batches of {rows} rows x {self._config.batch.max_target_length}); "
-            "expected room for a group: raise batch.global_batch_tokens, or lower rl.group_size"
-        )
+            if learnables and not packer.add(learnables):
+                if packer.num_trajectories:
+                    self._players.put_back([group])  # it counts for the step that learns from it
+                    break
+                rejected[TOO_LONG] += len(learnables)
+                learnables = []
+            taken.append(group)
+            played.take(group, rejected, taught=bool(learnables))
+        if not packer.num_trajectories:
+            raise NothingToLearnError(
+                f"none of {played.groups} groups had returns that differ and fits a batch of "
+                f"{A * self._plan.micro_batch_rows} rows x {T} (episodes rejected: "
+                f"{dict(played.rejected)}); expected some: look at `python -m cwm_jax rl show`; in "
+                "a run of another name take easier or harder tasks, raise rl.group_size, or, where "
+                f"episodes are {TOO_LONG}, batch.global_batch_tokens"
+            )
+        rows = packer.batch(version)
+        return {k: v.reshape(A, -1, T) for k, v in rows.items()}, played
 
     # ------------------------------------------------------------ updates
 
@@ -220,7 +197,7 @@ class Learner:
     # ------------------------------------------------------------ reports
 
     def _evaluated(self, state: TrainState, step: int) -> dict[str, Any]:
-        with self._goodput.during("evaluation"):
+        with self._goodput.during("evaluation"), self._players.paused():
             found = self._evaluator.evaluate(state.params, step)
         fields: dict[str, Any] = {}
         for evaluation in found:
@@ -234,7 +211,7 @@ class Learner:
             "zero_advantage_groups": played.zero_advantage_groups,
             "episodes": len(played.trajectories),
         }
-        for reason in REASONS:
+        for reason in (*REASONS, TOO_LONG):
             fields[f"rejected_{reason}"] = played.rejected[reason]
         whole = [t for t in played.trajectories if not t.is_void]
         if whole:
@@ -260,9 +237,8 @@ class Learner:
 
     def _save(self, step: int, state: TrainState) -> None:
         self._log.sync()
-        left = self._left.to_json() if self._left else None
         with self._goodput.during("checkpoint"):
-            loader_state = {"players": self._players.state(), "left": left}
+            loader_state = {"players": self._players.state()}
             record = ckpt.RunRecord(step, self._config, ckpt.batches(self._plan), loader_state)
             self._saver.save(state, record)
         self._goodput.write(step)

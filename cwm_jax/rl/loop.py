@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from cwm_jax.config import RunConfig
+from cwm_jax.config import RLConfig, RunConfig
 from cwm_jax.distributed import Hosts
 from cwm_jax.inference.engine import Engine, EngineOptions
 from cwm_jax.rl.environment import Environment, Task
@@ -49,7 +49,7 @@ def run(
     hosts, rl = hosts or Hosts(), config.rl
     assert rl is not None
     hosts.check_same("start", startup.start_values(config))
-    training, playing = _devices(rl.rollout_devices)
+    training, playing = _devices(rl)
     mesh = make_mesh(config.mesh, training)
     check_host_memory(config, mesh.local_devices)
     plan = make_plan(config, num_devices=len(training))
@@ -90,9 +90,8 @@ def run(
                 ordered=ordered,
             )
 
-        stream = TaskStream(rl.environments, train, config.seed)
         weights, version = copies.of(state.params), int(state.step)
-        players = _players(config, stream, hosts, make, weights, version)
+        players = _players(config, train, hosts, make, weights, version)
         stack.callback(players.close)
         evaluator = Evaluator(config, heldout, make, copies, folder, hosts)
         # 4. Logs, cut back to that state.
@@ -104,7 +103,8 @@ def run(
             config, plan, mesh, players, copies, evaluator, log, saver, goodput, folder, hosts
         )
         if record is not None:
-            learner.restore(record.loader_state)
+            players.restore(record.loader_state["players"])
+            evaluator.resume(record.step)
         if start is not None:
             learner.keep_close_to(start)
         with jax.set_mesh(mesh), StopRequest() as stop:
@@ -163,18 +163,16 @@ def make_rollouts(
     )
 
 
-def _players(
-    config: RunConfig, stream: TaskStream, hosts: Hosts, make, weights: Any, version: int
-) -> Together:
+def _players(config: RunConfig, tasks, hosts: Hosts, make, weights: Any, version: int) -> Together:
     """Rollouts of each process' own, or Ray's workers, which the first process conducts."""
     rl = config.rl
     assert rl is not None
-    curriculum = Curriculum(rl.curriculum, config.seed)
+    place, of = (0, 1) if rl.rollout_workers else (hosts.index, hosts.count)
+    stream = TaskStream(rl.environments, tasks, config.seed, place=place, of=of)
+    dealer = Dealer(stream, Curriculum(rl.curriculum, config.seed))
     if rl.rollout_workers:
-        dealer = Dealer(stream, curriculum)
         own = _on_ray(config, dealer, weights, version) if hosts.is_first else Nobody()
         return Together(own, dealer, hosts)
-    dealer = Dealer(stream, curriculum, place=hosts.index, of=hosts.count)
     synchronous = rl.mode == "synchronous"
     rollouts = make(weights, ordered=synchronous)
     rollouts.version = version
@@ -188,20 +186,26 @@ def _on_ray(config: RunConfig, dealer: Dealer, weights: Any, version: int) -> Pl
     return OnRay(config, dealer, weights, version)
 
 
-def _devices(num_playing: int) -> tuple[list[Any], list[Any]]:
+def _devices(rl: RLConfig) -> tuple[list[Any], list[Any]]:
     """(those of all processes that train, those of this one that play: its last)."""
     by_process = collections.defaultdict(list)
     for device in jax.devices():
         by_process[device.process_index].append(device)
-    fewest = min(map(len, by_process.values()))
-    if num_playing >= fewest:
+    fewest, playing = min(map(len, by_process.values())), rl.rollout_devices
+    if playing >= fewest:
         raise ValueError(
-            f"rl.rollout_devices is {num_playing} and {fewest} here; expected fewer: some have to "
-            "train"
+            f"rl.rollout_devices is {playing} and {fewest} here; expected fewer: some have to train"
         )
-    training = [d for own in by_process.values() for d in own[: len(own) - num_playing]]
+    shared = rl.mode == "asynchronous" and not (rl.rollout_devices or rl.rollout_workers)
+    if shared and fewest > 1:
+        raise ValueError(
+            f"rl.mode is 'asynchronous' and {fewest} devices would both play and train; expected "
+            "one, for two threads that launch programs on several devices can block each other: "
+            "set rl.rollout_devices or rl.rollout_workers, or rl.mode='synchronous'"
+        )
+    training = [d for own in by_process.values() for d in own[: len(own) - playing]]
     own = by_process[jax.process_index()]
-    return training, own[len(own) - num_playing :]
+    return training, own[len(own) - playing :]
 
 
 def _policy_tokenizer(config: RunConfig) -> Tokenizer:

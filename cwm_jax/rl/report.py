@@ -48,6 +48,8 @@ def format_rl_line(line: dict[str, Any], total_steps: int) -> str:
     void = line.get("rejected_failed", 0) + line.get("rejected_crashed", 0)
     if void:
         parts.append(f"{void} episodes void: their environments failed")
+    if line.get("skipped_steps"):
+        parts.append(f"skipped {line['skipped_steps']:.0f}")
     return "  ".join(parts)
 
 
@@ -87,12 +89,19 @@ def _names(metrics: Sequence[dict[str, Any]], fields: Sequence[str]) -> list[str
 def describe_change(change: tuple[Evaluation, Evaluation]) -> str:
     """One line: both accuracies, and their difference with its interval."""
     before, after = change
-    difference = paired_difference(before, after)
     return (
-        f"{after.environment}: {before.accuracy:.1%} of {difference.num_tasks} held-out tasks at "
-        f"step {before.step}, {after.accuracy:.1%} at step {after.step}: {difference.mean:+.1%} "
-        f"(95 % interval {difference.low:+.1%} to {difference.high:+.1%})"
+        f"{after.environment}: {before.accuracy:.1%} of {len(before.passed)} held-out tasks at "
+        f"step {before.step}, {after.accuracy:.1%} at step {after.step}: "
+        f"{_describe_difference(change, '95 % interval ')}"
     )
+
+
+def _describe_difference(change: tuple[Evaluation, Evaluation], label: str) -> str:
+    before, after = change
+    if len(before.passed.keys() & after.passed.keys()) < 2:
+        return f"{after.accuracy - before.accuracy:+.1%} (too few tasks for an interval)"
+    difference = paired_difference(before, after)
+    return f"{difference.mean:+.1%} ({label}{difference.low:+.1%} to {difference.high:+.1%})"
 
 
 def describe_phases(recipe: Recipe) -> str:
@@ -107,8 +116,7 @@ def describe_phases(recipe: Recipe) -> str:
             rows.append((phase.run_name, "held-out loss, nats", *values))
             continue
         for before, after in changes(folder):
-            difference = paired_difference(before, after)
-            interval = f"{difference.mean:+.1%} ({difference.low:+.1%} to {difference.high:+.1%})"
+            interval = _describe_difference((before, after), "")
             values = (f"{before.accuracy:.1%}", f"{after.accuracy:.1%}", interval)
             rows.append((phase.run_name, f"{after.environment}, held-out accuracy", *values))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -5,13 +5,54 @@ from __future__ import annotations
 import collections
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cwm_jax.config import CurriculumConfig, FilterConfig, LengthRewardConfig
+import numpy as np
+
+from cwm_jax.config import CurriculumConfig, FilterConfig, LengthRewardConfig, RLConfig
+from cwm_jax.rl.advantages import group_advantages
+from cwm_jax.rl.batches import Learnable
 from cwm_jax.rl.trajectory import Trajectory
 
 REASONS = ("failed", "crashed", "empty", "stale", "gibberish")
+TOO_LONG = "too_long"  # of all that a group would teach: it does not fit a whole batch
+
+
+def lessons(
+    trajectories: Sequence[Trajectory], config: RLConfig, *, version: int, vocab_size: int
+) -> tuple[list[Learnable], collections.Counter[str]]:
+    """(what a group teaches: none where all returns are equal; how many are rejected, and why).
+
+    Divisors that count trajectories or tokens, and a divergence, take those without advantage in.
+
+    Args:
+        trajectories: the group's.
+        config: of the run.
+        version: of the weights that would learn.
+        vocab_size: of the model.
+    """
+    kept, returns, rejected = [], [], collections.Counter()
+    for trajectory in trajectories:
+        reason = rejection(trajectory, config.filters, version=version, vocab_size=vocab_size)
+        if reason is None:
+            kept.append(trajectory)
+            returns.append(shaped_return(trajectory, config.length_reward, step=version))
+        else:
+            rejected[reason] += 1
+    lengths = [trajectory.num_action_tokens for trajectory in kept]
+    advantages = group_advantages(returns, lengths, config.loss)
+    skips_single = False
+    if config.filters.skip_zero_advantage:
+        if not np.any(advantages):
+            return [], rejected
+        skips_single = config.loss.normalization == "constant" and not config.loss.kl_weight
+    found = [
+        Learnable(trajectory=trajectory, advantage=float(advantage))
+        for trajectory, advantage in zip(kept, advantages, strict=True)
+        if advantage or not skips_single
+    ]
+    return found, rejected
 
 
 def rejection(

@@ -104,7 +104,8 @@ def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         for trajectory in trajectories:
-            file.write(json.dumps(to_json(trajectory), ensure_ascii=False) + "\n")
+            file.write(json.dumps(to_json(trajectory)) + "\n")  # ASCII: what an environment quotes
+            # may be no text, as half of a surrogate pair is none
         file.flush()
         os.fsync(file.fileno())
 

@@ -56,6 +56,15 @@ _FREE_KEYS = (
     "data.cache_directory",
     "data.prefetch_rows",
     "optimizer.max_nonfinite_steps",
+    # Who plays, and how much at a time.
+    "rl.ray_address",
+    "rl.rollout_",
+    "rl.groups_at_once",
+    "rl.max_groups_per_step",
+    "rl.max_rows",
+    "rl.ready_groups",
+    "rl.environment_timeout_s",
+    "rl.eval_",
     # What the batch is made of; the batches themselves are compared.
     "batch.per_device_batch_size",
     "batch.global_batch_tokens",

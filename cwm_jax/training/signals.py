@@ -22,6 +22,7 @@ class StopRequest:
         self.name: str | None = None
         self._previous: dict[int, object] = {}
         self._shared = jax.process_count() > 1
+        self._asked = 0
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # handlers live there alone
@@ -33,12 +34,15 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def reached(self, step: int) -> bool:
-        """Whether to stop after that step; with several processes, all of them ask at each step."""
-        if self._shared and multihost_utils.reached_preemption_sync_point(step):
+    def reached(self) -> bool:
+        """Whether to stop now; several processes all ask at the same points of their work."""
+        if not self._shared:
+            return self.name is not None
+        self._asked += 1  # JAX agrees on the number of a question, usually that of a step
+        if multihost_utils.reached_preemption_sync_point(self._asked):
             self.name = "SIGTERM, here or on another host"
             return True
-        return not self._shared and self.name is not None
+        return False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.name is not None and number == signal.SIGINT:

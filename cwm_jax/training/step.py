@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from cwm_jax.config import RunConfig
+from cwm_jax.config import OptimizerConfig, RunConfig
 from cwm_jax.training.losses import Batch, LossSums, loss_sums
 from cwm_jax.training.optimizer import make_optimizer
 from cwm_jax.training.plan import Plan, make_plan
 from cwm_jax.training.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,3 +188,20 @@ def _gradients(objective: Objective, divisor, params, batch: Batch) -> tuple[Any
 
 def _where(condition, new, old):
     return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
+
+
+def check_finite(config: OptimizerConfig, step: int, metrics: Mapping[str, float]) -> None:
+    """Looks at the metrics of a step.
+
+    Raises:
+        NonFiniteError: it is the last of ``max_nonfinite_steps`` that were skipped in a row.
+    """
+    in_a_row = int(metrics["skipped_in_a_row"])
+    if in_a_row >= config.max_nonfinite_steps:
+        raise NonFiniteError(
+            f"steps {step - in_a_row + 1} to {step} all had a loss or gradient that is not finite "
+            f"(loss {metrics['loss']}, gradient norm {metrics['grad_norm']}); each was skipped, so "
+            "the weights are those before them. Lower optimizer.learning_rate or "
+            "gradient_clipping_threshold, look at the data of these steps, or raise "
+            "optimizer.max_nonfinite_steps; the same command resumes from the newest checkpoint"
+        )

@@ -26,11 +26,12 @@ from cwm_jax.training.metrics import MetricsLog, format_line, peak_flops, print_
 from cwm_jax.training.plan import Plan
 from cwm_jax.training.signals import StopRequest
 from cwm_jax.training.state import TrainState, state_shardings
-from cwm_jax.training.step import compiler_options, make_eval_step, make_train_step
-
-
-class NonFiniteError(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
+from cwm_jax.training.step import (
+    check_finite,
+    compiler_options,
+    make_eval_step,
+    make_train_step,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ class Trainer:
                     data_wait_s=data_wait_s,
                     metrics=metrics,
                 )
-                stopping = stop.reached(step)  # asked once: it may be set at any moment
+                stopping = stop.reached()  # asked once: it may be set at any moment
                 if stopping or self._is_boundary(step):
                     self._finish_step(pending, state if self._is_eval(step) else None, started)
                     pending = None
@@ -152,9 +153,7 @@ class Trainer:
         if self._is_save(step):
             line |= self._goodput.fields()
         self._write(line, evaluated)
-        in_a_row = line["skipped_in_a_row"]
-        if in_a_row >= self._config.optimizer.max_nonfinite_steps:
-            self._stop_nonfinite(step, in_a_row, values)
+        check_finite(self._config.optimizer, step, values)
         return now
 
     def _write(self, line: dict[str, Any], evaluated: TrainState | None) -> None:
@@ -219,15 +218,6 @@ class Trainer:
 
     def _is_boundary(self, step: int) -> bool:
         return self._is_eval(step) or self._is_save(step)
-
-    def _stop_nonfinite(self, step: int, in_a_row: int, values: dict[str, float]) -> None:
-        raise NonFiniteError(
-            f"steps {step - in_a_row + 1} to {step} all had a loss or gradient that is not finite "
-            f"(loss {values['loss']}, gradient norm {values['grad_norm']}); each was skipped, so "
-            "the weights are those before them. Lower optimizer.learning_rate or "
-            "gradient_clipping_threshold, look at the data of these steps, or raise "
-            "optimizer.max_nonfinite_steps; the same command resumes from the newest checkpoint"
-        )
 
     @contextlib.contextmanager
     def _progress_bar(self, first: int, total: int) -> Iterator[None]:

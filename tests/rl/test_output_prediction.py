@@ -1,5 +1,6 @@
 """Law: what an answer is worth; and the commands over a run's episodes, from played ones."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -120,6 +121,11 @@ def test_a_whole_trace_is_right_or_wrong(corpus, tokenizer):
     assert cut.reward == -1 and "output_right" not in cut.info
 
 
+def next_task(stream):
+    name = stream.turn()
+    return name, stream.draw(name)[1]
+
+
 def test_tasks_come_once_an_epoch_by_weight_and_held_out_ones_never(corpus):
     configs = [
         EnvironmentConfig(name=name, kind="output_prediction", path=str(corpus), weight=weight)
@@ -128,16 +134,18 @@ def test_tasks_come_once_an_epoch_by_weight_and_held_out_ones_never(corpus):
     train, heldout = split_tasks(load_tasks(configs[0]), 0.3)
     assert len(heldout) > 3 and not {t.name for t in train} & {t.name for t in heldout}
     stream = TaskStream(configs, {"a": train, "b": train}, seed=0)
-    drawn = [stream.draw() for _ in range(4 * len(train))]
+    drawn = [next_task(stream) for _ in range(4 * len(train))]
     assert sum(name == "a" for name, _ in drawn) == 3 * len(train)
     of_a = [task.name for name, task in drawn if name == "a"]
     n = len(train)
     assert sorted(of_a[:n]) == sorted(of_a[n : 2 * n]) == sorted(t.name for t in train)
     assert of_a[:n] != of_a[n : 2 * n]
-    state, later = stream.state(), [stream.draw()[1].name for _ in range(9)]
+    state, later = stream.state(), [next_task(stream)[1].name for _ in range(9)]
     other = TaskStream(configs, {"a": train, "b": train}, seed=0)
     other.restore(state)
-    assert [other.draw()[1].name for _ in range(9)] == later
+    assert [next_task(other)[1].name for _ in range(9)] == later
+    shares = [TaskStream(configs, {"a": train, "b": train}, 0, place=p, of=3) for p in range(3)]
+    assert [share.draw("a")[1].name for _ in range(n) for share in shares] == of_a
     with pytest.raises(ValueError, match="'b' has no task"):
         TaskStream(configs, {"a": train, "b": []}, seed=0)
 
@@ -263,6 +271,15 @@ def test_a_wrong_command_says_why(played, part, expected, capsys, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert main(["rl", *(str(played) if word == "RUN" else word for word in part)]) == 2
     assert expected in capsys.readouterr().err and not Path("x.jsonl").exists()
+
+
+def test_what_an_environment_quotes_need_not_be_text(tmp_path):
+    """A file name of a patch that is not UTF-8 comes as halves of surrogate pairs."""
+    made = trajectory([turn([5])])
+    last = dataclasses.replace(made.turns[0], info={"reason": "no file b/\udcff.bin"})
+    made = dataclasses.replace(made, turns=(last,), failure="\ud800")
+    write_trajectories(tmp_path / "t.jsonl", [made])
+    assert list(read_trajectories(tmp_path / "t.jsonl")) == [made]
 
 
 def test_a_line_that_a_kill_has_cut_is_left_out_and_a_wrong_one_named(played):

@@ -1,6 +1,7 @@
 """Fault and contract: a run of reinforcement learning, in turns and all the time."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -10,11 +11,14 @@ from rl import small_runs
 from rl.small_runs import rl_run
 
 from cwm_jax.config import PolicyLossConfig
-from cwm_jax.rl import loop
-from cwm_jax.rl.evaluation import changes
+from cwm_jax.rl import loop, selection
+from cwm_jax.rl.evaluation import changes, read_evaluations
 from cwm_jax.rl.learner import NothingToLearnError
 from cwm_jax.rl.trajectory import read_trajectories
-from cwm_jax.training.metrics import TIMING_FIELDS
+from cwm_jax.training import checkpoint as ckpt
+from cwm_jax.training.metrics import TIMING_FIELDS, read_metrics
+from cwm_jax.training.signals import StopRequest
+from cwm_jax.training.step import NonFiniteError
 
 TIMES = TIMING_FIELDS | {"play_time_s"}
 
@@ -164,10 +168,76 @@ def test_a_run_without_anything_to_learn_says_so(tmp_path, tokenizer_folder):
         loop.run(rl_run(tmp_path, tokenizer_folder, kinds=("math",), rl=rl))
 
 
-def test_a_group_that_fits_no_batch_is_refused(tmp_path, tokenizer_folder):
-    config = rl_run(tmp_path, tokenizer_folder, rl=dict(group_size=40))
-    with pytest.raises(ValueError, match="does not fit a batch"):
-        loop.run(config)
+def test_groups_that_fit_no_batch_are_left_out(tmp_path, tokenizer_folder):
+    rl = dict(group_size=40, max_groups_per_step=4)
+    with pytest.raises(NothingToLearnError, match=r"4 rows x 32 .*'too_long': \d+.*tokens"):
+        loop.run(rl_run(tmp_path, tokenizer_folder, rl=rl))
+
+
+def test_a_stop_while_groups_are_gathered_saves_them(
+    played_run, tmp_path, tokenizer_folder, monkeypatch
+):
+    config, whole = played_run
+    config = dataclasses.replace(config, base_output_directory=str(tmp_path))
+    asked = itertools.count()
+
+    def reached(stop):
+        stop.name = "SIGTERM"
+        return next(asked) == 7  # between two groups of the first step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "reached", reached)
+        cut = loop.run(config)
+    assert not cut.finished and int(cut.state.step) < 4
+    record = json.loads(next((cut.folder / "checkpoints").glob("*/run.json")).read_text())
+    assert record["loader_state"]["players"]["ready"]
+    rest = loop.run(config)
+    assert comparable(whole) == comparable(rest)
+    assert_same_params(whole, rest)
+
+
+def test_steps_that_are_never_finite_end_the_run(tmp_path, tokenizer_folder, monkeypatch):
+    nowhere = lambda returns, *_: np.full(len(returns), np.nan)  # noqa: E731
+    monkeypatch.setattr(selection, "group_advantages", nowhere)
+    config = rl_run(tmp_path, tokenizer_folder)
+    optimizer = dataclasses.replace(config.optimizer, max_nonfinite_steps=2)
+    with pytest.raises(NonFiniteError, match="steps 1 to 2 all had a loss or gradient"):
+        loop.run(dataclasses.replace(config, optimizer=optimizer))
+    lines = read_metrics(tmp_path / "runs/tiny/metrics.jsonl")
+    assert lines[-1]["skipped_in_a_row"] == 2 and lines[-1]["loss"] is None
+
+
+def test_a_single_held_out_task_ends_without_an_interval(tmp_path, tokenizer_folder):
+    result = loop.run(rl_run(tmp_path, tokenizer_folder, steps=1, rl=dict(eval_tasks=1)))
+    assert "too few tasks for an interval" in loop.describe_result(None, result)
+
+
+def test_evaluations_of_steps_that_are_done_again_are_forgotten(tmp_path, tokenizer_folder):
+    config = rl_run(tmp_path, tokenizer_folder)
+    folder = loop.run(dataclasses.replace(config, steps=2)).folder
+    later = dataclasses.replace(read_evaluations(folder)[-1], step=3)
+    with (folder / "evaluation.jsonl").open("a") as file:
+        file.write(json.dumps(dataclasses.asdict(later)) + '\n{"environment": "outp')
+    loop.run(dataclasses.replace(config, steps=2))
+    assert [evaluation.step for evaluation in read_evaluations(folder)] == [0, 2]
+
+
+def test_what_plays_may_change_when_a_run_goes_on(tmp_path, tokenizer_folder):
+    config = rl_run(tmp_path, tokenizer_folder, steps=2)
+    loop.run(dataclasses.replace(config, steps=1))
+    rl = dataclasses.replace(config.rl, max_rows=4, groups_at_once=2, eval_tasks=4)
+    assert loop.run(dataclasses.replace(config, rl=rl)).finished
+    rl = dataclasses.replace(config.rl, group_size=2)
+    with pytest.raises(ckpt.CheckpointError, match=r"rl.group_size: checkpoint 4, config 2"):
+        loop.run(dataclasses.replace(config, rl=rl))
+
+
+def test_many_devices_that_play_and_train_at_once_are_refused(
+    tmp_path, tokenizer_folder, monkeypatch
+):
+    one_device(monkeypatch, count=2)
+    with pytest.raises(ValueError, match=r"2 devices would both play and train; .* can block"):
+        loop.run(rl_run(tmp_path, tokenizer_folder, rl=dict(mode="asynchronous")))
 
 
 def test_a_divergence_from_the_start_can_be_penalised(tmp_path, tokenizer_folder):
@@ -179,6 +249,6 @@ def test_a_divergence_from_the_start_can_be_penalised(tmp_path, tokenizer_folder
 def test_the_checkpoint_says_where_the_run_stands(played_run):
     _, result = played_run
     record = json.loads((result.folder / "checkpoints/00000004/run.json").read_text())
-    assert record["loader_state"]["players"]["dealers"][0]["draws"] >= sum(
+    assert record["loader_state"]["players"]["dealers"][0]["next"] >= sum(
         line["groups"] for line in result.metrics[1:]
     )

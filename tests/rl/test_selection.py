@@ -7,17 +7,39 @@ from rl.trajectories import trajectory, turn
 
 from cwm_jax.config import (
     CurriculumConfig,
+    EnvironmentConfig,
     FilterConfig,
     LengthRewardConfig,
     PolicyLossConfig,
+    RLConfig,
 )
-from cwm_jax.rl.selection import Curriculum, rejection, shaped_return
+from cwm_jax.rl.selection import Curriculum, lessons, rejection, shaped_return
 
 LEAST = -math.log(128_256) - 2  # report: -13.76
 
 
 def reason(t, *, version=0, **filters):
     return rejection(t, FilterConfig(**filters), version=version, vocab_size=128_256)
+
+
+def taught(returns, *, skip=True, **loss):
+    group = [trajectory([turn([5])], reward=reward, seed=n) for n, reward in enumerate(returns)]
+    config = RLConfig(
+        environments=(EnvironmentConfig(name="e", kind="math"),),
+        filters=FilterConfig(skip_zero_advantage=skip),
+        loss=PolicyLossConfig(**loss),
+    )
+    found, _ = lessons(group, config, version=0, vocab_size=128_256)
+    return [learnable.trajectory.seed for learnable in found]
+
+
+def test_what_has_no_advantage_is_left_out_where_no_divisor_counts_it():
+    mixed = [1.0, -1.0, 0.0, 0.0]
+    assert taught(mixed) == [0, 1]
+    for loss in (dict(normalization="sequence"), dict(normalization="tokens"), dict(kl_weight=0.1)):
+        assert taught(mixed, **loss) == [0, 1, 2, 3]
+        assert taught([1.0] * 4, **loss) == []
+    assert taught(mixed, skip=False) == taught([1.0] * 4, skip=False) == [0, 1, 2, 3]
 
 
 def test_a_trajectory_is_stale_by_its_most_recent_tokens():

@@ -8,6 +8,7 @@ is started in its place.
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -68,6 +69,9 @@ class OnRay:
             if self._is_answered(seat):
                 self._take(self._workers.index(seat), seat)
                 self._exchange(seat)
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def ready(self) -> list[Group]:
         return list(self._ready)

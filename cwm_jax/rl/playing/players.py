@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from cwm_jax.config import RLConfig
@@ -58,30 +59,32 @@ class Deals(Protocol):
 
 
 class Dealer:
-    """Says what each group is asked; its number is that of the draw.
+    """Numbers the groups of all processes and says what this one's are asked."""
 
-    The draws are the same in all processes of a run, and each process deals every so-many-th.
-    """
-
-    def __init__(self, stream: TaskStream, curriculum: Curriculum, *, place: int = 0, of: int = 1):
-        """``place``, ``of``: number of this process, and of all of them."""
+    def __init__(self, stream: TaskStream, curriculum: Curriculum):
         self._stream, self._curriculum = stream, curriculum
-        self._place, self._of = place, of
-        self._draws = 0
+        self._next = 0
         self._lock = threading.Lock()
 
     def deal(self) -> Deal:
         with self._lock:
-            for _ in range(_MOST_PASSED_OVER * self._of):
-                environment, task = self._stream.draw()
-                number, self._draws = self._draws, self._draws + 1
-                if number % self._of != self._place:
-                    continue
-                if self._curriculum.asks(environment, task.name, number):
-                    return Deal(number=number, environment=environment, task=task)
+            while True:
+                number, environment = self._next, self._stream.turn()
+                self._next += 1
+                if number % self._stream.of == self._stream.place:
+                    return Deal(
+                        number=number, environment=environment, task=self._task(environment)
+                    )
+
+    def _task(self, environment: str) -> Task:
+        """Where tasks are passed over, others of the same environment take their turn."""
+        for _ in range(_MOST_PASSED_OVER):
+            number, task = self._stream.draw(environment)
+            if self._curriculum.asks(environment, task.name, number):
+                return task
         raise RuntimeError(
-            f"rl.curriculum passed over {_MOST_PASSED_OVER} tasks in a row; expected some within "
-            "its solve rates: widen them, or give other tasks"
+            f"rl.curriculum passed over {_MOST_PASSED_OVER} tasks of {environment!r} in a row; "
+            "expected some within its solve rates: widen them, or give other tasks"
         )
 
     def note(self, trajectory: Trajectory) -> None:
@@ -91,11 +94,11 @@ class Dealer:
     def state(self) -> dict[str, Any]:
         with self._lock:
             rates = self._curriculum.state()
-            return {"draws": self._draws, **self._stream.state(), "rates": rates}
+            return {"next": self._next, **self._stream.state(), "rates": rates}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         with self._lock:
-            self._draws = state["draws"]
+            self._next = state["next"]
             self._stream.restore(state)
             self._curriculum.restore(state["rates"])
 
@@ -124,6 +127,10 @@ class Players(Protocol):
         """Copies that no one else uses."""
         ...
 
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """While entered, nothing is computed on this process' devices."""
+        ...
+
     def ready(self) -> list[Group]:
         """Groups that were not given out yet."""
         ...
@@ -139,6 +146,9 @@ class Nobody:
 
     def update_weights(self, params: Any, version: int) -> None:
         pass
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def ready(self) -> list[Group]:
         return []
@@ -200,6 +210,9 @@ class InTurns:
     def update_weights(self, params: Any, version: int) -> None:
         self._rollouts.update_weights(params, version)
 
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def ready(self) -> list[Group]:
         return list(self._table.ready)
 
@@ -219,7 +232,7 @@ class AllTheTime:
         self._table = Table(rollouts, config, seed)
         self._changed = threading.Condition()
         self._update: tuple[Any, int] | None = None
-        self._closing = False
+        self._closing = self._pausing = self._stepping = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="rollouts", daemon=True)
 
@@ -245,6 +258,19 @@ class AllTheTime:
             self._update = (params, version)  # an older one that still waits is of no use
             self._changed.notify_all()
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Two threads must not launch programs on the same devices: their parts may cross."""
+        with self._changed:
+            self._pausing = True
+            self._changed.wait_for(lambda: not self._stepping)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._pausing = False
+                self._changed.notify_all()
+
     def ready(self) -> list[Group]:
         with self._changed:
             return list(self._table.ready)
@@ -262,20 +288,25 @@ class AllTheTime:
             while self._prepare():
                 self._table.step()
                 with self._changed:
+                    self._stepping = False
                     self._changed.notify_all()
         except BaseException as failure:
             with self._changed:
-                self._failure = failure
+                self._stepping, self._failure = False, failure
                 self._changed.notify_all()
 
     def _prepare(self) -> bool:
         """Newer weights, and groups up to as many as may be under way; False at the end."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._closing or self._has_room or self._table.num_groups
+                lambda: (
+                    self._closing
+                    or (not self._pausing and (self._has_room or self._table.num_groups))
+                )
             )
             if self._closing:
                 return False
+            self._stepping = True
             update, self._update = self._update, None
         if update is not None:
             self._rollouts.update_weights(*update)

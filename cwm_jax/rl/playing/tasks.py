@@ -12,15 +12,21 @@ from cwm_jax.rl.environment import Task
 
 
 class TaskStream:
-    """An endless stream of (environment, task); its state is small, and fit for JSON."""
+    """Turns of environments, and endless tasks of each; its state is small, and fit for JSON.
+
+    Several processes have the same turns, and each draws tasks of its own: every so-many-th.
+    """
 
     def __init__(
         self,
         environments: Sequence[EnvironmentConfig],
         tasks: Mapping[str, Sequence[Task]],
         seed: int,
+        *,
+        place: int = 0,
+        of: int = 1,
     ):
-        """``tasks``: of each environment by name, held-out ones not among them.
+        """``place``, ``of``: number of this process and of all; ``tasks`` by environment, to train.
 
         Raises:
             ValueError: an environment has none.
@@ -31,25 +37,30 @@ class TaskStream:
                     f"environment {environment.name!r} has no task to train on; expected one or "
                     "more: name another path, or lower data.heldout_fraction"
                 )
+        self.place, self.of = place, of
         self._environments, self._tasks, self._seed = list(environments), tasks, seed
-        self._drawn = {environment.name: 0 for environment in environments}
+        self._turns = {environment.name: 0 for environment in environments}
+        self._drawn = dict(self._turns)  # tasks of all processes, in whole rounds of them
         self._orders: dict[str, tuple[int, list[int]]] = {}  # of each, its epoch and the order then
 
-    def draw(self) -> tuple[str, Task]:
-        """The next one."""
-        name = min(self._environments, key=self._turn).name
-        tasks, number = self._tasks[name], self._drawn[name]
-        self._drawn[name] += 1
-        epoch, place = divmod(number, len(tasks))
-        return name, tasks[self._order(name, epoch)[place]]
+    def turn(self) -> str:
+        """The environment whose turn it is, by the weights."""
+        name = min(self._environments, key=lambda e: (self._turns[e.name] + 1) / e.weight).name
+        self._turns[name] += 1
+        return name
 
-    def _turn(self, environment: EnvironmentConfig) -> float:
-        return (self._drawn[environment.name] + 1) / environment.weight
+    def draw(self, name: str) -> tuple[int, Task]:
+        """(its number in the environment, the next task there)."""
+        number = self._drawn[name] + self.place
+        self._drawn[name] += self.of
+        epoch, place = divmod(number, len(self._tasks[name]))
+        return number, self._tasks[name][self._order(name, epoch)[place]]
 
     def state(self) -> dict[str, Any]:
-        return {"drawn": dict(self._drawn)}
+        return {"turns": dict(self._turns), "drawn": dict(self._drawn)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        self._turns = {name: state["turns"][name] for name in self._turns}
         self._drawn = {name: state["drawn"][name] for name in self._drawn}
 
     def _order(self, name: str, epoch: int) -> list[int]:

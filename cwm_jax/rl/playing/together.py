@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cwm_jax.distributed import Hosts
 from cwm_jax.rl.playing.players import Dealer, Group, Players
+from cwm_jax.rl.trajectory import Trajectory
 
-_ROUND_S = 1.0  # assumed: that a process waits for a group of its own while others may have some
+_ROUND_S = 1.0  # assumed: of waiting for a group before signals and other processes are looked at
 
 
 class Together:
@@ -24,14 +26,26 @@ class Together:
         self._players, self._dealer, self._hosts = players, dealer, hosts
         self._ready: collections.deque[Group] = collections.deque()
 
-    def next_group(self) -> Group:
-        """Waits for one; raises what has ended the playing here, or HostError for another's."""
+    def next_group(self, is_stopping: Callable[[], bool]) -> Group | None:
+        """Waits for one, None: until it is time to stop, which all processes are asked in turn.
+
+        Raises:
+            HostError: the playing has ended on another process; here, what has ended it.
+        """
         while not self._ready:
+            if is_stopping():
+                return None
             self._ready += self._round()
-        group = self._ready.popleft()
-        for trajectory in group.trajectories:
+        return self._ready.popleft()
+
+    def put_back(self, groups: Sequence[Group]) -> None:
+        """They come first again, in this order."""
+        self._ready.extendleft(reversed(groups))
+
+    def note(self, trajectories: Iterable[Trajectory]) -> None:
+        """Outcomes, for the choice of tasks."""
+        for trajectory in trajectories:
             self._dealer.note(trajectory)
-        return group
 
     def update_weights(self, params: Any, version: int) -> None:
         """Copies that no one else uses, on this process' devices."""
@@ -56,9 +70,18 @@ class Together:
         """Of a run on any number of processes; on another number, tasks in between are left out."""
         self._ready.extend(map(Group.from_json, state["ready"]))
         dealers = state["dealers"]
-        furthest = max(dealers, key=lambda dealer: dealer["draws"])
-        same = len(dealers) == self._hosts.count
-        self._dealer.restore(dealers[self._hosts.index] if same else furthest)
+        if len(dealers) == self._hosts.count:
+            self._dealer.restore(dealers[self._hosts.index])
+            return
+        furthest = max(dealers, key=lambda dealer: dealer["next"])
+        drawn = {
+            name: max(dealer["drawn"][name] for dealer in dealers) for name in furthest["drawn"]
+        }
+        self._dealer.restore({**furthest, "drawn": drawn})
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """While entered, nothing is computed on the devices that play."""
+        return self._players.paused()
 
     def close(self) -> None:
         self._players.close()
@@ -66,9 +89,8 @@ class Together:
     def _round(self) -> list[Group]:
         """At most one group of each process."""
         if self._hosts.count == 1:
-            group = self._players.next_group(None)
-            assert group is not None
-            return [group]
+            group = self._players.next_group(_ROUND_S)
+            return [] if group is None else [group]
         groups = self._gather("groups", self._own_group)
         return [Group.from_json(group) for group in groups if group is not None]
 
