@@ -148,7 +148,7 @@ def run(config: RunConfig, hosts: Hosts | None = None, *, started: float | None 
     """
     from cwm_jax.distributed import Hosts
     from cwm_jax.training.goodput import process_start
-    from cwm_jax.training.step import NonFiniteError
+    from cwm_jax.training.step import NoProgressError
 
     if config.rl is None:
         from cwm_jax.training import loop
@@ -162,7 +162,7 @@ def run(config: RunConfig, hosts: Hosts | None = None, *, started: float | None 
     _check_evaluation(config)
     try:
         result = loop.run(config, hosts, started=started or process_start())
-    except NonFiniteError as error:
+    except NoProgressError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     if not hosts.is_first:

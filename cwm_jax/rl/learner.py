@@ -21,7 +21,7 @@ from cwm_jax.rl.evaluation import Evaluator
 from cwm_jax.rl.objective import REFERENCE, batch_logprobs, policy_objective
 from cwm_jax.rl.playing.players import Group
 from cwm_jax.rl.playing.together import Together
-from cwm_jax.rl.report import format_rl_line
+from cwm_jax.rl.report import format_rl_line, why_nothing
 from cwm_jax.rl.selection import REASONS, TOO_LONG, lessons
 from cwm_jax.rl.trajectory import Trajectory, write_trajectories
 from cwm_jax.rl.weights import WeightCopies
@@ -32,12 +32,18 @@ from cwm_jax.training.metrics import MetricsLog, print_line
 from cwm_jax.training.plan import Plan
 from cwm_jax.training.signals import StopRequest
 from cwm_jax.training.state import TrainState, state_shardings
-from cwm_jax.training.step import check_finite, compiler_options, make_train_step
+from cwm_jax.training.step import (
+    NoProgressError,
+    check_finite,
+    compiler_options,
+    make_train_step,
+)
 
 TRAJECTORIES = "trajectories"  # folder: one file for the steps between two checkpoints
+_NOTE_GROUPS = 64  # assumed: after so many without anything to learn from a line says so
 
 
-class NothingToLearnError(RuntimeError):
+class NothingToLearnError(NoProgressError):
     """No group of a whole step taught anything."""
 
 
@@ -157,13 +163,15 @@ class Learner:
                 learnables = []
             taken.append(group)
             played.take(group, rejected, taught=bool(learnables))
+            if not packer.num_trajectories and played.groups % _NOTE_GROUPS == 0:
+                print_line(f"{played.groups} groups played, and nothing to learn from them yet")
         if not packer.num_trajectories:
+            if self._hosts.is_first:
+                write_trajectories(self._trajectory_file, played.trajectories)
+            why = why_nothing(played.trajectories, played.rejected)
             raise NothingToLearnError(
-                f"none of {played.groups} groups had returns that differ and fits a batch of "
-                f"{A * self._plan.micro_batch_rows} rows x {T} (episodes rejected: "
-                f"{dict(played.rejected)}); expected some: look at `python -m cwm_jax rl show`; in "
-                "a run of another name take easier or harder tasks, raise rl.group_size, or, where "
-                f"episodes are {TOO_LONG}, batch.global_batch_tokens"
+                f"{played.groups} groups taught nothing in step {version + 1}: {why}. Look at "
+                f"`python -m cwm_jax rl show {self._folder}`; the same command resumes"
             )
         rows = packer.batch(version)
         return {k: v.reshape(A, -1, T) for k, v in rows.items()}, played

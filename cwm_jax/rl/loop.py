@@ -22,7 +22,7 @@ from cwm_jax.rl.playing.players import AllTheTime, Dealer, InTurns, Nobody, Play
 from cwm_jax.rl.playing.rollout import Rollouts
 from cwm_jax.rl.playing.tasks import TaskStream, split_tasks
 from cwm_jax.rl.playing.together import Together
-from cwm_jax.rl.report import describe_change, plot_rl
+from cwm_jax.rl.report import LEAST_TASKS, describe_change, plot_rl
 from cwm_jax.rl.selection import Curriculum
 from cwm_jax.rl.weights import WeightCopies
 from cwm_jax.sharding import make_mesh
@@ -61,7 +61,10 @@ def run(
     with startup.locked(folder, hosts), contextlib.ExitStack() as stack:
         print_line(f"run {config.run_name} in {folder}\n{plan.describe()}")
         for name, tasks in train.items():
-            print_line(f"environment {name}: {len(tasks):,} tasks, {len(heldout[name]):,} held out")
+            held = len(heldout[name])
+            few = f": too few, raise data.heldout_fraction ({config.data.heldout_fraction})"
+            note = few if held < LEAST_TASKS else ""
+            print_line(f"environment {name}: {len(tasks):,} tasks, {held:,} held out{note}")
         # 2. State: restored, or an earlier phase's weights.
         newest = startup.newest_checkpoint(folder / "checkpoints", hosts)
         record = None

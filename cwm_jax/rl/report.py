@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cwm_jax.config import Recipe
 from cwm_jax.rl.evaluation import Evaluation, changes, paired_difference
+from cwm_jax.rl.trajectory import Trajectory
 from cwm_jax.training.metrics import METRICS_FILE, read_metrics
 
 # Titles and fields of the panels; a field that ends with "_" stands for all that begin with it.
@@ -22,6 +23,8 @@ _PANELS = (
     ("trainer against sampler (nats)", ("mismatch", "mismatch_max", "sampler_kl")),
     ("gradient norm", ("grad_norm",)),
 )
+
+LEAST_TASKS = 20  # assumed: fewer give no interval that means anything
 
 
 def format_rl_line(line: dict[str, Any], total_steps: int) -> str:
@@ -86,19 +89,46 @@ def _names(metrics: Sequence[dict[str, Any]], fields: Sequence[str]) -> list[str
     ]
 
 
+def why_nothing(trajectories: Sequence[Trajectory], rejected: Mapping[str, int]) -> str:
+    """What keeps a policy from learning from these episodes, and what would help.
+
+    ``rejected``: how many of them, by reason.
+    """
+    n, solved = len(trajectories), sum(t.passed for t in trajectories)
+    reason = max(rejected, key=lambda key: rejected[key], default="")
+    if reason and 2 * rejected[reason] > n:
+        failures = [t.failure for t in trajectories if t.failure]
+        helps = {
+            "empty": "their prompts leave no room, raise batch.max_target_length",
+            "too_long": "a group fits no batch, raise batch.global_batch_tokens or lower "
+            "rl.group_size, in a run of another name",
+            "stale": "the players are too far ahead, lower rl.ready_groups",
+            "gibberish": "look at rl.filters.gibberish_min_token_id and the policy",
+        }
+        help_ = helps.get(reason) or f"their environments failed, first: {failures[0]}"
+        return f"{rejected[reason]} of {n} episodes are {reason}: {help_}"
+    helps = {0: "train the policy further or give easier tasks", n: "give harder tasks"}
+    return (
+        f"{solved} of {n} episodes solved their tasks, and the returns within each group are "
+        f"equal: {helps.get(solved, 'raise rl.group_size, in a run of another name')}"
+    )
+
+
 def describe_change(change: tuple[Evaluation, Evaluation]) -> str:
     """One line: both accuracies, and their difference with its interval."""
     before, after = change
+    first = f"{before.accuracy:.1%} of {len(before.passed)} held-out tasks at step {before.step}"
+    if after.step == before.step:
+        return f"{after.environment}: {first}"
     return (
-        f"{after.environment}: {before.accuracy:.1%} of {len(before.passed)} held-out tasks at "
-        f"step {before.step}, {after.accuracy:.1%} at step {after.step}: "
+        f"{after.environment}: {first}, {after.accuracy:.1%} at step {after.step}: "
         f"{_describe_difference(change, '95 % interval ')}"
     )
 
 
 def _describe_difference(change: tuple[Evaluation, Evaluation], label: str) -> str:
     before, after = change
-    if len(before.passed.keys() & after.passed.keys()) < 2:
+    if len(before.passed.keys() & after.passed.keys()) < LEAST_TASKS:
         return f"{after.accuracy - before.accuracy:+.1%} (too few tasks for an interval)"
     difference = paired_difference(before, after)
     return f"{difference.mean:+.1%} ({label}{difference.low:+.1%} to {difference.high:+.1%})"

@@ -147,10 +147,12 @@ def run(
 def describe_result(config: RunConfig, result: RunResult) -> str:
     """Lines for the end of a run."""
     before, after = result.heldout_losses()
+    measured = sum("heldout_loss" in line for line in result.metrics)
     loaded = config.checkpoint.load_parameters_path or config.checkpoint.load_full_state_path
     start = "untrained" if loaded is None else "at the start"
+    now = f", {after:.4f} now ({before - after:.4f} nats less)" if measured > 1 else ""
     return (
-        f"held-out loss: {before:.4f} {start}, {after:.4f} now ({before - after:.4f} nats less)\n"
+        f"held-out loss: {before:.4f} {start}{now}\n"
         f"metrics: {result.folder}/{METRICS_FILE}, curve: {result.folder}/loss.png"
     )
 

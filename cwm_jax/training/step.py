@@ -20,7 +20,11 @@ from cwm_jax.training.state import TrainState
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
-class NonFiniteError(RuntimeError):
+class NoProgressError(RuntimeError):
+    """A run learns nothing any more; its checkpoints are as they were."""
+
+
+class NonFiniteError(NoProgressError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 

@@ -1,6 +1,8 @@
 """Law: what is learnt from, what it is worth, what is asked."""
 
+import dataclasses
 import math
+import re
 
 import pytest
 from rl.trajectories import trajectory, turn
@@ -13,6 +15,7 @@ from cwm_jax.config import (
     PolicyLossConfig,
     RLConfig,
 )
+from cwm_jax.rl.report import why_nothing
 from cwm_jax.rl.selection import Curriculum, lessons, rejection, shaped_return
 
 LEAST = -math.log(128_256) - 2  # report: -13.76
@@ -184,3 +187,20 @@ def test_settings_that_mean_nothing_are_refused(kind, values):
     with pytest.raises(ValueError, match=f"{name}|solve rates|soft limits") as error:
         kind(**values)
     assert "expected" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("passed", "rejected", "expected"),
+    [
+        (False, {}, "0 of 4 episodes solved .* easier tasks"),
+        (True, {}, "4 of 4 episodes solved .* harder tasks"),
+        (False, {"empty": 3, "stale": 1}, "3 of 4 episodes are empty: .*max_target_length"),
+        (False, {"failed": 2, "stale": 1}, "0 of 4 episodes solved"),
+        (False, {"failed": 4}, "4 of 4 episodes are failed: .* first: no sandbox"),
+    ],
+)
+def test_a_run_that_learns_nothing_says_why(passed, rejected, expected):
+    made = [trajectory([turn([5])], passed=passed) for _ in range(4)]
+    if "failed" in rejected:
+        made = [dataclasses.replace(t, failure="no sandbox", ending="failed") for t in made]
+    assert re.match(expected, why_nothing(made, rejected))
