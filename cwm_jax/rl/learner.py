@@ -218,6 +218,7 @@ class Learner:
             "groups": played.groups,
             "zero_advantage_groups": played.zero_advantage_groups,
             "episodes": len(played.trajectories),
+            "lost_groups": self._players.num_lost_groups,
         }
         for reason in (*REASONS, TOO_LONG):
             fields[f"rejected_{reason}"] = played.rejected[reason]

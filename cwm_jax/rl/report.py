@@ -51,6 +51,8 @@ def format_rl_line(line: dict[str, Any], total_steps: int) -> str:
     void = line.get("rejected_failed", 0) + line.get("rejected_crashed", 0)
     if void:
         parts.append(f"{void} episodes void: their environments failed")
+    if line.get("lost_groups"):
+        parts.append(f"{line['lost_groups']} groups lost with their workers so far")
     if line.get("skipped_steps"):
         parts.append(f"skipped {line['skipped_steps']:.0f}")
     return "  ".join(parts)

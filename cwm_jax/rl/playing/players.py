@@ -117,7 +117,13 @@ def wanted_episodes(deal: Deal, group_size: int, seed: int) -> list[Wanted]:
 
 
 class Players(Protocol):
-    """Whoever plays for one process."""
+    """Whoever plays for one process.
+
+    Attributes:
+        num_lost_groups: that those who played them took with them; since the process began.
+    """
+
+    num_lost_groups: int
 
     def next_group(self, timeout_s: float | None) -> Group | None:
         """Waits for one, None for ever; raises what has ended the playing."""
@@ -140,6 +146,8 @@ class Players(Protocol):
 
 class Nobody:
     """``Players`` of a process for which others play."""
+
+    num_lost_groups = 0
 
     def next_group(self, timeout_s: float | None) -> None:
         return None
@@ -190,6 +198,8 @@ class Table:
 class InTurns:
     """Plays a round of groups when the trainer has none left; every bit repeats."""
 
+    num_lost_groups = 0
+
     def __init__(self, rollouts: Rollouts, dealer: Dealer, config: RLConfig, seed: int):
         self._rollouts, self._dealer, self._config = rollouts, dealer, config
         self._table = Table(rollouts, config, seed)
@@ -225,6 +235,8 @@ class AllTheTime:
 
     Episodes under way are not part of its state: their tasks come again in the next epoch.
     """
+
+    num_lost_groups = 0
 
     def __init__(self, rollouts: Rollouts, deals: Deals, config: RLConfig, seed: int):
         self._rollouts, self._deals = rollouts, deals

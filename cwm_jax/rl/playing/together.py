@@ -26,6 +26,11 @@ class Together:
         self._players, self._dealer, self._hosts = players, dealer, hosts
         self._ready: collections.deque[Group] = collections.deque()
 
+    @property
+    def num_lost_groups(self) -> int:
+        """Of this process; Ray's workers are the first one's."""
+        return self._players.num_lost_groups
+
     def next_group(self, is_stopping: Callable[[], bool]) -> Group | None:
         """Waits for one, None: until it is time to stop, which all processes are asked in turn.
 
