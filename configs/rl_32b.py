@@ -67,6 +67,7 @@ def get_config() -> RunConfig:
             group_size=8,  # secondary
             rollout_workers=256,  # report: 2048 to 4096 devices that play, in eights
             rollout_worker_gpus=8,
+            ready_groups=64,  # assumed: of about one step
             rollout_dtype="bfloat16",
             length_reward=LengthRewardConfig(),  # report
             curriculum=CurriculumConfig(),  # report: from stage 2 on
