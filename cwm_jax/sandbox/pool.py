@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from cwm_jax.sandbox.worker import Worker
 
 
 class Pool:
-    """Up to ``size`` workers of one program; a call takes one that is free, or waits for one.
+    """Up to ``size`` workers of one program; a call takes one that is free, or waits for its turn.
+
+    Calls have their turns in the order in which they came, so that a wait ends after the calls
+    before it, of which each has its limits.
 
     Workers are made as calls need them, or ahead by `warm_up`. The one used last is taken first: it
     is still in the caches. A call that hangs, or loses its sandbox, costs no other call more than
@@ -25,6 +29,7 @@ class Pool:
         program: as for `Worker`.
         size: how many calls may run at a time.
         readable, limits, unsafe, preload: as for `Worker`.
+        waiting: makes what each call enters while it waits for its turn, for who keeps its time.
 
     Raises:
         ValueError: if the size is not one. What is wrong with the other arguments the first call
@@ -40,6 +45,7 @@ class Pool:
         limits: Limits | None = None,
         unsafe: bool = False,
         preload: Sequence[str] = (),
+        waiting: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(
@@ -48,9 +54,10 @@ class Pool:
         self._make = functools.partial(
             Worker, program, readable=readable, limits=limits, unsafe=unsafe, preload=preload
         )
-        self._size = size
+        self._size, self._waiting = size, waiting
         self._change = threading.Condition()
         self._free: list[Worker] = []
+        self._queue: list[object] = []  # a token for each call that has no worker yet
         self._num_taken = 0  # by calls, and being made
         self._closed = False
 
@@ -111,11 +118,20 @@ class Pool:
 
     def _take(self) -> Worker | None:
         """Returns None where a new worker is to be made."""
-        with self._change:
-            self._change.wait_for(lambda: self._closed or self._num_taken < self._size)
-            self._check_open()
-            self._num_taken += 1
-            return self._free.pop() if self._free else None
+        token = object()
+        with self._waiting(), self._change:
+            self._queue.append(token)
+            try:
+                self._change.wait_for(lambda: self._closed or self._is_next(token))
+                self._check_open()
+                self._num_taken += 1
+                return self._free.pop() if self._free else None
+            finally:
+                self._queue.remove(token)
+                self._change.notify_all()
+
+    def _is_next(self, token: object) -> bool:
+        return self._num_taken < self._size and self._queue[0] is token
 
     def _give_back(self, worker: Worker | None) -> None:
         with self._change:

@@ -1,10 +1,12 @@
 """A pool runs as many calls at a time as it has workers, and loses none of them for good."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from process_tree import descendants, has_ended, wait_until
@@ -40,6 +42,39 @@ def test_as_many_calls_run_at_once_as_there_are_workers(program, tmp_path):
         assert sum(call.done() for call in calls) == 1
         os.kill(first[1], signal.SIGKILL)
         assert {call.result().outcome for call in calls} == {Outcome.EXIT}
+
+
+def test_calls_have_their_turns_in_order_and_say_that_they_wait(monkeypatch):
+    """Who has just given a worker back does not get it before those who wait."""
+    started, go, waiting = [], threading.Semaphore(0), []
+
+    class SlowWorker:
+        def call(self, request, **_):
+            started.append(request)
+            go.acquire()
+            return request
+
+        def close(self):
+            pass
+
+    @contextlib.contextmanager
+    def noted():
+        waiting.append(threading.get_ident())
+        yield
+        waiting.remove(threading.get_ident())
+
+    monkeypatch.setattr("cwm_jax.sandbox.pool.Worker", lambda *_, **__: SlowWorker())
+    pool = Pool(Path("program"), size=1, waiting=noted)
+    with pool, ThreadPoolExecutor(4) as threads:
+        twice = threads.submit(lambda: [pool.call(b"a"), pool.call(b"d")])
+        wait_until(lambda: started == [b"a"])
+        for number, name in enumerate((b"b", b"c"), 1):
+            threads.submit(pool.call, name)
+            wait_until(lambda number=number: len(pool._queue) == number)
+        assert len(waiting) == 2
+        go.release(4)
+        assert twice.result() == [b"a", b"d"]
+        assert started == [b"a", b"b", b"c", b"d"] and waiting == [] and pool._queue == []
 
 
 def test_workers_are_made_when_they_are_needed_or_ahead(program):
