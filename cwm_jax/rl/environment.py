@@ -6,9 +6,17 @@ policy as tokens, and gives what the policy reads next. It knows neither models 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from time import monotonic
 from typing import Any, Protocol
+
+# Assumed: of a call's waits together. They end by themselves, since places are given in turn and
+# those before have limits; but a process that cannot be killed would hold its place for ever.
+_MOST_WAITING_S = 3600.0
 
 
 class EnvironmentFailure(RuntimeError):  # noqa: N818
@@ -68,7 +76,7 @@ class Step:
 
 
 class Environment(Protocol):
-    """One episode; for one thread at a time."""
+    """One episode; one thread makes it, and calls its methods one after another."""
 
     def start(self) -> Observation:
         """The prompt, ``bos`` included; called once, before any step.
@@ -90,5 +98,70 @@ class Environment(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends what the episode holds; again, it does nothing. Called in any case."""
+        """Ends what the episode holds; again, it does nothing.
+
+        Called in any case, after a call that took too long as soon as that has returned.
+        """
         ...
+
+
+@contextlib.contextmanager
+def waiting_for_others() -> Iterator[None]:
+    """Around an environment's wait for a place that other episodes hold: it is no time of its own.
+
+    Threads that an environment starts belong to its call where they run in a copy of its context:
+    ``contextvars.copy_context().run``. Outside of a call it does nothing.
+    """
+    own_time = _own_time.get()
+    with own_time.stopped() if own_time else contextlib.nullcontext():
+        yield
+
+
+class OwnTime:
+    """Of a call of an environment: since it was made, without the waits for others.
+
+    It stands while any thread of the call is in `waiting_for_others`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._began_s = self._changed_s = monotonic()
+        self._num_waiting, self._waited_s = 0, 0.0
+
+    @property
+    def seconds(self) -> float:
+        with self._lock:
+            self._advance()
+            return self._changed_s - self._began_s - min(self._waited_s, _MOST_WAITING_S)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Where the call runs."""
+        token = _own_time.set(self)
+        try:
+            yield
+        finally:
+            _own_time.reset(token)
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Of one thread; others may stop it meanwhile."""
+        self._change(1)
+        try:
+            yield
+        finally:
+            self._change(-1)
+
+    def _change(self, num_waiting: int) -> None:
+        with self._lock:
+            self._advance()
+            self._num_waiting += num_waiting
+
+    def _advance(self) -> None:
+        now_s = monotonic()
+        if self._num_waiting:
+            self._waited_s += now_s - self._changed_s
+        self._changed_s = now_s
+
+
+_own_time: contextvars.ContextVar[OwnTime | None] = contextvars.ContextVar("own_time", default=None)

@@ -1,8 +1,9 @@
 """Environments for tests, that a policy of random weights solves now and then."""
 
+import contextlib
 import threading
 
-from cwm_jax.rl.environment import EnvironmentFailure, Observation, Step
+from cwm_jax.rl.environment import EnvironmentFailure, Observation, Step, waiting_for_others
 
 LONGEST = 6
 
@@ -69,3 +70,40 @@ class Broken(Parity):
     def close(self):
         if self.task.data["fails"] == "close":
             raise RuntimeError("a bug in close")
+
+
+class Late(Parity):
+    """Opens something late: where its task says, a long while of its clock after that was begun.
+
+    It is so once for each of ``waits``, which say whether it waits for others, and goes on when
+    the semaphore ``go`` lets it; ``begun`` says that it is late, and ``log`` what it did.
+    """
+
+    def __init__(self, task, tokenizer):
+        super().__init__(task, tokenizer)
+        self.data = task.data
+        self._pass("make")
+
+    def start(self):
+        self._pass("start")
+        return super().start()
+
+    def step(self, action):
+        self._pass("step")
+        return super().step(action)
+
+    def close(self):
+        self._note("closed")
+
+    def _pass(self, where):
+        if self.data["late"] != where:
+            return
+        for waits in self.data["waits"]:
+            with waiting_for_others() if waits else contextlib.nullcontext():
+                self.data["clock"].now_s += 1000.0
+                self.data["begun"].set()
+                self.data["go"].acquire()
+        self._note("opened")
+
+    def _note(self, what):
+        self.data["log"].append((what, threading.get_ident()))

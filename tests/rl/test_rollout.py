@@ -1,12 +1,13 @@
 """Contract: episodes on one engine, and that the trainer computes what the sampler did."""
 
 import functools
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rl.games import Broken, Parity, Turns
+from rl.games import Broken, Late, Parity, Turns
 from tiny import VOCAB_SIZE, sharp_params, tiny_model
 from tolerances import SAMPLER_ATOL
 
@@ -18,7 +19,7 @@ from cwm_jax.rl.playing.rollout import Rollouts, Wanted
 from cwm_jax.tokenizer import train_tokenizer
 
 MODEL = tiny_model(num_hidden_layers=2)
-GAMES = {"parity": Parity, "turns": Turns, "broken": Broken}
+GAMES = {"parity": Parity, "turns": Turns, "broken": Broken, "late": Late}
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +119,70 @@ def test_a_failing_environment_costs_its_own_episode_alone(params, tokenizer, fa
     assert expected[fails] in played[100].failure
 
 
-def test_a_bug_in_close_changes_nothing(params, tokenizer):
+def test_a_bug_in_close_changes_nothing(params, tokenizer, caplog):
     wanted = episodes("broken", 2, fails="close")
-    assert {t.ending for t in play(make_rollouts(params, tokenizer), wanted).values()} == {"done"}
+    rollouts = make_rollouts(params, tokenizer)
+    assert {t.ending for t in play(rollouts, wanted).values()} == {"done"}
+    rollouts.close()
+    assert caplog.text.count("Broken could not be closed") == 2
+
+
+@pytest.fixture
+def late(clock):
+    """Makes an episode that opens something 1000 s late, when it may ``go`` on; at last it may."""
+    data = {"clock": clock, "go": threading.Semaphore(0), "begun": threading.Event(), "log": []}
+    yield lambda where, *waits: episodes("late", 1, late=where, waits=waits, **data)[0]
+    data["go"].release(9)
+
+
+@pytest.mark.parametrize("where", ["make", "start", "step"])
+def test_what_a_late_environment_opens_is_closed_after_it(params, tokenizer, late, where):
+    rollouts = make_rollouts(params, tokenizer)
+    wanted = late(where, False)
+    (lost,) = play(rollouts, [wanted]).values()
+    assert (lost.ending, lost.failure) == ("failed", "no answer within 30 s")
+    data = wanted.task.data
+    assert data["begun"].is_set() and data["log"] == []
+    data["go"].release()
+    rollouts.close()
+    assert [what for what, _ in data["log"]] == ["opened", "closed"]
+    assert len({thread for _, thread in data["log"]}) == 1
+
+
+def test_closing_waits_for_a_step_under_way_and_closes_after_it(params, tokenizer, late):
+    rollouts = make_rollouts(params, tokenizer)
+    wanted = late("start", True)
+    rollouts.add(wanted)
+    wanted.task.data["begun"].wait()
+    threading.Timer(0.2, wanted.task.data["go"].release).start()
+    rollouts.close()
+    assert [what for what, _ in wanted.task.data["log"]] == ["opened", "closed"]
+
+
+def test_closing_does_not_wait_for_ever(params, tokenizer, late, monkeypatch, caplog):
+    monkeypatch.setattr("cwm_jax.rl.playing.rollout._CLOSING_S", 0.05)
+    rollouts = make_rollouts(params, tokenizer)
+    wanted = late("start", True)
+    rollouts.add(wanted)
+    wanted.task.data["begun"].wait()
+    rollouts.close()
+    assert wanted.task.data["log"] == [] and rollouts.num_playing == 0
+    assert "1 environments do not close within 0.05 s" in caplog.text
+
+
+@pytest.mark.parametrize(("waits", "ending"), [((True,), "done"), ((True, False), "failed")])
+def test_waiting_for_others_is_no_time_of_a_step(params, tokenizer, late, waits, ending):
+    """The loop looks while it waits; where it hangs afterwards it is late all the same."""
+    rollouts = make_rollouts(params, tokenizer, ordered=False)
+    wanted = late("step", *waits)
+    rollouts.add(wanted)
+    while not wanted.task.data["begun"].is_set():
+        assert rollouts.step() == []
+    assert rollouts.step() == [] and rollouts.num_playing == 1
+    wanted.task.data["go"].release()
+    assert play(rollouts, [])[wanted.seed].ending == ending
+    wanted.task.data["go"].release()
+    rollouts.close()
 
 
 def test_an_episode_without_room_fails_within_its_limits(params, tokenizer):

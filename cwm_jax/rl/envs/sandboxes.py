@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.rl.environment import EnvironmentFailure
+from cwm_jax.rl.environment import EnvironmentFailure, waiting_for_others
 from cwm_jax.sandbox import Limits, Outcome, Pool, Reply, SandboxError
 
 _LOST = "the sandbox was lost"  # as `Reply.detail` of sandbox/supervisor.py begins
@@ -90,6 +90,7 @@ class Sandboxes:
                     limits=self._limits,
                     unsafe=self._unsafe,
                     preload=self._preload,
+                    waiting=waiting_for_others,
                 )
                 self._pool, self._end = pool, weakref.finalize(self, _end, pool, folder)
             return self._pool

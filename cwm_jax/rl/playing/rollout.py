@@ -1,15 +1,15 @@
 """Many episodes at once on one engine: the policy's tokens from it, the rest from environments.
 
 One loop drives them all. Each round lets the engine compute some tokens, hands finished actions to
-their environments, which work in threads of their own, and the next prompts back to the engine.
+their environments, which `Keeper` has in threads of their own, and the next prompts back to it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import random
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,11 +18,13 @@ from cwm_jax.inference.engine import Engine
 from cwm_jax.inference.requests import SamplingParams
 from cwm_jax.inference.scheduler import Request
 from cwm_jax.rl.environment import Environment, EnvironmentFailure, Observation, Step, Task
+from cwm_jax.rl.playing.keeper import Keeper
 from cwm_jax.rl.trajectory import Ending, Trajectory, Turn
 
 _LOG = logging.getLogger(__name__)
 TRUNCATED_RETURN = -1.0  # report: whatever does not succeed within its limits
 _WAIT_S = 0.05  # of the loop where nothing but environments has work
+_CLOSING_S = 60.0  # assumed: of `Rollouts.close`, for steps under way and what they hold
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,8 @@ class Rollouts:
                 ``TRUNCATED_RETURN``.
             ordered: wait for all environments before the engine goes on, so that what is computed
                 together, and with it every bit, does not depend on the clock.
-            timeout_s: for each step of an environment; one that takes longer has failed. Its thread
-                is left to itself.
+            timeout_s: of each step of an environment, without its waits for others (see
+                `waiting_for_others`); one that takes longer has failed.
             temperature: of the draws; 0 is greedy.
         """
         assert engine.tokenizer is not None
@@ -68,6 +70,7 @@ class Rollouts:
         self._ordered, self._timeout_s, self._temperature = ordered, timeout_s, temperature
         self._acting: dict[Request, _Episode] = {}
         self._stepping: list[_Episode] = []
+        self._closing: list[Keeper] = []
         self.version = 0
 
     @property
@@ -76,9 +79,8 @@ class Rollouts:
 
     def add(self, wanted: Wanted) -> None:
         """Begins an episode."""
-        episode = _Episode(wanted)
-        episode.call(lambda: self._start(episode), self._timeout_s)
-        self._stepping.append(episode)
+        make = functools.partial(self._make_environment, wanted.environment, wanted.task)
+        self._stepping.append(_Episode(wanted, Keeper(make, self._timeout_s)))
 
     def step(self) -> list[Trajectory]:
         """Computes some tokens, and gives the episodes that have ended."""
@@ -87,7 +89,7 @@ class Rollouts:
             for request, delta in self._engine.step():
                 self._receive(request, delta)
         elif self._stepping:
-            self._stepping[0].wait(_WAIT_S)
+            self._stepping[0].keeper.wait(_WAIT_S)
         return ended
 
     def update_weights(self, params: Any, version: int) -> None:
@@ -96,32 +98,44 @@ class Rollouts:
         self.version = version
 
     def close(self) -> None:
-        """Ends all episodes."""
+        """Ends all episodes, and waits a while until their environments are closed."""
         for request in self._acting:
             self._engine.cancel(request)
         for episode in [*self._acting.values(), *self._stepping]:
-            episode.close()
+            self._leave(episode)
+        self._acting, self._stepping = {}, []
         while self._engine.has_work:
             self._engine.step()
-        self._acting, self._stepping = {}, []
+        self._wait_for_closing()
 
-    def _start(self, episode: _Episode) -> Observation:
-        wanted = episode.wanted
-        episode.environment = self._make_environment(wanted.environment, wanted.task)
-        return episode.environment.start()
+    def _leave(self, episode: _Episode) -> None:
+        episode.keeper.close()
+        self._closing = [keeper for keeper in self._closing if not keeper.is_closed()]
+        self._closing.append(episode.keeper)
+
+    def _wait_for_closing(self) -> None:
+        deadline = time.monotonic() + _CLOSING_S
+        left = [k for k in self._closing if not k.is_closed(max(0.0, deadline - time.monotonic()))]
+        if left:
+            _LOG.warning(
+                "%d environments do not close within %g s; what they hold may outlive this process",
+                len(left),
+                _CLOSING_S,
+            )
+        self._closing = []
 
     def _collect(self) -> list[Trajectory]:
         """What environments have answered: episodes that end; the others act."""
         ended, waiting = [], []
         for episode in self._stepping:
-            if self._ordered:
-                episode.wait(None)
-            if not episode.answered:
+            while self._ordered and not episode.keeper.answered:
+                episode.keeper.wait(_WAIT_S)
+            if not episode.keeper.answered:
                 waiting.append(episode)
                 continue
             ending = self._go_on(episode)
             if ending is not None:
-                episode.close()
+                self._leave(episode)
                 ended.append(episode.trajectory(ending))
         self._stepping = waiting
         return ended
@@ -129,7 +143,7 @@ class Rollouts:
     def _go_on(self, episode: _Episode) -> Ending | None:
         """Takes an environment's answer; how the episode has ended, if it has."""
         try:
-            answer = episode.answer()
+            answer = episode.keeper.answer()
         except EnvironmentFailure as failure:
             episode.failure = str(failure)
             return "failed"
@@ -169,19 +183,15 @@ class Rollouts:
         del self._acting[request]
         if delta.finish_reason == "error":
             raise RuntimeError("the engine failed on a request; its log says why")
-        action = episode.end_action(self.version)
-        environment = episode.environment
-        assert environment is not None
-        episode.call(lambda: environment.step(action), self._timeout_s)
+        episode.keeper.step(episode.end_action(self.version))
         self._stepping.append(episode)
 
 
 class _Episode:
-    """Where one stands: its tokens so far, and what its environment is at."""
+    """Where one stands: its tokens so far, and who has its environment."""
 
-    def __init__(self, wanted: Wanted):
-        self.wanted = wanted
-        self.environment: Environment | None = None
+    def __init__(self, wanted: Wanted, keeper: Keeper):
+        self.wanted, self.keeper = wanted, keeper
         self.tokens: list[int] = []
         self.turns: list[Turn] = []
         self.action: list[int] = []
@@ -190,7 +200,6 @@ class _Episode:
         self.failure = ""
         self._observation: tuple[int, ...] = ()
         self._draws = random.Random(wanted.seed)
-        self._call: _Call | None = None
 
     @property
     def total_reward(self) -> float:
@@ -198,22 +207,6 @@ class _Episode:
 
     def next_seed(self) -> int:
         return self._draws.getrandbits(63)
-
-    def call(self, function: Callable[[], Any], timeout_s: float) -> None:
-        self._call = _Call(function, timeout_s)
-
-    def wait(self, timeout_s: float | None) -> None:
-        assert self._call is not None
-        self._call.wait(timeout_s)
-
-    @property
-    def answered(self) -> bool:
-        assert self._call is not None
-        return self._call.done
-
-    def answer(self) -> Observation | Step:
-        assert self._call is not None
-        return self._call.result()
 
     def begin_action(self, observation: Observation, version: int) -> None:
         self._observation = tuple(observation.tokens)
@@ -249,46 +242,3 @@ class _Episode:
             ending=ending,
             failure=self.failure,
         )
-
-    def close(self) -> None:
-        """Without waiting: an environment may hang in this, too."""
-        if self.environment is not None:
-            _Call(self.environment.close, 0.0)
-
-
-class _Call:
-    """A function in a thread of its own that no one has to wait for."""
-
-    def __init__(self, function: Callable[[], Any], timeout_s: float):
-        self._function = function
-        self._ended = threading.Event()
-        self._deadline = time.monotonic() + timeout_s
-        self._timeout_s = timeout_s
-        self._value: Any = None
-        self._error: Exception | None = None
-        threading.Thread(target=self._run, name="environment", daemon=True).start()
-
-    @property
-    def done(self) -> bool:
-        return self._ended.is_set() or time.monotonic() >= self._deadline
-
-    def wait(self, timeout_s: float | None) -> None:
-        left = max(0.0, self._deadline - time.monotonic())
-        self._ended.wait(left if timeout_s is None else min(left, timeout_s))
-
-    def result(self) -> Any:
-        """What the function returned or raised; EnvironmentFailure where it did neither in time."""
-        if not self._ended.is_set():
-            raise EnvironmentFailure(f"no answer within {self._timeout_s:g} s")
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-    def _run(self) -> None:
-        try:
-            self._value = self._function()
-        except Exception as error:
-            self._error = error
-        except BaseException as error:  # SystemExit of a library: it ends this thread alone
-            self._error = RuntimeError(f"{type(error).__name__}: {error}")
-        self._ended.set()

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.rl.environment import EnvironmentFailure
+from cwm_jax.rl.environment import EnvironmentFailure, waiting_for_others
 from cwm_jax.rl.envs.prediction import is_same_value
 from cwm_jax.sandbox import Limits, Outcome, Pool, Reply, SandboxError
 
@@ -120,6 +120,8 @@ def _result(entry: Any) -> CallResult:
 @functools.cache
 def _pool(pid: int, unsafe: bool) -> Pool:
     """Warm interpreters of this process; each call has a new child and an empty folder."""
-    pool = Pool(_PROGRAM, size=_POOL_SIZE, unsafe=unsafe, preload=("json",))
+    pool = Pool(
+        _PROGRAM, size=_POOL_SIZE, unsafe=unsafe, preload=("json",), waiting=waiting_for_others
+    )
     atexit.register(lambda: pool.close() if os.getpid() == pid else None)
     return pool
