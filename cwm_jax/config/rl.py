@@ -201,7 +201,8 @@ class RLConfig:
         ray_address: of that cluster, as ``ray.init`` takes it; None starts Ray on this machine.
         rollout_dtype: of the weights that play; None is the trainer's.
         max_rows: episodes that an engine computes at once.
-        environment_timeout_s: for each step of an environment; longer ones have failed.
+        environment_timeout_s: for each step of an environment, without its waits for sandboxes that
+            other episodes use; longer ones have failed.
         loss: the objective.
         filters: what is not learnt from.
         length_reward: shapes the rewards of right answers; None leaves them.

@@ -5,15 +5,20 @@ No test here has pulled an image: what a real engine does differently shows only
 
 import errno
 import subprocess
+import threading
 
 import pytest
 from fake_engine import IMAGE, FakeEngine
 from swe_players import GOLD, call, final, output
 
 from cwm_jax.rl.environment import EnvironmentFailure, Task
+from cwm_jax.rl.envs.swe.environment import SoftwareEngineering
+from cwm_jax.rl.envs.swe.profiles import PROFILES
 from cwm_jax.rl.envs.swe.workspaces import container, engine
 from cwm_jax.rl.envs.swe.workspaces.container import ContainerWorkspace
 from cwm_jax.rl.envs.swe.workspaces.engine import Engine, EngineError, find_engine
+from cwm_jax.rl.playing.keeper import Keeper
+from cwm_jax.tokenizer import END_OF_TURN
 
 MEMORY = 1 << 30
 
@@ -131,6 +136,35 @@ def test_an_episode_is_played_and_judged_in_containers(fake, git_task, play, mon
         assert player.last.reward == reward, player.info
         (fake.root.parent / "testbed.diff").unlink()
     assert fake.removed == ["c0", "c1", "c2", "c3"]  # to work in, and to be judged in
+
+
+def test_a_container_that_comes_up_after_its_step_was_given_up_is_removed(
+    fake, git_task, tokenizer, clock, monkeypatch
+):
+    begun, go = threading.Event(), threading.Event()
+
+    def find_late():
+        clock.now_s += 1000.0
+        begun.set()
+        go.wait()
+        return Engine(fake.home / "engine.sock")
+
+    monkeypatch.setattr(container, "find_engine", find_late)
+    repository = {"image": IMAGE, "root": str(fake.root)}
+    task = Task(name="image", data={**git_task.data, "repository": repository})
+    keeper = Keeper(lambda: SoftwareEngineering(task, tokenizer, PROFILES["small"]), 30.0)
+    keeper.wait(60.0)
+    assert keeper.answer().tokens
+    keeper.step([*tokenizer.encode(call("bash", "ls")), tokenizer.special_tokens[END_OF_TURN]])
+    begun.wait()
+    assert keeper.answered
+    with pytest.raises(EnvironmentFailure, match="no answer within 30 s"):
+        keeper.answer()
+    keeper.close()
+    assert not keeper.is_closed() and not fake.removed
+    go.set()
+    assert keeper.is_closed(60.0)
+    assert fake.removed == ["c0"] and not fake.containers
 
 
 def test_what_the_engine_does_wrong_is_a_failure_of_the_environment(fake, workspace, tmp_path):
