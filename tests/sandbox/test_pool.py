@@ -71,9 +71,9 @@ def test_calls_have_their_turns_in_order_and_say_that_they_wait(monkeypatch):
         for number, name in enumerate((b"b", b"c"), 1):
             threads.submit(pool.call, name)
             wait_until(lambda number=number: len(pool._queue) == number)
-        assert len(waiting) == 2
+        num_waiting = len(waiting)
         go.release(4)
-        assert twice.result() == [b"a", b"d"]
+        assert twice.result() == [b"a", b"d"] and num_waiting == 2
         assert started == [b"a", b"b", b"c", b"d"] and waiting == [] and pool._queue == []
 
 
