@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -126,11 +127,13 @@ class Evaluator:
             for number, task in enumerate(tasks)
         ]
         waiting = wanted[self._hosts.index :: self._hosts.count][::-1]
+        at_once = self._rl.groups_at_once * self._rl.group_size
         found = []
-        while waiting or rollouts.num_playing:
-            while waiting and rollouts.num_playing < self._rl.groups_at_once * self._rl.group_size:
-                rollouts.add(waiting.pop())
-            found += map(to_json, rollouts.step())
+        with contextlib.closing(rollouts):
+            while waiting or rollouts.num_playing:
+                while waiting and rollouts.num_playing < at_once:
+                    rollouts.add(waiting.pop())
+                found += map(to_json, rollouts.step())
         return json.dumps(found).encode()
 
     def _write(self, evaluations: Sequence[Evaluation]) -> None:
