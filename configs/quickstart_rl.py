@@ -29,10 +29,12 @@ from cwm_jax.config import (
 )
 
 CORPUS = "runs/traces/quickstart-rl"
-T = quickstart.T
+T = 512  # rows hold several traces or dialogs; at 256 a third of a row is empty (measured)
+BATCH_TOKENS = 2 * T
+EPISODE_TOKENS = 256
 PROGRAMS = GeneratedTraces(programs=16_000, difficulties=(1,), kinds=("arithmetic",))
 HELDOUT_FRACTION = 0.06  # 919 programs
-PRETRAIN_STEPS, MIDTRAIN_STEPS, SFT_STEPS, RL_STEPS = 400, 2500, 4500, 150
+PRETRAIN_STEPS, MIDTRAIN_STEPS, SFT_STEPS, RL_STEPS = 400, 1000, 4000, 100
 
 
 def get_config() -> Recipe:
@@ -52,7 +54,7 @@ def pretraining() -> RunConfig:
             packing="concat_then_split",
         ),
         tokenizer=TokenizerConfig(vocab_size=quickstart.VOCAB_SIZE, training_bytes=1_000_000),
-        batch=batch(rows=4),
+        batch=batch(T, rows=2),
         optimizer=optimizer(steps=PRETRAIN_STEPS, start=0),
         checkpoint=CheckpointConfig(checkpoint_period=PRETRAIN_STEPS),
         logging=logging(),
@@ -71,7 +73,7 @@ def midtraining() -> RunConfig:
             ),
         ),
         tokenizer=TokenizerConfig(path="runs/quickstart-pre/export"),
-        batch=batch(rows=4),
+        batch=batch(T, rows=2),
         optimizer=optimizer(steps=MIDTRAIN_STEPS, start=PRETRAIN_STEPS),
         checkpoint=CheckpointConfig(
             checkpoint_period=1000, load_full_state_path="runs/quickstart-pre"
@@ -95,12 +97,12 @@ def sft() -> RunConfig:
             SourceConfig(name="traces", kind="traces", path=CORPUS, generate=PROGRAMS, weight=0.05),
         ),
         tokenizer=TokenizerConfig(path="runs/quickstart-mid/export"),
-        batch=batch(rows=4),
+        batch=batch(T, rows=2),
         optimizer=OptimizerConfig(
             learning_rate=2e-3,  # measured
             schedule="cosine",  # report: about as good as its constant rate; better in so few steps
-            warmup_tokens=50 * 4 * T,
-            train_tokens=SFT_STEPS * 4 * T,
+            warmup_tokens=50 * BATCH_TOKENS,
+            train_tokens=SFT_STEPS * BATCH_TOKENS,
         ),
         checkpoint=CheckpointConfig(
             checkpoint_period=1500, load_parameters_path="runs/quickstart-mid"
@@ -116,12 +118,12 @@ def rl() -> RunConfig:
         model=quickstart.MODEL,
         data=data(),
         tokenizer=TokenizerConfig(path="runs/quickstart-sft/export"),
-        batch=batch(rows=8, global_rows=32),
+        batch=batch(EPISODE_TOKENS, rows=8, steps=4),
         optimizer=OptimizerConfig(
             learning_rate=3e-4,  # measured
             schedule="constant",
-            warmup_tokens=5 * 32 * T,
-            train_tokens=RL_STEPS * 32 * T,
+            warmup_tokens=5 * 32 * EPISODE_TOKENS,
+            train_tokens=RL_STEPS * 32 * EPISODE_TOKENS,
             weight_decay=0.0,
         ),
         checkpoint=CheckpointConfig(
@@ -133,7 +135,8 @@ def rl() -> RunConfig:
             filters=FilterConfig(gibberish_min_token_id=None),
             groups_at_once=16,
             group_size=8,
-            eval_tasks=600,
+            max_rows=16,  # measured: with 32 the cache of so small a model leaves the processor's
+            eval_tasks=900,
             eval_period=50,
         ),
     )
@@ -143,11 +146,12 @@ def data(*sources: SourceConfig, packing="best_fit") -> DataConfig:
     return DataConfig(sources=sources, packing=packing, heldout_fraction=HELDOUT_FRACTION)
 
 
-def batch(*, rows: int, global_rows: int | None = None) -> BatchConfig:
+def batch(length: int, *, rows: int, steps: int = 1) -> BatchConfig:
+    """``steps``: micro-batches of so many rows."""
     return BatchConfig(
-        max_target_length=T,
+        max_target_length=length,
         per_device_batch_size=rows,
-        global_batch_tokens=(global_rows or rows) * T,
+        global_batch_tokens=steps * rows * length,
     )
 
 
@@ -155,10 +159,10 @@ def optimizer(*, steps: int, start: int) -> OptimizerConfig:
     """One schedule over both phases, as in the report."""
     return OptimizerConfig(
         learning_rate=3e-3,  # measured
-        warmup_tokens=50 * 4 * T,
-        start_tokens=start * 4 * T,
-        train_tokens=steps * 4 * T,
-        horizon_tokens=(PRETRAIN_STEPS + MIDTRAIN_STEPS) * 4 * T,
+        warmup_tokens=50 * BATCH_TOKENS,
+        start_tokens=start * BATCH_TOKENS,
+        train_tokens=steps * BATCH_TOKENS,
+        horizon_tokens=(PRETRAIN_STEPS + MIDTRAIN_STEPS) * BATCH_TOKENS,
     )
 
 

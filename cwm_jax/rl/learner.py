@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -84,6 +84,7 @@ class Learner:
         self._programs: dict[int, Any] = {}
         self._reference: Any = None
         self._trajectory_file = Path()
+        self._saved_step = 0
 
     def keep_close_to(self, params: Any) -> None:
         """Takes the policy that ``rl.loss.kl_weight`` penalises a divergence from."""
@@ -92,6 +93,7 @@ class Learner:
     def train(self, state: TrainState, stop: StopRequest) -> tuple[TrainState, bool]:
         """Runs to the end of the plan or a signal; returns the state and whether it is the end."""
         total, step = self._plan.total_steps, int(state.step)
+        self._saved_step = step
         self._drop_trajectories_from(step)
         self._begin_file(step)
         self._goodput.begin("step")
@@ -102,7 +104,8 @@ class Learner:
             started = time.perf_counter()
             gathered = self._gather(step, stop)
             if gathered is None:
-                self._save(step, state)
+                if step and step != self._saved_step:
+                    self._save(step, state)
                 break
             played_at = time.perf_counter()
             self._saver.check()
@@ -128,7 +131,8 @@ class Learner:
             if step % self._config.checkpoint.checkpoint_period == 0 or step == total:
                 self._save(step, state)
         if step < total:
-            print_line(f"{stop.name}: saved step {step} and stopped; the same command resumes")
+            done = f"saved step {step}" if step else "no step was done"
+            print_line(f"{stop.name}: {done} and stopped; the same command resumes")
         with self._goodput.during("checkpoint"):
             self._saver.wait()
         self._goodput.write(step, finished=step >= total)
@@ -166,15 +170,18 @@ class Learner:
             if not packer.num_trajectories and played.groups % _NOTE_GROUPS == 0:
                 print_line(f"{played.groups} groups played, and nothing to learn from them yet")
         if not packer.num_trajectories:
-            if self._hosts.is_first:
-                write_trajectories(self._trajectory_file, played.trajectories)
-            why = why_nothing(played.trajectories, played.rejected)
-            raise NothingToLearnError(
-                f"{played.groups} groups taught nothing in step {version + 1}: {why}. Look at "
-                f"`python -m cwm_jax rl show {self._folder}`; the same command resumes"
-            )
+            self._give_up(version, played)
         rows = packer.batch(version)
         return {k: v.reshape(A, -1, T) for k, v in rows.items()}, played
+
+    def _give_up(self, version: int, played: _Played) -> NoReturn:
+        if self._hosts.is_first:
+            write_trajectories(self._trajectory_file, played.trajectories)
+        why = why_nothing(played.trajectories, played.rejected)
+        raise NothingToLearnError(
+            f"{played.groups} groups taught nothing in step {version + 1}: {why}. Look at "
+            f"`python -m cwm_jax rl show {self._folder}`; the same command resumes"
+        )
 
     # ------------------------------------------------------------ updates
 
@@ -251,6 +258,7 @@ class Learner:
             record = ckpt.RunRecord(step, self._config, ckpt.batches(self._plan), loader_state)
             self._saver.save(state, record)
         self._goodput.write(step)
+        self._saved_step = step
         self._begin_file(step)
 
     def _begin_file(self, step: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from cwm_jax.config import RLConfig, RunConfig
+from cwm_jax.config import DataConfig, RLConfig, RunConfig
 from cwm_jax.distributed import Hosts
 from cwm_jax.inference.engine import Engine, EngineOptions
 from cwm_jax.rl.environment import Environment, Task
@@ -60,11 +60,8 @@ def run(
     goodput = Goodput(folder / GOODPUT_FILE if hosts.is_first else None, started=started)
     with startup.locked(folder, hosts), contextlib.ExitStack() as stack:
         print_line(f"run {config.run_name} in {folder}\n{plan.describe()}")
-        for name, tasks in train.items():
-            held = len(heldout[name])
-            few = f": too few, raise data.heldout_fraction ({config.data.heldout_fraction})"
-            note = few if held < LEAST_TASKS else ""
-            print_line(f"environment {name}: {len(tasks):,} tasks, {held:,} held out{note}")
+        for name in train:
+            print_line(describe_split(config.data, name, len(train[name]), len(heldout[name])))
         # 2. State: restored, or an earlier phase's weights.
         newest = startup.newest_checkpoint(folder / "checkpoints", hosts)
         record = None
@@ -129,6 +126,14 @@ def describe_result(config: RunConfig, result: RunResult) -> str:
             f"python -m cwm_jax rl show {result.folder}",
         ]
     )
+
+
+def describe_split(data: DataConfig, name: str, num_train: int, num_heldout: int) -> str:
+    """One line on an environment's tasks."""
+    line = f"environment {name}: {num_train:,} tasks, {num_heldout:,} held out"
+    if num_heldout >= LEAST_TASKS:
+        return line
+    return f"{line}: too few, raise data.heldout_fraction ({data.heldout_fraction})"
 
 
 def make_engine(config: RunConfig, mesh: Mesh, params: Any, tokenizer: Tokenizer) -> Engine:
