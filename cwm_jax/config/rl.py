@@ -18,6 +18,8 @@ class EnvironmentConfig:
         path: of its tasks: JSONL, or a trace corpus (``output_prediction``, ``trace_prediction``).
         profile: names the limits, see the module of the kind; ``small`` is for tests.
         weight: share of the prompts, relative to the others'.
+        max_tasks: to train on, drawn by the run's seed, so that they come again and their solve
+            rates are known; None takes all.
         unsafe: run code without bubblewrap.
     """
 
@@ -26,11 +28,12 @@ class EnvironmentConfig:
     path: str | None = None
     profile: str = "small"
     weight: float = 1.0
+    max_tasks: int | None = None
     unsafe: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_positive(self, "weight")
+        check_positive(self, "weight", "max_tasks")
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(
                 f"rl environment name is {self.name!r}; expected letters, digits, '-' and '_' alone"
@@ -207,7 +210,8 @@ class RLConfig:
         filters: what is not learnt from.
         length_reward: shapes the rewards of right answers; None leaves them.
         curriculum: chooses tasks by their solve rates; None takes all.
-        eval_tasks: held-out tasks of each environment in an evaluation, each answered once.
+        eval_tasks: held-out tasks of each environment in an evaluation.
+        eval_samples: answers to each of them, whose solve rates are averaged.
         eval_period: steps between evaluations; the first step and the last are always evaluated.
         eval_temperature: of their draws.
     """
@@ -230,6 +234,7 @@ class RLConfig:
     length_reward: LengthRewardConfig | None = None
     curriculum: CurriculumConfig | None = None
     eval_tasks: int = 128
+    eval_samples: int = 1
     eval_period: int = 50
     eval_temperature: float = 1.0  # report: its evaluations'
 
@@ -249,6 +254,7 @@ class RLConfig:
             "max_rows",
             "environment_timeout_s",
             "eval_tasks",
+            "eval_samples",
             "eval_period",
         )
         counts = ("rollout_devices", "rollout_workers", "rollout_worker_gpus", "eval_temperature")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -15,7 +16,7 @@ from cwm_jax.config import RLConfig, RunConfig
 from cwm_jax.distributed import Hosts
 from cwm_jax.rl.environment import Task
 from cwm_jax.rl.playing.rollout import Rollouts, Wanted
-from cwm_jax.rl.trajectory import from_json, to_json
+from cwm_jax.rl.trajectory import Trajectory, from_json, to_json
 from cwm_jax.rl.weights import WeightCopies
 from cwm_jax.training.metrics import keep_metrics_through, read_metrics
 
@@ -30,23 +31,23 @@ class Evaluation:
     Attributes:
         environment: its name.
         step: optimizer steps done.
-        passed: whether each task was solved, by name; failures of environments are left out.
+        solve_rates: of each task's answers, by its name; failures of environments are left out.
         mean_action_tokens: of an answer.
     """
 
     environment: str
     step: int
-    passed: Mapping[str, bool]
+    solve_rates: Mapping[str, float]
     mean_action_tokens: float
 
     @property
     def accuracy(self) -> float:
-        return sum(self.passed.values()) / max(1, len(self.passed))
+        return sum(self.solve_rates.values()) / max(1, len(self.solve_rates))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Of two accuracies on the same tasks, with its 95 % interval (normal, of paired outcomes)."""
+    """Of two accuracies on the same tasks, with its 95 % interval (normal, of paired rates)."""
 
     mean: float
     low: float
@@ -60,17 +61,18 @@ def paired_difference(before: Evaluation, after: Evaluation) -> Difference:
     Raises:
         ValueError: fewer than two tasks are in both.
     """
-    names = [name for name in before.passed if name in after.passed]
+    old, new = before.solve_rates, after.solve_rates
+    names = [name for name in old if name in new]
     if len(names) < 2:
         raise ValueError(f"{len(names)} tasks are in both evaluations; expected two or more")
-    values = [int(after.passed[name]) - int(before.passed[name]) for name in names]
+    values = [new[name] - old[name] for name in names]
     mean = statistics.fmean(values)
     half = _Z95 * statistics.stdev(values) / math.sqrt(len(values))
     return Difference(mean=mean, low=mean - half, high=mean + half, num_tasks=len(names))
 
 
 class Evaluator:
-    """Plays the first held-out tasks of each environment once, each with its own seed.
+    """Plays the first held-out tasks of each environment, each answer with its own seed.
 
     On several processes each plays its share.
     """
@@ -105,7 +107,7 @@ class Evaluator:
                 Evaluation(
                     environment=name,
                     step=step,
-                    passed={t.task.name: t.passed for t in played},
+                    solve_rates=_solve_rates(played),
                     mean_action_tokens=statistics.fmean(t.num_action_tokens for t in played),
                 )
             )
@@ -122,8 +124,9 @@ class Evaluator:
         """The episodes that this process plays, as JSON."""
         rollouts = self._make(weights, temperature=self._rl.eval_temperature, ordered=True)
         wanted = [
-            Wanted(environment=name, task=task, group=0, seed=number)
+            Wanted(environment=name, task=task, group=0, seed=sample * len(tasks) + number)
             for name, tasks in self._tasks.items()
+            for sample in range(self._rl.eval_samples)
             for number, task in enumerate(tasks)
         ]
         waiting = wanted[self._hosts.index :: self._hosts.count][::-1]
@@ -140,6 +143,13 @@ class Evaluator:
         with self._path.open("a", encoding="utf-8") as file:
             for evaluation in evaluations:
                 file.write(json.dumps(dataclasses.asdict(evaluation)) + "\n")
+
+
+def _solve_rates(played: Sequence[Trajectory]) -> dict[str, float]:
+    outcomes: dict[str, list[bool]] = collections.defaultdict(list)
+    for trajectory in played:
+        outcomes[trajectory.task.name].append(trajectory.passed)
+    return {name: statistics.fmean(found) for name, found in outcomes.items()}
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:

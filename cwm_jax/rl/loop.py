@@ -20,7 +20,7 @@ from cwm_jax.rl.evaluation import Evaluator, changes
 from cwm_jax.rl.learner import Learner
 from cwm_jax.rl.playing.players import AllTheTime, Dealer, InTurns, Nobody, Players
 from cwm_jax.rl.playing.rollout import Rollouts
-from cwm_jax.rl.playing.tasks import TaskStream, split_tasks
+from cwm_jax.rl.playing.tasks import TaskStream, drawn_tasks, split_tasks
 from cwm_jax.rl.playing.together import Together
 from cwm_jax.rl.report import LEAST_TASKS, describe_change, plot_rl
 from cwm_jax.rl.selection import Curriculum
@@ -231,7 +231,7 @@ def _tasks(config: RunConfig) -> tuple[dict[str, list[Task]], dict[str, list[Tas
     train, heldout = {}, {}
     for environment in config.rl.environments:
         found = load_tasks(environment)
-        train[environment.name], heldout[environment.name] = split_tasks(
-            found, config.data.heldout_fraction
-        )
+        name = environment.name
+        learnt, heldout[name] = split_tasks(found, config.data.heldout_fraction)
+        train[name] = drawn_tasks(learnt, environment, config.seed)
     return train, heldout

@@ -119,7 +119,9 @@ def why_nothing(trajectories: Sequence[Trajectory], rejected: Mapping[str, int])
 def describe_change(change: tuple[Evaluation, Evaluation]) -> str:
     """One line: both accuracies, and their difference with its interval."""
     before, after = change
-    first = f"{before.accuracy:.1%} of {len(before.passed)} held-out tasks at step {before.step}"
+    first = (
+        f"{before.accuracy:.1%} of {len(before.solve_rates)} held-out tasks at step {before.step}"
+    )
     if after.step == before.step:
         return f"{after.environment}: {first}"
     return (
@@ -130,7 +132,7 @@ def describe_change(change: tuple[Evaluation, Evaluation]) -> str:
 
 def _describe_difference(change: tuple[Evaluation, Evaluation], label: str) -> str:
     before, after = change
-    if len(before.passed.keys() & after.passed.keys()) < LEAST_TASKS:
+    if len(before.solve_rates.keys() & after.solve_rates.keys()) < LEAST_TASKS:
         return f"{after.accuracy - before.accuracy:+.1%} (too few tasks for an interval)"
     difference = paired_difference(before, after)
     return f"{difference.mean:+.1%} ({label}{difference.low:+.1%} to {difference.high:+.1%})"

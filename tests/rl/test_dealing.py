@@ -12,7 +12,7 @@ from cwm_jax.config import CurriculumConfig, EnvironmentConfig, RLConfig
 from cwm_jax.distributed import Hosts
 from cwm_jax.rl.environment import Task
 from cwm_jax.rl.playing.players import AllTheTime, Dealer, Group, Nobody
-from cwm_jax.rl.playing.tasks import TaskStream
+from cwm_jax.rl.playing.tasks import TaskStream, drawn_tasks
 from cwm_jax.rl.playing.together import Together
 from cwm_jax.rl.selection import Curriculum
 
@@ -54,6 +54,14 @@ def test_processes_share_the_groups_out():
     for name in WEIGHTS:  # an epoch of each is one of all of them together
         names = [deal.task.name for deal in dealt if deal.environment == name]
         assert len(set(names[:10])) == len(names[:10])
+
+
+def test_a_run_may_take_some_of_the_tasks():
+    some = dataclasses.replace(CONFIGS[0], max_tasks=5)
+    taken = drawn_tasks(TASKS["a"], some, seed=0)
+    assert len({task.name for task in taken}) == 5
+    assert taken == drawn_tasks(TASKS["a"], some, seed=0) != drawn_tasks(TASKS["a"], some, seed=1)
+    assert drawn_tasks(TASKS["a"], dataclasses.replace(some, max_tasks=99), 0) == TASKS["a"]
 
 
 class TwoHosts:

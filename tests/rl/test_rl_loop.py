@@ -99,7 +99,7 @@ def test_the_metrics_say_what_was_played(played_run):
     rates = [line["solve_rate_swe"] for line in result.metrics if "solve_rate_swe" in line]
     assert rates and all(0 <= rate <= 1 for rate in rates)
     assert {"eval_output_prediction", "eval_swe"} <= set(result.metrics[0])
-    assert [len(before.passed) for before, _ in changes(result.folder)] == [8, 8]
+    assert [len(before.solve_rates) for before, _ in changes(result.folder)] == [8, 8]
     assert (result.folder / "rl.png").stat().st_size > 10_000
 
 
@@ -205,6 +205,15 @@ def test_steps_that_are_never_finite_end_the_run(tmp_path, tokenizer_folder, mon
         loop.run(dataclasses.replace(config, optimizer=optimizer))
     lines = read_metrics(tmp_path / "runs/tiny/metrics.jsonl")
     assert lines[-1]["skipped_in_a_row"] == 2 and lines[-1]["loss"] is None
+
+
+def test_an_evaluation_averages_the_answers_to_each_task(tmp_path, tokenizer_folder):
+    rl = dict(eval_samples=4)
+    config = rl_run(tmp_path, tokenizer_folder, steps=1, rl=rl)
+    (found, _) = read_evaluations(loop.run(config).folder)
+    assert len(found.solve_rates) == 8
+    assert {4 * rate for rate in found.solve_rates.values()} <= {0, 1, 2, 3, 4}
+    assert not {found.solve_rates[name] for name in found.solve_rates} <= {0.0, 1.0}
 
 
 def test_a_single_held_out_task_ends_without_an_interval(tmp_path, tokenizer_folder):

@@ -45,9 +45,12 @@ class TaskStream:
 
     def turn(self) -> str:
         """The environment whose turn it is, by the weights."""
-        name = min(self._environments, key=lambda e: (self._turns[e.name] + 1) / e.weight).name
+        name = min(self._environments, key=self._next_share).name
         self._turns[name] += 1
         return name
+
+    def _next_share(self, environment: EnvironmentConfig) -> float:
+        return (self._turns[environment.name] + 1) / environment.weight
 
     def draw(self, name: str) -> tuple[int, Task]:
         """(its number in the environment, the next task there)."""
@@ -79,3 +82,12 @@ def split_tasks(tasks: Sequence[Task], heldout_fraction: float) -> tuple[list[Ta
         held = is_heldout(task.group or task.name, heldout_fraction)
         (heldout if held else train).append(task)
     return train, heldout
+
+
+def drawn_tasks(tasks: Sequence[Task], environment: EnvironmentConfig, seed: int) -> list[Task]:
+    """``environment.max_tasks`` of them, at random; all where there are no more."""
+    if environment.max_tasks is None or environment.max_tasks >= len(tasks):
+        return list(tasks)
+    return random.Random(f"{seed}/{environment.name}/drawn").sample(
+        list(tasks), environment.max_tasks
+    )
