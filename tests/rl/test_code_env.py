@@ -50,7 +50,7 @@ def grader():
 
 
 def grade(grader, code, tests):
-    return grader.grade(code, parse_tests({"tests": tests}))
+    return grader.grade(code, parse_tests(tests))
 
 
 @pytest.mark.parametrize("tests", [FUNCTION, ASSERTS, CHECK], ids=["function", "asserts", "check"])
@@ -176,11 +176,11 @@ def test_assertions_see_an_exception_that_they_expect(grader):
 @pytest.mark.parametrize(
     ("tests", "why"),
     [
-        ({"code": "assert 1 == 1"}, "do not call"),
+        ({"code": "assert add"}, "do not call"),
         ({"code": "assert add(1"}, "do not call.*SyntaxError"),
         ({"code": "assert add(print, 2) == 3"}, "cannot be sent"),
         ({"code": "import time\nassert add(time.time(), 2)"}, "differently each time"),
-        ({"code": "while True: pass"}, "do not run"),
+        ({"code": "while True: add"}, "do not run"),
         ({"code": "1 / 0\nadd(1, 2)"}, "do not call"),
     ],
 )
@@ -377,17 +377,9 @@ def test_a_long_problem_loses_its_beginning(tokenizer, grader):
     assert start.max_action_tokens == 64_510 and len(start.tokens) < 700 + 20
 
 
-@pytest.mark.parametrize(
-    "tests",
-    [
-        *[None, {}, {"style": "x", "cases": [1]}, {"style": "stdin", "cases": []}],
-        {"style": "stdin", "cases": [{"input": 1, "output": "1"}]},
-        {"style": "asserts", "code": "1"},
-    ],
-)
-def test_tests_of_no_known_form_are_refused(tokenizer, grader, tests):
-    with pytest.raises(ValueError, match=r"expected .*mend the task"):
-        Code(task(tests=tests), tokenizer, PROFILES["small"], grader)
+def test_tests_of_no_known_form_are_refused(tokenizer, grader):
+    with pytest.raises(ValueError, match=r"task 't': tests are \{\}; expected .*: mend the task"):
+        Code(task(tests={}), tokenizer, PROFILES["small"], grader)
 
 
 def test_without_a_sandbox_the_environment_fails(tokenizer, monkeypatch):

@@ -195,7 +195,7 @@ def grader():
 
 
 def passes(grader, code, tests):
-    return grader.grade(code, parse_tests({"tests": tests})).verdict.value == "passed"
+    return grader.grade(code, parse_tests(tests)).verdict.value == "passed"
 
 
 def right(name="f"):
@@ -273,7 +273,7 @@ def test_no_depth_of_a_reply_voids_an_episode(grader, style):
 def test_the_reason_of_a_failure_can_be_written(grader, style):
     code = "def f(x): raise ValueError(chr(0xd800))"
     code = as_program(code) if style == "stdin" else code
-    grade = grader.grade(code, parse_tests({"tests": STYLES[style]}))
+    grade = grader.grade(code, parse_tests(STYLES[style]))
     assert "ValueError" in grade.detail and grade.detail.encode("utf-8")
 
 

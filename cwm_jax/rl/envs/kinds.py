@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import collections
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,34 +15,41 @@ from cwm_jax.rl.envs.code.grading import Grader
 from cwm_jax.rl.envs.math import environment as math
 from cwm_jax.rl.envs.math.python_tool import PythonTool
 from cwm_jax.rl.envs.math.verifying import MathVerifier
+from cwm_jax.rl.envs.swe import data as swe_data
 from cwm_jax.rl.envs.swe import profiles as swe_profiles
 from cwm_jax.rl.envs.swe.environment import SoftwareEngineering
 from cwm_jax.rl.envs.swe.shipped.tasks import shipped_tasks
+from cwm_jax.rl.envs.task_files import read_tasks
 from cwm_jax.tokenizer import Tokenizer
 from cwm_jax.trace.corpus import read_corpus
+
+# What reads the data of a task, and refuses what the kind cannot use; environments do the same.
+_READERS: dict[str, Callable[[Task], object]] = {
+    "code": code.read_data,
+    "math": math.read_data,
+    "math_python": math.read_data,
+    "swe": swe_data.read_data,
+}
 
 
 def load_tasks(config: EnvironmentConfig) -> list[Task]:
     """All tasks of an environment, those to be held out among them.
 
+    Tasks of files are checked, each by its kind, without a sandbox.
+
     Raises:
-        ValueError: no path where one is needed, a line that is no task, two of one name.
+        ValueError: no path where one is needed, a file that is none, a line that is no task of the
+            kind, two tasks of one name.
     """
-    if config.kind == "output_prediction":
-        tasks = list(prediction.output_tasks(read_corpus(_path(config))))
-    elif config.kind == "trace_prediction":
-        tasks = list(prediction.trace_tasks(read_corpus(_path(config))))
-    elif config.kind == "swe" and config.path is None:
-        tasks = list(shipped_tasks(unsafe=config.unsafe))
-    else:
-        tasks = read_tasks(Path(_path(config)))
-    names = {task.name for task in tasks}
-    if len(names) != len(tasks):
-        raise ValueError(
-            f"rl environment {config.name!r}: two of its {len(tasks)} tasks have one name; "
-            "expected each its own: rename one"
-        )
-    return tasks
+    owner = f"rl environment {config.name!r} ({config.kind})"
+    if config.kind == "swe" and config.path is None:
+        return list(shipped_tasks(unsafe=config.unsafe))
+    if config.kind in _READERS:
+        return read_tasks(Path(_path(config)), _READERS[config.kind], owner=owner)
+    try:
+        return _of_corpus(config)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{owner}: {error}") from error
 
 
 def make_environments(
@@ -57,22 +64,24 @@ def make_environments(
     return lambda name, task: makers[name](task)
 
 
-def read_tasks(path: Path) -> list[Task]:
-    """Tasks of a JSONL file: ``name``, ``data``, and perhaps ``group``, in each line."""
-    tasks = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-                task = Task(**record)
-                if not isinstance(task.name, str) or not isinstance(task.data, dict):
-                    raise TypeError("name is text, and data an object")
-            except (ValueError, TypeError) as error:
-                raise ValueError(
-                    f"{path}:{number} is no task ({error}); expected an object with name, data and "
-                    "perhaps group"
-                ) from None
-            tasks.append(task)
+def _of_corpus(config: EnvironmentConfig) -> list[Task]:
+    made = {
+        "output_prediction": prediction.output_tasks,
+        "trace_prediction": prediction.trace_tasks,
+    }
+    path = _path(config)
+    tasks = list(made[config.kind](read_corpus(path)))
+    if not tasks:
+        raise ValueError(
+            f"no episode of {path} is a task; expected some that are finished"
+            f"{', of main()' if config.kind == 'output_prediction' else ''}: trace other programs"
+        )
+    twice = [name for name, n in collections.Counter(t.name for t in tasks).items() if n > 1]
+    if twice:
+        raise ValueError(
+            f"two episodes of {path} have one name, {twice[0]!r}; expected each its own: make the "
+            "corpus again"
+        )
     return tasks
 
 

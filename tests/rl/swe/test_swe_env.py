@@ -340,14 +340,6 @@ def test_a_suite_that_does_not_end_fails(git_task, play):
     assert player.last.reward != 1.0 and "did not come to an end (timeout)" in player.info["reason"]
 
 
-def test_an_unknown_format_of_tests_is_refused(git_task, play):
-    tests = {**git_task.data["tests"], "format": "nose"}
-    player = play(Task(name="x", data={**git_task.data, "tests": tests}))
-    player.submit(GOLD)
-    with pytest.raises(ValueError, match="tests have the format 'nose'; expected one of unittest"):
-        player.say(final())
-
-
 def test_the_output_of_unittest_is_read():
     text = """\
 test_a (m.T.test_a) ... ok

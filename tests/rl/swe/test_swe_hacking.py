@@ -10,6 +10,7 @@ import pytest
 from swe_players import call, files_of, final, output
 
 from cwm_jax.rl.envs.swe.calls import Call, CallsFailed, _results, call_all
+from cwm_jax.rl.envs.swe.data import read_data
 from cwm_jax.rl.envs.swe.environment import workspace_maker
 from cwm_jax.rl.envs.swe.grading import Verdict, grade, without_tests
 from cwm_jax.rl.envs.swe.patches import parse_patch
@@ -36,7 +37,7 @@ def judge(removed):
         before = files_of(removed)
         after = {**before, "toolbox/text.py": f"{code}\n{before['toolbox/text.py']}"}
         patch = diff_of(before, after) + new_files(files or {})
-        return grade(removed.data, patch, timeout_s=timeout_s, make_workspace=lambda: None)
+        return grade(read_data(removed), patch, timeout_s=timeout_s, make_workspace=lambda: None)
 
     return make
 
@@ -236,7 +237,7 @@ def test_a_candidate_that_disturbs_fails_alone(judge, removed, name):
     verdict = judge(DISTURBANCES[name], timeout_s=1.0)
     assert not verdict.passed and verdict.reason
     gold = removed.data["patch"]  # and the next one is judged as ever
-    assert grade(removed.data, gold, timeout_s=10.0, make_workspace=lambda: None).passed
+    assert grade(read_data(removed), gold, timeout_s=10.0, make_workspace=lambda: None).passed
 
 
 @pytest.mark.parametrize(
@@ -359,7 +360,7 @@ SUITE_FILES = {
 def judge_suite(git_task):
     def make(patch: str) -> Verdict:
         maker = workspace_maker(git_task.data["repository"], PROFILES["small"])
-        return grade(git_task.data, patch, timeout_s=10.0, make_workspace=maker)
+        return grade(read_data(git_task), patch, timeout_s=10.0, make_workspace=maker)
 
     return make
 

@@ -7,13 +7,14 @@ answer begins with.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cwm_jax.rl.environment import Observation, Step, Task
 from cwm_jax.rl.envs.answers import NoAnswerError, answer_text, only_code_block
 from cwm_jax.rl.envs.code.grading import Grader, GradingLimits, Verdict
-from cwm_jax.rl.envs.code.tests import StdinTests, parse_tests
+from cwm_jax.rl.envs.code.tests import FunctionTests, StdinTests, Tests, parse_tests
+from cwm_jax.rl.envs.fields import fields, optional_text, task_of, text
 from cwm_jax.rl.envs.prompts import encode_problem
 from cwm_jax.tokenizer import Tokenizer
 
@@ -63,6 +64,24 @@ PROFILES = {
 PROFILES["direct"] = dataclasses.replace(PROFILES["small"], think=False)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodeData:
+    """What a task's data say."""
+
+    problem: str
+    tests: Tests
+    starter: str
+
+
+def read_data(task: Task) -> CodeData:
+    """What a task's data say.
+
+    Raises:
+        ValueError: a key is missing or unknown, a type is another, the tests have no known form.
+    """
+    return task_of("code", task, _read)
+
+
 class Code:
     """One answer; +1 if its code passes every test, else -1."""
 
@@ -70,10 +89,10 @@ class Code:
         """``grader``: shared by episodes; made of the profile's limits.
 
         Raises:
-            ValueError: the task's tests have no known form.
+            ValueError: as of `read_data`.
         """
-        self._task, self._tokenizer, self._profile = task, tokenizer, profile
-        self._grader, self._tests = grader, parse_tests(task.data)
+        self._data, self._tokenizer, self._profile = read_data(task), tokenizer, profile
+        self._grader = grader
 
     def start(self) -> Observation:
         profile = self._profile
@@ -94,7 +113,7 @@ class Code:
         except NoAnswerError as error:
             info |= {"verdict": "no answer", "reason": str(error)}
             return Step(observation=None, reward=-1.0, info=info)
-        grade = self._grader.grade(code, self._tests)
+        grade = self._grader.grade(code, self._data.tests)
         passed = grade.verdict is Verdict.PASSED
         info |= {
             "pass": passed,
@@ -109,20 +128,29 @@ class Code:
         pass
 
     def _question(self) -> str:
-        starter = self._task.data.get("starter") or ""
-        parts = [self._task.data["problem"].strip()]
-        if isinstance(self._tests, StdinTests):
+        data, tests = self._data, self._data.tests
+        parts = [data.problem.strip()]
+        if isinstance(tests, StdinTests):
             parts.append(
                 "Write a Python program that reads its input from standard input and prints its "
                 "answer to standard output."
             )
         else:
-            name = getattr(self._tests, "name", None) or getattr(self._tests, "entry", None)
+            name = tests.name if isinstance(tests, FunctionTests) else tests.entry
             parts.append(f"Write Python code that defines `{name}`; it will be called with tests.")
-        if starter:
-            parts.append(f"Begin with this code:\n```python\n{starter.rstrip()}\n```")
+        if data.starter:
+            parts.append(f"Begin with this code:\n```python\n{data.starter.rstrip()}\n```")
         parts.append(
             "Your answer must contain exactly one block of code, which holds the whole solution:\n"
             "```python\n# your code\n```"
         )
         return "\n\n".join(parts)
+
+
+def _read(data: Mapping[str, Any]) -> CodeData:
+    fields(data, "data", ("problem", "tests"), ("starter",))
+    return CodeData(
+        problem=text(data["problem"], "problem"),
+        tests=parse_tests(data["tests"]),
+        starter=optional_text(data, "starter", "starter"),
+    )

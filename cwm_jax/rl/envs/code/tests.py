@@ -1,16 +1,17 @@
-"""The tests of a problem, as its task's data state them."""
+"""The tests of a problem, as its task's data state them::
+
+{"style": "stdin", "cases": [{"input": text, "output": text}, ...]}
+{"style": "function", "name": text, "cases": [{"args": [...], "expected": ...}, ...]}
+{"style": "asserts", "entry": text, "code": text}, perhaps with "setup", text
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-_FORMS = (
-    '{"style": "stdin", "cases": [{"input": text, "output": text}, ...]}, '
-    '{"style": "function", "name": text, "cases": [{"args": [...], "expected": ...}, ...]} or '
-    '{"style": "asserts", "code": text, "entry": text} with perhaps "setup"'
-)
+from cwm_jax.rl.envs.fields import each, fields, identifier, items, optional_text, short, text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,40 +63,60 @@ class AssertTests:
 Tests = StdinTests | FunctionTests | AssertTests
 
 
-def parse_tests(data: Mapping[str, Any]) -> Tests:
+def parse_tests(tests: Any) -> Tests:
     """The tests of a task's data.
 
     Raises:
-        ValueError: if they have none of the three forms.
+        ValueError: they have none of the three forms.
     """
-    try:
-        return _parsed(data["tests"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        found = repr(data.get("tests"))
+    style = tests.get("style") if isinstance(tests, Mapping) else None
+    if not isinstance(style, str) or style not in _READERS:
         raise ValueError(
-            f"a code task's tests are {found[:200]} ({type(error).__name__}: {error}); expected "
-            f"{_FORMS}: mend the task"
-        ) from None
-
-
-def _parsed(tests: Mapping[str, Any]) -> Tests:
-    style = tests["style"]
-    if style == "asserts":
-        return AssertTests(_text(tests["entry"]), _text(tests["code"]), tests.get("setup") or "")
-    cases = tests["cases"]
-    if not cases:
-        raise ValueError("no case")
-    if style == "stdin":
-        return StdinTests(
-            tuple(StdinCase(_text(case["input"]), _text(case["output"])) for case in cases)
+            f"tests are {short(tests)}; expected an object whose style is "
+            f"{' or '.join(map(repr, _READERS))}"
         )
-    if style == "function":
-        found = tuple(FunctionCase(list(case["args"]), case["expected"]) for case in cases)
-        return FunctionTests(_text(tests["name"]), found)
-    raise ValueError(f"style {style!r}")
+    return _READERS[style](tests)
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
+def _stdin(tests: Mapping[str, Any]) -> StdinTests:
+    fields(tests, "tests", ("style", "cases"))
+    return StdinTests(tuple(each(tests["cases"], "tests.cases", _stdin_case)))
+
+
+def _stdin_case(case: Any) -> StdinCase:
+    fields(case, "it", ("input", "output"))
+    return StdinCase(
+        text(case["input"], "input", may_be_empty=True),
+        text(case["output"], "output", may_be_empty=True),
+    )
+
+
+def _function(tests: Mapping[str, Any]) -> FunctionTests:
+    fields(tests, "tests", ("style", "name", "cases"))
+    cases = each(tests["cases"], "tests.cases", _function_case)
+    return FunctionTests(identifier(tests["name"], "tests.name"), tuple(cases))
+
+
+def _function_case(case: Any) -> FunctionCase:
+    fields(case, "it", ("args", "expected"))
+    return FunctionCase(items(case["args"], "args", may_be_empty=True), case["expected"])
+
+
+def _asserts(tests: Mapping[str, Any]) -> AssertTests:
+    fields(tests, "tests", ("style", "entry", "code"), ("setup",))
+    entry = identifier(tests["entry"], "tests.entry")
+    code = text(tests["code"], "tests.code")
+    setup = optional_text(tests, "setup", "tests.setup")
+    if not any(name in part for name in (entry, "check") for part in (code, setup)):
+        raise ValueError(
+            f"tests.code does not call {entry!r}, which is its entry; expected assertions that do, "
+            "or a function check that is given it"
+        )
+    return AssertTests(entry, code, setup)
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any]], Tests]] = {
+    "stdin": _stdin,
+    "function": _function,
+    "asserts": _asserts,
+}

@@ -73,9 +73,20 @@ def compare(
         ordered: whether a list without brackets has an order.
         decide: asked about two scalars that are not both rational numbers.
     """
-    if len(answer) > _MAX_CHARACTERS or depth(answer) > _MAX_DEPTH:
+    if is_refused(answer):
         return Comparison.DIFFERENT
     return _Comparer(ordered, decide).statements(tidy(gold), tidy(answer))
+
+
+def is_refused(answer: str) -> bool:
+    """Whether it is not looked at: it is too long or too deep."""
+    return len(answer) > _MAX_CHARACTERS or depth(answer) > _MAX_DEPTH
+
+
+def scalars(answer: str) -> list[str]:
+    """What an answer's lists, matrices and names are made of, tidied; an equation is one."""
+    _, values = _named(tidy(answer))
+    return _scalars_of(values[0]) if len(values) == 1 else [" = ".join(values)]
 
 
 class _Comparer:
@@ -175,6 +186,15 @@ class _Comparer:
         if equal is None:
             return Comparison.UNKNOWN
         return Comparison.SAME if equal else Comparison.DIFFERENT
+
+
+def _scalars_of(text: str) -> list[str]:
+    parts = [cell for row in _cells(text) for cell in row]
+    if not parts and (values := _listed(text)):
+        parts = [] if values.parts == [""] else values.parts  # the empty set
+    elif not parts:
+        return [_unwrapped(text)]
+    return [scalar for part in parts for scalar in _scalars_of(part)]
 
 
 def _named(text: str) -> tuple[str, list[str]]:

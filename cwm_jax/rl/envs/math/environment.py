@@ -7,7 +7,8 @@ without brackets may come in any order.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cwm_jax.data.chat import Message
 from cwm_jax.rl.environment import Observation, Step, Task
@@ -19,6 +20,8 @@ from cwm_jax.rl.envs.answers import (
     only_boxed,
     tool_calls,
 )
+from cwm_jax.rl.envs.fields import fields, short, task_of, text
+from cwm_jax.rl.envs.math.gold import complaint_of_gold
 from cwm_jax.rl.envs.math.python_tool import PythonTool
 from cwm_jax.rl.envs.math.verifying import MathVerifier
 from cwm_jax.rl.envs.prompts import encode_opening, encode_problem
@@ -81,6 +84,25 @@ PROFILES = {
 PROFILES["direct"] = dataclasses.replace(PROFILES["small"], think=False)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MathData:
+    """What a task's data say."""
+
+    problem: str
+    answer: str
+    ordered: bool
+
+
+def read_data(task: Task) -> MathData:
+    """What a task's data say.
+
+    Raises:
+        ValueError: a key is missing or unknown, a type is another, or nothing that a policy may
+            write would be compared with the gold answer as it is meant.
+    """
+    return task_of("math", task, _read)
+
+
 class Math:
     """One answer; +1 if it is the gold answer, else -1."""
 
@@ -90,10 +112,9 @@ class Math:
         """``verifier``: shared by episodes.
 
         Raises:
-            ValueError: the task has no problem or no answer.
+            ValueError: as of `read_data`.
         """
-        _check(task)
-        self._task, self._tokenizer, self._profile = task, tokenizer, profile
+        self._data, self._tokenizer, self._profile = read_data(task), tokenizer, profile
         self._verifier = verifier
 
     def start(self) -> Observation:
@@ -118,16 +139,15 @@ class Math:
         pass
 
     def _question(self) -> list[str]:
-        return [self._task.data["problem"].strip(), _BOX]
+        return [self._data.problem.strip(), _BOX]
 
     def _judged(self, text: str) -> Step:
         try:
             answer = only_boxed(text)
         except NoAnswerError as error:
             return self._failed(str(error))
-        data = self._task.data
-        ordered = data.get("ordered", True)
-        verdict = self._verifier.verdict(data["answer"], answer, ordered=ordered)
+        data = self._data
+        verdict = self._verifier.verdict(data.answer, answer, ordered=data.ordered)
         reason = "" if verdict.passed else "another answer"
         if verdict.reason:
             reason = f"{reason} ({verdict.reason})".strip()
@@ -203,11 +223,12 @@ class MathPython(Math):
         return dataclasses.replace(step, info={**step.info, "calls": self._num_calls})
 
 
-def _check(task: Task) -> None:
-    for key in ("problem", "answer"):
-        value = task.data.get(key)
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(
-                f"math task {task.name!r}: {key} is {value!r}; it is text, and not empty: mend the "
-                "task"
-            )
+def _read(data: Mapping[str, Any]) -> MathData:
+    fields(data, "data", ("problem", "answer"), ("ordered",))
+    ordered = data.get("ordered", True)
+    if not isinstance(ordered, bool):
+        raise ValueError(f"ordered is {short(ordered)}; expected true or false")
+    answer = text(data["answer"], "answer")
+    if complaint := complaint_of_gold(answer):
+        raise ValueError(f"answer is {short(answer)}, {complaint}")
+    return MathData(problem=text(data["problem"], "problem"), answer=answer, ordered=ordered)

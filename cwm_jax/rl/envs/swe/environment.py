@@ -1,12 +1,6 @@
 """An episode on a repository: read, change, submit, report.
 
-A task's data has
-
-* ``issue``: what the policy is told;
-* ``repository``: ``{"files": {path: text}}``, ``{"git": path, "commit": hash}``, or
-  ``{"image": reference, "root": path}`` for a container;
-* ``patch``: the gold one, for similarity;
-* ``tests``: ``{"calls": [...]}`` (see `calls`), or a test command (see `suite.run_suite`).
+What a task's data say: see `data`.
 """
 
 from __future__ import annotations
@@ -22,6 +16,7 @@ from cwm_jax.rl.envs.answers import encode_cut
 from cwm_jax.rl.envs.prompts import encode_opening
 from cwm_jax.rl.envs.swe.actions import Answer, FormatError, parse_answer
 from cwm_jax.rl.envs.swe.budget import with_budget
+from cwm_jax.rl.envs.swe.data import read_data
 from cwm_jax.rl.envs.swe.grading import Verdict, grade
 from cwm_jax.rl.envs.swe.profiles import SWEProfile
 from cwm_jax.rl.envs.swe.prompts import opening
@@ -63,27 +58,30 @@ class SoftwareEngineering:
     turns can still be a final answer, which it cannot be there.
 
     Args:
-        task: its data are described above.
+        task: its data are described in `data`.
         tokenizer: of the policy.
         profile: limits and form.
         unsafe: without bubblewrap.
+
+    Raises:
+        ValueError: as of `read_data`.
     """
 
     def __init__(
         self, task: Task, tokenizer: Tokenizer, profile: SWEProfile, *, unsafe: bool = False
     ) -> None:
-        self._data, self._tokenizer, self._profile = task.data, tokenizer, profile
+        self._data, self._tokenizer, self._profile = read_data(task), tokenizer, profile
         self._unsafe = unsafe
-        self._make_workspace = workspace_maker(task.data["repository"], profile, unsafe=unsafe)
+        self._make_workspace = workspace_maker(self._data.repository, profile, unsafe=unsafe)
         self._workspace: Workspace | None = None
         self._episode = _Episode()
 
     def start(self) -> Observation:
         profile = self._profile
-        root = self._data["repository"].get("root", _LOCAL_ROOT)
-        if self._unsafe and "image" not in self._data["repository"]:
+        root = self._data.repository.get("root", _LOCAL_ROOT)
+        if self._unsafe and "image" not in self._data.repository:
             root = self._working().root
-        system, user = opening(self._data["issue"], root, profile)
+        system, user = opening(self._data.issue, root, profile)
         tokens = [
             self._tokenizer.bos_id,
             *encode_message(self._tokenizer, system),
@@ -250,20 +248,9 @@ def reward_of(verdict: Verdict, profile: SWEProfile) -> float:
 def workspace_maker(
     repository: Mapping[str, Any], profile: SWEProfile, *, unsafe: bool = False
 ) -> Callable[[], Workspace]:
-    """A function that makes a new workspace of a task's repository.
-
-    Raises:
-        ValueError: the repository is of no known kind.
-    """
+    """A function that makes a new workspace of a task's repository."""
     if "image" in repository:
         return lambda: ContainerWorkspace(
             repository["image"], repository["root"], memory_bytes=profile.limits.memory_bytes
         )
-    if "files" in repository or {"git", "commit"} <= set(repository):
-        return lambda: LocalWorkspace(
-            bare_repository(repository), limits=profile.limits, unsafe=unsafe
-        )
-    raise ValueError(
-        f"a task's repository has {sorted(repository)}; expected files, git with commit, or image "
-        "with root"
-    )
+    return lambda: LocalWorkspace(bare_repository(repository), limits=profile.limits, unsafe=unsafe)

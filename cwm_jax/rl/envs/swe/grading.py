@@ -13,12 +13,13 @@ import re
 import sys
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any
 
 from cwm_jax.rl.environment import EnvironmentFailure
 from cwm_jax.rl.envs.swe.calls import Call, CallsFailed, call_all
+from cwm_jax.rl.envs.swe.data import SWEData
 from cwm_jax.rl.envs.swe.patches import FilePatch, apply_patch, parse_patch, similarity
-from cwm_jax.rl.envs.swe.suite import run_suite
+from cwm_jax.rl.envs.swe.suite import Suite, run_suite
+from cwm_jax.rl.envs.swe.workspaces.checkout import files_of
 from cwm_jax.rl.envs.swe.workspaces.protocol import Workspace
 
 _FILE_BYTES = 8 << 20  # assumed: of a file that a patch changes
@@ -39,7 +40,7 @@ class Verdict:
 
 
 def grade(
-    data: Mapping[str, Any],
+    data: SWEData,
     patch: str,
     *,
     timeout_s: float,
@@ -49,7 +50,7 @@ def grade(
     """Judges a patch by a task's hidden tests.
 
     Args:
-        data: of the task, see `environment`.
+        data: of the task.
         patch: as it was submitted.
         timeout_s: of the tests.
         make_workspace: makes a new one of the task's repository; not called for tests by calls.
@@ -64,10 +65,9 @@ def grade(
             raise ValueError("the patch changes no file")
     except ValueError as error:
         return Verdict(passed=False, reason=str(error), similarity=0.0)
-    gold = parse_patch(data["patch"])
-    kept = without_tests(submitted, {patch.path for patch in gold})
+    kept = without_tests(submitted, {patch.path for patch in data.gold})
     reason = _complaint(data, kept, timeout_s, make_workspace, unsafe=unsafe)
-    return Verdict(passed=not reason, reason=reason, similarity=similarity(submitted, gold))
+    return Verdict(passed=not reason, reason=reason, similarity=similarity(submitted, data.gold))
 
 
 def without_tests(
@@ -87,7 +87,7 @@ def without_tests(
 
 
 def _complaint(
-    data: Mapping[str, Any],
+    data: SWEData,
     patches: Sequence[FilePatch],
     timeout_s: float,
     make_workspace: Callable[[], Workspace],
@@ -95,8 +95,10 @@ def _complaint(
     unsafe: bool,
 ) -> str:
     """Why the patch does not pass; empty if it does."""
-    if "calls" in data["tests"]:
-        return _complaint_of_calls(data, patches, timeout_s, unsafe=unsafe)
+    tests = data.tests
+    if not isinstance(tests, Suite):
+        before = files_of(data.repository)
+        return _complaint_of_calls(before, tests, patches, timeout_s, unsafe=unsafe)
     workspace = make_workspace()
     try:
         try:
@@ -104,21 +106,24 @@ def _complaint(
             _write(workspace, changed)
         except ValueError as error:
             return str(error)
-        return run_suite(workspace, data["tests"], timeout_s=timeout_s)
+        return run_suite(workspace, tests, timeout_s=timeout_s)
     finally:
         workspace.close()
 
 
 def _complaint_of_calls(
-    data: Mapping[str, Any], patches: Sequence[FilePatch], timeout_s: float, *, unsafe: bool
+    before: Mapping[str, bytes],
+    calls: Sequence[Call],
+    patches: Sequence[FilePatch],
+    timeout_s: float,
+    *,
+    unsafe: bool,
 ) -> str:
-    before = {path: text.encode() for path, text in data["repository"]["files"].items()}
     try:
         after = {**before, **apply_patch(patches, before.get)}
     except ValueError as error:
         return str(error)
     files = {path: content for path, content in after.items() if content is not None}
-    calls = [Call(**call) for call in data["tests"]["calls"]]
     try:
         results = call_all(files, calls, timeout_s=timeout_s, unsafe=unsafe)
     except CallsFailed as error:

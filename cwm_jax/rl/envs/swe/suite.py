@@ -16,56 +16,83 @@ can be tested by them should be.
 
 from __future__ import annotations
 
+import dataclasses
 import posixpath
 import re
 import secrets
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from cwm_jax.rl.environment import EnvironmentFailure
 from cwm_jax.rl.envs.swe.workspaces.protocol import Workspace
 
-_CANARIES = {
-    "unittest": "import unittest\n\n\nclass {word}Test(unittest.TestCase):\n"
-    "    def test_{word}(self):\n        self.assertEqual({a}, {b})\n",
-    "pytest": "def test_{word}():\n    assert {a} == {b}\n",
-}
 _UNITTEST = re.compile(r"^(\w+) \(([\w.]+)\)(?:\n(?!\w+ \([\w.]+\)).*)? \.\.\. (\w+)", re.M)
 _STATUS = "(PASSED|FAILED|ERROR|XFAIL|XPASS|SKIPPED)"
 _PYTEST = re.compile(rf"^(?:{_STATUS} (\S+?::.+?)(?: - .*)?|(\S+?::.+?) {_STATUS}\b.*)$", re.M)
 
 
-def run_suite(workspace: Workspace, tests: Mapping[str, Any], *, timeout_s: float) -> str:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A repository's own tests.
+
+    Attributes:
+        command: run in the repository; a ``{canary}`` in it becomes the canary's path.
+        format: of its output, ``unittest`` (``-v``) or ``pytest`` (``-v`` or ``-rA``).
+        files: texts by path, written after the patch.
+        fail_to_pass: names as the format has them.
+        pass_to_pass: as well.
+        canary: the folder of tests that the command collects from.
+    """
+
+    command: str
+    format: str
+    files: Mapping[str, str]
+    fail_to_pass: Sequence[str]
+    pass_to_pass: Sequence[str]
+    canary: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+    """What a test runner writes.
+
+    Attributes:
+        canary: source of a test that fails.
+        name: that a test has in its output.
+        example: of such a name.
+        parse: whether each test passed, by name.
+    """
+
+    canary: str
+    name: re.Pattern[str]
+    example: str
+    parse: Callable[[str], dict[str, bool]]
+
+
+def run_suite(workspace: Workspace, tests: Suite, *, timeout_s: float) -> str:
     """Why the tests do not pass; empty if they do.
 
     Args:
         workspace: with the patch applied; spent afterwards.
-        tests: ``command``, run in the repository; ``format`` of its output, ``unittest`` (``-v``)
-            or ``pytest`` (``-v`` or ``-rA``); ``files``, texts by path; ``fail_to_pass`` and
-            ``pass_to_pass``, names as the format has them; ``canary``, the folder of tests that the
-            command collects from. A ``{canary}`` in the command becomes the canary's path.
+        tests: of the task.
         timeout_s: of the command.
 
     Raises:
         EnvironmentFailure: the workspace failed, or a test file cannot be written.
-        ValueError: an unknown format.
     """
-    kind = tests["format"]
-    if kind not in _CANARIES:
-        raise ValueError(f"tests have the format {kind!r}; expected one of {', '.join(_CANARIES)}")
+    form = FORMATS[tests.format]
     word = "".join(secrets.choice("bcdfghklmnprst") for _ in range(12))
-    canary = f"{tests['canary']}/test_{word[:6]}.py"
+    canary = f"{tests.canary}/test_{word[:6]}.py"
     a, b = secrets.randbelow(1000), 1000 + secrets.randbelow(1000)
-    files = {**tests["files"], canary: _CANARIES[kind].format(word=word, a=a, b=b)}
+    files = {**tests.files, canary: form.canary.format(word=word, a=a, b=b)}
     for path, text in files.items():
         try:
             workspace.write(posixpath.join(workspace.root, path), text.encode())
         except OSError as error:
             raise EnvironmentFailure(f"the test file {path} cannot be written: {error}") from error
-    reply = workspace.run(tests["command"].replace("{canary}", canary), timeout_s)
+    reply = workspace.run(tests.command.replace("{canary}", canary), timeout_s)
     if reply.outcome != "ok":
         return f"the tests did not come to an end ({reply.outcome}): {reply.detail}"
-    return _complaint(_PARSERS[kind](reply.output), tests, word)
+    return _complaint(form.parse(reply.output), tests, word)
 
 
 def parse_unittest(output: str) -> dict[str, bool]:
@@ -86,16 +113,27 @@ def parse_pytest(output: str) -> dict[str, bool]:
     return found
 
 
-def _complaint(found: Mapping[str, bool], tests: Mapping[str, Any], word: str) -> str:
+def _complaint(found: Mapping[str, bool], tests: Suite, word: str) -> str:
     canary = [passed for name, passed in found.items() if name.endswith(f"test_{word}")]
     if canary != [False]:
         return "a test that fails was not reported as failed: the run is not to be trusted"
-    required = [*tests["fail_to_pass"], *tests["pass_to_pass"]]
+    required = [*tests.fail_to_pass, *tests.pass_to_pass]
     wrong = [name for name in required if not found.get(name, False)]
     return f"{len(wrong)} of {len(required)} hidden tests fail: {wrong[0]}" if wrong else ""
 
 
-_PARSERS: dict[str, Callable[[str], dict[str, bool]]] = {
-    "unittest": parse_unittest,
-    "pytest": parse_pytest,
+FORMATS = {
+    "unittest": Format(
+        canary="import unittest\n\n\nclass {word}Test(unittest.TestCase):\n"
+        "    def test_{word}(self):\n        self.assertEqual({a}, {b})\n",
+        name=re.compile(r"\w+(?:\.\w+)+"),
+        example="tests.test_module.ModuleTest.test_it",
+        parse=parse_unittest,
+    ),
+    "pytest": Format(
+        canary="def test_{word}():\n    assert {a} == {b}\n",
+        name=re.compile(r"\S+?::.+"),
+        example="tests/test_module.py::test_it",
+        parse=parse_pytest,
+    ),
 }

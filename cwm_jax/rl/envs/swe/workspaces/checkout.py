@@ -15,16 +15,19 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cwm_jax.rl.environment import EnvironmentFailure
+from cwm_jax.rl.envs.swe.patches import ENCODING
 
 _BRANCH = "refs/heads/main"
 # The same files give the same commit everywhere.
 _AUTHOR = "Project <project@localhost> 1735689600 +0000"
 _GIT_S = 600.0  # assumed: fetching a large history from disk
+_FILE_MODES = (b"100644", b"100755")
+_TREE_BYTES = 64 << 20  # assumed: the sandbox of calls has 512 MiB for everything
 _lock = threading.Lock()
 _making: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)  # by repository
 _folders: dict[int, str] = {}  # by process: a fork has none of its own
@@ -59,6 +62,43 @@ def bare_repository(source: Mapping[str, Any]) -> Path:
     return target
 
 
+def files_of(source: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of a source's commit by path, without links and submodules.
+
+    Args:
+        source: as of `bare_repository`.
+
+    Raises:
+        EnvironmentFailure: as of `bare_repository`, or there are too many bytes for a sandbox.
+    """
+    if "files" in source:
+        return {path: text.encode() for path, text in source["files"].items()}
+    folder = bare_repository(source)
+    # Mode, kind, object, size, a tab, path. Source: git-ls-tree(1).
+    entries = _git(["ls-tree", "-r", "-l", "-z", _BRANCH], folder=folder).split(b"\0")[:-1]
+    found = [(entry.split(b"\t", 1)[1], entry.split()[:4]) for entry in entries]
+    files = [(path, head) for path, head in found if head[0] in _FILE_MODES]
+    size = sum(int(head[3]) for _, head in files)
+    if size > _TREE_BYTES:
+        raise EnvironmentFailure(
+            f"{source['git']} has {size} bytes of files; expected at most {_TREE_BYTES} where "
+            "calls are the tests: test it with a suite"
+        )
+    stdin = b"".join(head[2] + b"\n" for _, head in files)
+    content = _git(["cat-file", "--batch"], folder=folder, stdin=stdin)
+    return dict(_contents(content, [path for path, _ in files]))
+
+
+def _contents(batch: bytes, paths: Sequence[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Each is a line that ends with a size, so many bytes, a line end. Source: git-cat-file(1)."""
+    at = 0
+    for path in paths:
+        start = batch.index(b"\n", at) + 1
+        at = start + int(batch[at:start].split()[2])
+        yield path.decode(**ENCODING), batch[start:at]
+        at += 1
+
+
 def _folder() -> str:
     pid = os.getpid()
     if pid not in _folders:
@@ -91,7 +131,8 @@ def _commit(files: Mapping[str, str]) -> bytes:
     return b"".join(parts)
 
 
-def _git(arguments: Sequence[str], *, folder: Path | None = None, stdin: bytes = b"") -> None:
+def _git(arguments: Sequence[str], *, folder: Path | None = None, stdin: bytes = b"") -> bytes:
+    """What it writes to stdout."""
     line = ["git", "-c", "safe.directory=*", *arguments]
     env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/nonexistent", "LANG": "C.UTF-8"}
     env |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
@@ -104,3 +145,4 @@ def _git(arguments: Sequence[str], *, folder: Path | None = None, stdin: bytes =
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip()
         raise EnvironmentFailure(f"git {arguments[0]} on this host: {said}")
+    return done.stdout
