@@ -15,11 +15,13 @@ from cwm_jax.config.schema import to_json
 from cwm_jax.data.chat import THINK_OPENING
 from cwm_jax.data.sources import documents
 from cwm_jax.rl.bootstrap import dialog_of
+from cwm_jax.rl.envs import kinds
 from cwm_jax.rl.envs.kinds import load_tasks, make_environments
 from cwm_jax.rl.envs.prediction import is_same_value
 from cwm_jax.rl.playing.tasks import TaskStream, split_tasks
 from cwm_jax.rl.trajectory import Trajectory, Turn, read_trajectories, write_trajectories
 from cwm_jax.tokenizer import END_OF_TURN, train_tokenizer
+from cwm_jax.trace.corpus import read_corpus
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +157,19 @@ def test_settings_that_cannot_be_used_are_refused(corpus, tokenizer):
         make(corpus, tokenizer, profile="huge")
     with pytest.raises(ValueError, match="from a path, and there is none"):
         load_tasks(EnvironmentConfig(name="x", kind="output_prediction"))
+
+
+def test_a_corpus_without_tasks_or_with_two_of_one_name_is_refused(corpus, monkeypatch):
+    config = EnvironmentConfig(name="x", kind="output_prediction", path=str(corpus))
+    for times, said in (
+        (0, "makes a task; expected some"),
+        (2, "have one name, .*; expected each"),
+    ):
+        monkeypatch.setattr(kinds, "read_corpus", lambda path, n=times: [*read_corpus(path)] * n)
+        with pytest.raises(
+            ValueError, match=rf"^rl environment 'x' \(output_prediction\): .*{said}"
+        ):
+            load_tasks(config)
 
 
 # ---------------------------------------------------------------- over a run's episodes

@@ -44,10 +44,11 @@ def load_tasks(config: EnvironmentConfig) -> list[Task]:
     owner = f"rl environment {config.name!r} ({config.kind})"
     if config.kind == "swe" and config.path is None:
         return list(shipped_tasks(unsafe=config.unsafe))
+    path = _path(config)
     if config.kind in _READERS:
-        return read_tasks(Path(_path(config)), _READERS[config.kind], owner=owner)
+        return read_tasks(Path(path), _READERS[config.kind], owner=owner)
     try:
-        return _of_corpus(config)
+        return _of_corpus(config.kind, path)
     except (ValueError, OSError) as error:
         raise ValueError(f"{owner}: {error}") from error
 
@@ -64,17 +65,16 @@ def make_environments(
     return lambda name, task: makers[name](task)
 
 
-def _of_corpus(config: EnvironmentConfig) -> list[Task]:
+def _of_corpus(kind: str, path: str) -> list[Task]:
     made = {
         "output_prediction": prediction.output_tasks,
         "trace_prediction": prediction.trace_tasks,
     }
-    path = _path(config)
-    tasks = list(made[config.kind](read_corpus(path)))
+    tasks = list(made[kind](read_corpus(path)))
     if not tasks:
+        wanted = "that returned from main()" if kind == "output_prediction" else "that ended"
         raise ValueError(
-            f"no episode of {path} is a task; expected some that are finished"
-            f"{', of main()' if config.kind == 'output_prediction' else ''}: trace other programs"
+            f"no episode of {path} makes a task; expected some {wanted}: trace other programs"
         )
     twice = [name for name, n in collections.Counter(t.name for t in tasks).items() if n > 1]
     if twice:
