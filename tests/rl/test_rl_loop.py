@@ -10,8 +10,9 @@ import pytest
 from rl import small_runs
 from rl.small_runs import rl_run
 
-from cwm_jax.config import PolicyLossConfig
+from cwm_jax.config import EnvironmentConfig, PolicyLossConfig
 from cwm_jax.rl import loop, selection
+from cwm_jax.rl.envs import kinds
 from cwm_jax.rl.evaluation import changes, read_evaluations
 from cwm_jax.rl.learner import NothingToLearnError
 from cwm_jax.rl.trajectory import read_trajectories
@@ -70,6 +71,21 @@ def test_two_runs_of_one_seed_are_identical(played_run, tmp_path, tokenizer_fold
         dataclasses.replace(config, base_output_directory=str(tmp_path / "s"), seed=1, steps=1)
     )
     assert comparable(first)[1] != comparable(other)[1]
+
+
+def test_a_task_that_cannot_be_used_ends_a_run_before_it_touches_anything(
+    tmp_path, tokenizer_folder, monkeypatch
+):
+    monkeypatch.setattr(loop, "load_tasks", kinds.load_tasks)
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"name": "a", "data": {"problem": "x", "answer": 42}}\n')
+    environment = EnvironmentConfig(name="mine", kind="math", path=str(path))
+    config = rl_run(tmp_path / "runs", tokenizer_folder, rl={"environments": (environment,)})
+    with pytest.raises(
+        ValueError, match=rf"'mine' \(math\): {path}:1: math task 'a': answer is 42"
+    ):
+        loop.run(config)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_that_was_cut_goes_on_as_if_nothing_had_happened(
