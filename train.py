@@ -63,13 +63,18 @@ def _run_as_asked(
 
 def run_phases(recipe: Recipe, args: argparse.Namespace, hosts: Hosts | None) -> int:
     """One after another, up to the first that does not finish; then what each has changed."""
-    started = time.time()
+    started, is_real = time.time(), not (args.dry_run or args.plan or args.shardings)
+    if is_real:
+        recipe.check_paths()
     for number, config in enumerate(recipe.phases):
         print(f"== phase {number} of {len(recipe.phases)}: {config.run_name}", flush=True)
-        status = _run_as_asked(config, args, hosts, started=time.time() if number else None)
-        if status or not (args.dry_run or args.plan or args.shardings or _is_finished(config)):
+        try:
+            status = _run_as_asked(config, args, hosts, started=time.time() if number else None)
+        except (ValueError, OSError, SandboxError) as error:
+            raise ValueError(f"phase {number} ({config.run_name}): {error}") from error
+        if status or (is_real and not _is_finished(config)):
             return status
-    if not (args.dry_run or args.plan or args.shardings):
+    if is_real:
         from cwm_jax.rl.report import describe_phases
 
         print(describe_phases(recipe))

@@ -22,6 +22,7 @@ from cwm_jax.config import (
     CheckpointConfig,
     DataConfig,
     ExecutionConfig,
+    GeneratedTraces,
     LengthBucket,
     LoggingConfig,
     MeshConfig,
@@ -234,11 +235,12 @@ def test_override_reaches_one_source_of_many(run_config):
         ("optimiser.weight_decay=0", "did you mean 'optimizer.weight_decay'"),
         ("data.sources.0.pth=x", "did you mean 'data.sources.0.path'"),
         ("qqqq=1", "unknown key$"),
-        ("trace_evaluation.corpus=x", "is a value and has no field"),
+        ("trace_evaluation.corpus=x", "trace_evaluation is none there and has no field 'corpus'"),
         ("optimizer=none", "got 'none'; expected"),
         ("optimizer=adam", "names a section; expected one of learning_rate"),
         ("optimizer.learning_rate.peak=1", "is a value and has no field 'peak'"),
-        ("data.sources.9.path=x", "sources has 1 items, counted from 0"),
+        ("data.sources.9.path=x", "sources has 1 items, counted from 0: sources are 0 texts"),
+        ("data.sources.-1.path=x", "sources are 0 texts: write data.sources.N.path"),
         ("data.sources.0=x", "does not name a value"),
         ("optimizer.learning_rate", "expected key=value"),
         ("optimizer.train_tokens=1.5", "got '1.5'; expected int"),
@@ -258,6 +260,41 @@ def test_override_refuses(run_config, assignment, message):
     pattern = message if message.endswith("$") else re.escape(message)
     with pytest.raises(ValueError, match=pattern):
         override(run_config, assignment)
+
+
+def test_a_section_is_set_as_a_whole_or_in_part(tmp_path):
+    made = SourceConfig(
+        name="t", kind="traces", path="t", generate=GeneratedTraces(programs=9), weight=2.0
+    )
+    config = tiny_run(tmp_path, data=DataConfig(sources=(made,)))
+    whole, part = "data.sources.0.generate=none", "data.sources.0.generate.programs=8"
+    for assignments in ((whole, part), (part, whole)):
+        with pytest.raises(ValueError, match="generate is set twice, as a whole and in part"):
+            override(config, *assignments)
+    assert override(config, whole, whole).data.sources[0].generate is None
+
+
+PHASES = "phases are 0 first, 1 second: write phases.N."
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("phases.first.seed=1", PHASES + "seed"),
+        ("phases.-1.seed=1", PHASES + "seed"),
+        ("phases.rl.group_size=1", PHASES + "rl.group_size"),
+        ("phases.second=1", PHASES + "KEY"),
+        ("rl.group_size=1", PHASES + "rl.group_size"),
+        ("phases.2.seed=1", "phases has 2 items, counted from 0: " + PHASES + "seed"),
+        ("phases.0.rl.group_size=1", "rl is none there"),
+        ("learning_rat=1", "did you mean 'phases.N.optimizer.learning_rate'"),
+        ("phases.1.steps=0", "phases.1 second: RunConfig.steps is 0"),
+    ],
+)
+def test_override_of_a_recipe_names_its_phases(tmp_path, assignment, message):
+    recipe = Recipe(phases=tuple(tiny_run(tmp_path, run_name=n) for n in ("first", "second")))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        override(recipe, assignment)
 
 
 @pytest.mark.parametrize(

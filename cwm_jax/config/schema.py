@@ -44,11 +44,14 @@ def _note_change(
     name, rest = path[0], path[1:]
     if name not in hints:
         prefix = key.removesuffix(".".join(path))
-        known = [prefix + k for k in known_keys(config)] + known_keys(root)
-        raise ValueError(f"--set {key}: unknown key{nearest_hint(key, known)}")
+        known = [prefix + k for k in known_keys(config)] + known_keys(root) + _item_keys(root)
+        hint = _items_hint(config, path, prefix) or nearest_hint(key, known)
+        raise ValueError(f"--set {key}: unknown key{hint}")
     value = getattr(config, name)
     if dataclasses.is_dataclass(value):
         if not rest and text.lower() in ("none", "null"):
+            if changes.get(name) is not None:
+                raise _set_twice(key, name)
             changes[name] = _value_from_text(text, hints[name], key)  # a section that may lack
         elif not rest:
             raise ValueError(
@@ -56,17 +59,84 @@ def _note_change(
                 f"{', '.join(known_keys(value)[:6])}, ..."
             )
         else:
-            _note_change(changes.setdefault(name, {}), value, rest, text, key=key, root=root)
-    elif rest and isinstance(value, tuple) and rest[0].isdigit() and int(rest[0]) < len(value):
-        index = int(rest[0])  # data.sources.0.path: one item of a tuple of sections
-        items = changes.setdefault(name, {}).setdefault(index, {})
+            inner = _tree(changes, name, key)
+            _note_change(inner, value, rest, text, key=key, root=root)
+    elif rest and isinstance(value, tuple):
+        index = _index(value, name, rest, key)  # data.sources.0.path: one item of a tuple
+        items = _tree(_tree(changes, name, key), index, key)
         _note_change(items, value[index], rest[1:], text, key=key, root=root)
-    elif rest and isinstance(value, tuple) and rest[0].isdigit():
-        raise ValueError(f"--set {key}: {name} has {len(value)} items, counted from 0")
+    elif rest and value is None:
+        raise ValueError(
+            f"--set {key}: {name} is none there and has no field {rest[0]!r}; expected a section "
+            "that the config file sets: add it in the file"
+        )
     elif rest:
         raise ValueError(f"--set {key}: {name} is a value and has no field {rest[0]!r}")
     else:
         changes[name] = _value_from_text(text, hints[name], key)
+
+
+def _tree(changes: dict[Any, Any], name: Any, key: str) -> dict[Any, Any]:
+    """The part of ``changes`` below a name, which no other assignment has replaced as a whole."""
+    found = changes.setdefault(name, {})
+    if not isinstance(found, dict):
+        raise _set_twice(key, name)
+    return found
+
+
+def _set_twice(key: str, name: Any) -> ValueError:
+    return ValueError(
+        f"--set {key}: {name} is set twice, as a whole and in part; expected one of them: drop "
+        "the other"
+    )
+
+
+def _index(value: tuple, name: str, rest: list[str], key: str) -> int:
+    """The item of a tuple that ``rest`` begins with."""
+    if rest[0].isdigit() and int(rest[0]) < len(value):
+        return int(rest[0])
+    counted = f"{name} has {len(value)} items, counted from 0"
+    if not _labels(value):
+        raise ValueError(f"--set {key}: {counted}, and no {rest[0]!r}")
+    prefix = key.removesuffix(".".join([name, *rest]))
+    named = any(hasattr(item, rest[0]) for item in value)  # phases.rl.group_size: N is left out
+    text = _items_text(prefix + name, value, rest if named else rest[1:])
+    raise ValueError(f"--set {key}: {counted + ': ' if rest[0].isdigit() else ''}{text}")
+
+
+def _items_hint(config: Any, path: list[str], prefix: str) -> str:
+    """For a key that belongs to the items of a tuple of sections; empty if none has it."""
+    for name, value in _sections(config):
+        if any(hasattr(item, path[0]) for item in value):
+            return f"; {_items_text(prefix + name, value, path)}"
+    return ""
+
+
+def _items_text(name: str, value: tuple, rest: list[str]) -> str:
+    wanted = ".".join([name, "N", *(rest or ["KEY"])])
+    last = name.rsplit(".", 1)[-1]
+    return f"{last} are {', '.join(_labels(value))}: write {wanted}"
+
+
+def _item_keys(config: Any) -> list[str]:
+    return [f"{name}.N.{k}" for name, value in _sections(config) for k in known_keys(value[-1])]
+
+
+def _sections(config: Any) -> list[tuple[str, tuple]]:
+    """(name, items) of the fields that are tuples of sections."""
+    named = [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
+    return [(name, value) for name, value in named if isinstance(value, tuple) and _labels(value)]
+
+
+def _labels(value: tuple) -> list[str]:
+    """Numbers of sections, each with its name, which is the first field where that is a text."""
+    labels = []
+    for number, item in enumerate(value):
+        if not dataclasses.is_dataclass(item):
+            return []
+        first = getattr(item, dataclasses.fields(item)[0].name)
+        labels.append(f"{number} {first}" if isinstance(first, str) else f"{number}")
+    return labels
 
 
 def _with_changes(config: Any, changes: dict[Any, Any]) -> Any:
@@ -76,13 +146,20 @@ def _with_changes(config: Any, changes: dict[Any, Any]) -> Any:
         if not isinstance(change, dict):
             values[name] = change
         elif isinstance(value, tuple):
-            items = enumerate(value)
-            values[name] = tuple(
-                _with_changes(v, change[i]) if i in change else v for i, v in items
-            )
+            values[name] = _with_items(name, value, change)
         else:
             values[name] = _with_changes(value, change)
     return dataclasses.replace(config, **values)
+
+
+def _with_items(name: str, value: tuple, changes: dict[Any, Any]) -> tuple:
+    items = list(value)
+    for index, change in changes.items():
+        try:
+            items[index] = _with_changes(value[index], change)
+        except ValueError as error:
+            raise ValueError(f"{name}.{_labels(value)[index]}: {error}") from error
+    return tuple(items)
 
 
 def _value_from_text(text: str, hint: Any, key: str) -> Any:

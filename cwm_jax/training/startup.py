@@ -66,10 +66,19 @@ def restored_state(config: RunConfig, mesh: Mesh, checkpoint: Path) -> TrainStat
 def first_state(config: RunConfig, mesh, tokenizer: Tokenizer, hosts: Hosts) -> TrainState:
     """From the seed; parameters, or parameters and optimizer state, from where the config says."""
     state = init_sharded_state(config, mesh)
-    source = config.checkpoint.load_full_state_path or config.checkpoint.load_parameters_path
+    key, source = "load_full_state_path", config.checkpoint.load_full_state_path
+    if source is None:
+        key, source = "load_parameters_path", config.checkpoint.load_parameters_path
     if source is None:
         return state
-    path = Path(hosts.decide("starting weights", lambda: str(ckpt.resolve_checkpoint(source))))
+
+    def choose() -> str:
+        try:
+            return str(ckpt.resolve_checkpoint(source))
+        except ckpt.CheckpointError as error:
+            raise ckpt.CheckpointError(f"checkpoint.{key}: {error}") from error
+
+    path = Path(hosts.decide("starting weights", choose))
     for note in ckpt.check_same_model(path, config.model, tokenizer):
         print_line(note)
     parts = ["params"]

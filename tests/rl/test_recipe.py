@@ -5,9 +5,19 @@ import re
 
 import pytest
 from rl.games import Parity
-from tiny import write_corpus
+from tiny import tiny_run, write_corpus
 
 import train
+from cwm_jax.config import (
+    CheckpointConfig,
+    DataConfig,
+    EnvironmentConfig,
+    GeneratedTraces,
+    Recipe,
+    RLConfig,
+    SourceConfig,
+    TokenizerConfig,
+)
 from cwm_jax.rl import loop
 from cwm_jax.rl.environment import Task
 
@@ -91,8 +101,60 @@ def test_a_setting_reaches_one_phase(recipe, capsys):
     assert code == 2 and "phases has 2 items" in err
 
 
-def test_what_has_failed_ends_the_recipe(recipe, capsys):
+def test_what_has_failed_ends_the_recipe_and_is_said_with_its_phase(recipe, capsys):
     code, out, err = run(
-        recipe, capsys, "--set", "phases.0.run_name=other", "phases.0.data.sources.0.path=nowhere"
+        recipe, capsys, "--set", "phases.0.run_name=other", "phases.0.data.sources.0.glob=*.none"
     )
-    assert code == 2 and "nowhere" in err and "phase 1" not in out
+    assert code == 2 and "phase 1" not in out
+    assert err.startswith("train.py: phase 0 (other): source ") and "*.none" in err
+
+
+@pytest.mark.parametrize(
+    ("key", "phase"),
+    [
+        ("data.sources.0.path", "phase 0 (new-0)"),
+        ("checkpoint.load_parameters_path", "phase 1 (new-1)"),
+        ("tokenizer.path", "phase 1 (new-1)"),
+        ("rl.environments.0.path", "phase 1 (new-1)"),
+    ],
+)
+def test_what_no_phase_writes_is_missed_before_the_first(recipe, capsys, key, phase):
+    names = ["phases.0.run_name=new-0", "phases.1.run_name=new-1"]
+    code, out, err = run(recipe, capsys, "--set", *names, f"phases.{phase[6]}.{key}=nowhere/at/all")
+    assert code == 2 and "== phase" not in out
+    assert f"train.py: {phase}: {key} is nowhere/at/all" in err
+    assert not (recipe / "runs" / "new-0").exists()
+
+
+def test_paths_that_earlier_phases_write_are_not_missed(tmp_path):
+    programs = SourceConfig(
+        name="t", kind="traces", path=f"{tmp_path}/t", generate=GeneratedTraces(programs=9)
+    )
+    first = tiny_run(tmp_path, run_name="first", data=DataConfig(sources=(programs,)))
+    export = TokenizerConfig(path=str(tmp_path / "runs/first/export"))
+    second = tiny_run(
+        tmp_path,
+        run_name="second",
+        tokenizer=export,
+        checkpoint=CheckpointConfig(load_parameters_path=str(tmp_path / "runs/first")),
+        data=DataConfig(sources=()),
+        rl=RLConfig(
+            environments=(
+                EnvironmentConfig(name="o", kind="output_prediction", path=f"{tmp_path}/t"),
+            )
+        ),
+    )
+    Recipe(phases=(first, second)).check_paths()
+    with pytest.raises(ValueError, match=r"phase 0 \(second\): checkpoint.load_parameters_path"):
+        Recipe(phases=(second, first)).check_paths()
+    (tmp_path / "runs/second/checkpoints/00000002").mkdir(parents=True)
+    Recipe(phases=(second, first)).check_paths()  # it goes on from its own
+
+
+def test_a_start_that_holds_no_checkpoint_is_named_by_its_key(recipe, capsys):
+    empty = recipe / "empty"
+    empty.mkdir()
+    changes = ("phases.1.run_name=third", f"phases.1.checkpoint.load_parameters_path={empty}")
+    code, _, err = run(recipe, capsys, "--set", *changes)
+    assert code == 2
+    assert f"phase 1 (third): checkpoint.load_parameters_path: {empty} holds no whole" in err
