@@ -28,12 +28,17 @@ class KeptReport:
     enough_of_task: int
     no_dialog: int
     """What a dialog cannot say in the same tokens: a cut answer, a special token within a text."""
+    there_already: int = 0
+    """Of those that are kept, in the file that they were to be added to."""
+    in_file: int
+    """Dialogs that the file has now."""
 
     def __str__(self) -> str:
+        there = f", {self.there_already:,} that are there already" if self.there_already else ""
         return (
             f"{self.kept:,} dialogs; left out: {self.low_return:,} for their returns, "
             f"{self.enough_of_task:,} since their tasks had enough, {self.no_dialog:,} that are no "
-            "dialog in the same tokens"
+            f"dialog in the same tokens{there}; {self.in_file:,} in the file"
         )
 
 
@@ -44,6 +49,7 @@ def keep_dialogs(
     *,
     min_return: float,
     per_task: int,
+    append: bool = False,
 ) -> KeptReport:
     """Writes a source of kind ``chat``: of each task the shortest answers of those that are good.
 
@@ -53,10 +59,16 @@ def keep_dialogs(
         path: of the JSONL file; it is written whole or not at all.
         min_return: of an episode, the reward's own, unshaped.
         per_task: episodes at most.
+        append: add what is new to a file that is there, which is else refused.
 
     Raises:
-        ValueError: none is left.
+        ValueError: none is left, or the file is there.
     """
+    if path.exists() and not append:
+        raise ValueError(
+            f"{path} is there already; expected a new file: name another, or add --append to add "
+            "to it"
+        )
     counts: collections.Counter[str] = collections.Counter()
     by_task: dict[tuple[str, str], list[tuple[int, str]]] = {}
     for trajectory in trajectories:
@@ -79,10 +91,17 @@ def keep_dialogs(
             f"no episode is left ({dict(counts)}); expected some with a return of {min_return:g} "
             "or more: lower --min-return"
         )
+    before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    new = [line for line in lines if line not in set(before)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(line + "\n" for line in lines).encode())
+    write_whole(path, "".join(line + "\n" for line in [*before, *new]).encode())
     names = ("low_return", "enough_of_task", "no_dialog")
-    return KeptReport(kept=len(lines), **{name: counts[name] for name in names})
+    return KeptReport(
+        kept=len(new),
+        there_already=len(lines) - len(new),
+        in_file=len(before) + len(new),
+        **{name: counts[name] for name in names},
+    )
 
 
 def dialog_of(trajectory: Trajectory, tokenizer: Tokenizer) -> list[Message] | None:

@@ -6,7 +6,7 @@ import argparse
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ def add_parser(subparsers: Any) -> None:
     keep = parts.add_parser("keep", help="write episodes with high returns as dialogs for SFT")
     keep.add_argument("--min-return", type=float, default=1.0, help="of an episode (default 1)")
     keep.add_argument("--per-task", type=int, default=4, help="at most so many (default 4)")
-    keep.add_argument("--out", required=True, help="JSONL file, a source of kind chat")
+    keep.add_argument("--out", required=True, help="new JSONL file, a source of kind chat")
+    keep.add_argument("--append", action="store_true", help="add to a file that is there")
     keep.set_defaults(main=functools.partial(_guarded, _keep))
     for part in (show, replay, keep):
         part.add_argument("run", help="the run's folder")
@@ -76,8 +77,14 @@ def _show(args: argparse.Namespace) -> int:
     config = _config(args.run)
     tokenizer = _tokenizer(args.run, config)
     for trajectory in _newest(args):
-        print(describe_trajectory(trajectory, tokenizer))
+        print_text(describe_trajectory(trajectory, tokenizer))
     return 0
+
+
+def print_text(text: str) -> None:
+    """Prints; what the output cannot hold, halves of surrogate pairs too, with backslashes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -95,7 +102,7 @@ def _replay(args: argparse.Namespace) -> int:
         problem = replay(trajectory, make(trajectory.environment, trajectory.task))
         same, different = same + (problem is None), different + (problem is not None)
         if problem is not None:
-            print(f"{trajectory.environment}/{trajectory.task.name}: {problem}")
+            print_text(f"{trajectory.environment}/{trajectory.task.name}: {problem}")
     print(f"{same} episodes as they were, {different} not")
     return 1 if different or not same else 0
 
@@ -129,6 +136,7 @@ def _keep(args: argparse.Namespace) -> int:
         Path(args.out),
         min_return=args.min_return,
         per_task=args.per_task,
+        append=args.append,
     )
     print(f"{args.out}: {report}")
     return 0
@@ -151,6 +159,9 @@ def _tokenizer(run: str, config: RunConfig) -> Tokenizer:
 
 
 def _newest(args: argparse.Namespace) -> list[Trajectory]:
+    """The newest of those that are asked for; ValueError where there is none."""
+    filters = ("environment", "group", "task", "passed", "not_passed")
+    asked = {name: getattr(args, name) for name in filters}
     chosen = [
         t
         for t in _trajectories(Path(args.run), args.environment)
@@ -159,14 +170,46 @@ def _newest(args: argparse.Namespace) -> list[Trajectory]:
         and not (args.passed and not t.passed)
         and not (args.not_passed and t.passed)
     ]
+    if not chosen:
+        raise _none_matches(Path(args.run), asked)
     return chosen[-args.limit :]
 
 
 def _trajectories(run: Path, environment: str | None) -> Iterator[Trajectory]:
+    """All, or those of an environment; ValueError where it has none."""
+    found = False
+    for trajectory in _all_trajectories(run):
+        if environment in (None, trajectory.environment):
+            found = True
+            yield trajectory
+    if not found:
+        raise _none_matches(run, {"environment": environment})
+
+
+def _all_trajectories(run: Path) -> Iterator[Trajectory]:
     files = sorted((run / "trajectories").glob("*.jsonl"))
     if not files:
         raise ValueError(f"{run}: no trajectories/*.jsonl; expected a run that has played")
     for file in files:
-        for trajectory in read_trajectories(file):
-            if environment in (None, trajectory.environment):
-                yield trajectory
+        yield from read_trajectories(file)
+
+
+def _none_matches(run: Path, asked: Mapping[str, Any]) -> ValueError:
+    counts: dict[str, int] = {}
+    tasks: dict[str, str] = {}
+    for trajectory in _all_trajectories(run):
+        counts[trajectory.environment] = counts.get(trajectory.environment, 0) + 1
+        tasks[trajectory.environment] = trajectory.task.name
+    given = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, value in asked.items()
+        if value not in (None, False)
+    ]
+    environments = ", ".join(
+        f"{name} ({count:,} episodes, the newest of the task {tasks[name]})"
+        for name, count in sorted(counts.items())
+    )
+    return ValueError(
+        f"{run}: no episode matches {' '.join(given) or 'at all'}; environments are "
+        f"{environments or 'none'}: name what is there, or drop an option"
+    )

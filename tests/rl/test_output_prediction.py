@@ -1,7 +1,9 @@
 """Law: what an answer is worth; and the commands over a run's episodes, from played ones."""
 
 import dataclasses
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -264,6 +266,49 @@ def test_solved_episodes_become_dialogs_in_the_same_tokens(played, tmp_path, cap
     messages = dialog_of(first, tokenizer)
     assert [m.role for m in messages] == ["user", "assistant"]
     assert messages[1].content == "<think>\nit counts\n</think>\n7"
+
+
+def test_kept_dialogs_are_replaced_by_nothing_and_added_to_when_asked(played, tmp_path, capsys):
+    out = tmp_path / "chat.jsonl"
+    keep = ["rl", "keep", str(played), "--out", str(out)]
+    out.write_text('{"messages": "of another run"}\n')
+    assert main(keep) == 2
+    assert f"{out} is there already; expected a new file" in capsys.readouterr().err
+    assert out.read_text() == '{"messages": "of another run"}\n'
+    assert main([*keep, "--append", "--per-task", "1"]) == 0
+    assert "4 dialogs; " in (said := capsys.readouterr().out) and "; 5 in the file" in said
+    assert main([*keep, "--append"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{out}: 4 dialogs; ") and ", 4 that are there already; 9 in" in said
+    lines = out.read_text().splitlines()
+    assert len(lines) == len(set(lines)) == 9 and "of another run" in lines[0]
+
+
+@pytest.mark.parametrize("asked", ["--environment nope", "--task nope", "--group 99"])
+def test_that_no_episode_matches_is_said_with_what_there_is(played, asked, capsys):
+    for part in ("show", "replay"):
+        assert main(["rl", part, str(played), *asked.split()]) == 2
+        err = capsys.readouterr().err
+        assert f"no episode matches {asked}; environments are output (12 episodes" in err
+    assert main(["rl", "keep", str(played), "--out", "x", "--environment", "nope"]) == 2
+    assert "no episode matches --environment nope" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_is_no_text_is_shown_with_backslashes(played, encoding, capsys, monkeypatch):
+    path = played / "trajectories" / "00000002.jsonl"
+    made = list(read_trajectories(path))[-1]
+    last = dataclasses.replace(made.turns[0], info={"reason": "no file \udcff", "é": "é"})
+    made = dataclasses.replace(made, turns=(last,), failure="half \ud800, é")
+    write_trajectories(path, [made])
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    assert main(["rl", "show", str(played), "--limit", "1"]) == 0
+    sys.stdout.flush()
+    shown = written.getvalue().decode(encoding)
+    accent = "é" if encoding == "utf-8" else "\\xe9"
+    assert f"failed: half \\ud800, {accent}" in shown
+    assert f'"no file \\udcff", "{accent}": "{accent}"' in shown
 
 
 def test_what_no_dialog_says_is_left_out(tokenizer):
