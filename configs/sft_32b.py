@@ -35,7 +35,7 @@ def get_config() -> RunConfig:
                 SourceConfig(name="code", kind="jsonl", path="corpus/code", weight=0.12),
                 SourceConfig(name="rehearsal", kind="jsonl", path="corpus/text", weight=0.09),
             ),
-            packing="best_fit",  # a dialog is not cut (assumed)
+            packing="best_fit",  # a dialog that fits a row is not cut (assumed)
             num_streams=32,
         ),
         tokenizer=cwm_32b.LLAMA3_TOKENIZER,

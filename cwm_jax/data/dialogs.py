@@ -2,7 +2,8 @@
 
 A line of a ``chat`` file is an object with ``messages``, each with ``role`` (system, user,
 assistant, ``tool: NAME``), ``content`` and, of an assistant, perhaps ``reasoning``. Only what the
-assistant writes is learnt: its text and its ends of turn.
+assistant writes is learnt: its text and its ends of turn. Other keys of the line, such as an id,
+are not read; those that would be part of what is said, as ``tools`` and ``system``, are refused.
 """
 
 from __future__ import annotations
@@ -18,6 +19,31 @@ from cwm_jax.trace.frames import TraceEvent, TraceFrame
 from cwm_jax.trace.tracer import marked_line, source_lines, unmarked
 
 _KEYS = {"role", "content", "reasoning"}
+_CALL = "<tool: NAME>, the call and </tool>, each on lines of its own, in the assistant's content"
+_TOOL_ROLE = "its role is 'tool: NAME', and nothing else names the tool"
+# What to write in place of other projects' keys of messages, their roles, and keys of lines.
+_KEY_HINTS = {
+    "tool_calls": f"write each call as {_CALL}",
+    "function_call": f"write the call as {_CALL}",
+    "reasoning_content": "call it reasoning",
+    "thinking": "call it reasoning",
+    "name": f"of a tool's result, {_TOOL_ROLE}; other names go into the content, or out",
+    "tool_call_id": _TOOL_ROLE,
+}
+_ROLE_HINTS = {
+    "developer": "this is 'system'",
+    "tool": "name the tool in the role: 'tool: NAME'",
+    "function": "name the tool in the role: 'tool: NAME'",
+    "human": "this is 'user'",
+    "gpt": "this is 'assistant'",
+    "model": "this is 'assistant'",
+}
+_LINE_HINTS = {
+    "tools": "describe the tools in the system message, as they are called",
+    "functions": "describe the tools in the system message, as they are called",
+    "system": "make it the first message, of role system",
+    "system_prompt": "make it the first message, of role system",
+}
 # Roles that may follow each; None is the beginning.
 _FOLLOWERS = {
     None: ("system", "user"),
@@ -26,6 +52,13 @@ _FOLLOWERS = {
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),
 }
+
+
+def check_line(record: Mapping[str, Any]) -> None:
+    """Raises ValueError where a line says something beside its messages, which would be lost."""
+    for key, hint in _LINE_HINTS.items():
+        if record.get(key):
+            raise ValueError(f"it has {key!r} beside messages, which is not read: {hint}")
 
 
 def parse_dialog(messages: Any) -> list[Message]:
@@ -148,19 +181,43 @@ def _values(values: Mapping[str, str]) -> str:
 
 def _message(record: Any) -> Message:
     if not isinstance(record, dict) or not isinstance(record.get("role"), str):
-        raise ValueError(f"it is {_short(record)}; expected an object with role and content")
-    if unknown := sorted({*record} - _KEYS):
-        raise ValueError(f"it has {unknown[0]!r}; expected {', '.join(sorted(_KEYS))} alone")
-    message = Message(record["role"], record.get("content"), record.get("reasoning"))
+        theirs = isinstance(record, dict) and "from" in record and "role" not in record
+        raise ValueError(
+            f"it is {_short(record)}; expected an object with role and content"
+            + (
+                ": from is role, with user and assistant for human and gpt; value is content"
+                * theirs
+            )
+        )
+    if unknown := sorted({*record} - _KEYS, key=lambda key: (key not in _KEY_HINTS, str(key))):
+        hint = _KEY_HINTS.get(unknown[0])
+        raise ValueError(
+            f"it has {unknown[0]!r}; expected {', '.join(sorted(_KEYS))} alone"
+            + (f": {hint}" if hint else "")
+        )
+    message = Message(_role(record["role"]), record.get("content"), record.get("reasoning"))
     for key in ("content", "reasoning"):
         value = record.get(key)
         if not isinstance(value, str) and not (key == "reasoning" and value is None):
-            raise ValueError(f"{key} is {_short(value)}; expected text")
+            parts = ": join the texts of its parts into one" if isinstance(value, list) else ""
+            raise ValueError(f"{key} is {_short(value)}; expected text{parts}")
     if message.reasoning and not message.is_assistant:
         raise ValueError(f"{message.header!r} has reasoning; expected it of an assistant alone")
     if not message.is_tool and not message.text.strip():
         raise ValueError(f"{message.header!r} says nothing; expected some text")
     return message
+
+
+def _role(role: str) -> str:
+    lower = role.strip().lower()
+    hint = _ROLE_HINTS.get(lower)
+    if lower in ("system", "user", "assistant") and lower != role.strip():
+        hint = f"this is {lower!r}"
+    if hint:
+        raise ValueError(
+            f"message role is {role!r}; expected system, user, assistant or 'tool: NAME': {hint}"
+        )
+    return role
 
 
 def _check_turn(messages: Sequence[Message]) -> None:

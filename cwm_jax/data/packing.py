@@ -71,6 +71,23 @@ def pack(
     )
 
 
+def describe_cut(lengths: np.ndarray, *, packing: str, max_target_length: int) -> str | None:
+    """How many dialogs of a source lose their unity in rows, for the start of a run; None: none do.
+
+    ``lengths`` are tokens of each, as shards state them.
+    """
+    T, count = max_target_length, len(lengths)
+    if packing == "concat_then_split":
+        return f"packing {packing} cuts dialogs where rows end: set data.packing='best_fit'"
+    longer = int((np.asarray(lengths, np.int64) - 1 > T).sum())
+    if not longer:
+        return None
+    return (
+        f"{longer:,} dialogs of {count:,} are longer than T {T:,} and are cut: what follows a cut "
+        "is learnt without what stands before it; raise batch.max_target_length, or take them out"
+    )
+
+
 def row_from_pieces(pieces: Iterable[np.ndarray], max_target_length: int) -> Row:
     """One row: piece i of k + 1 tokens becomes segment i with k targets; the rest is padding, 0."""
     row: Row = {key: np.zeros(max_target_length, np.int32) for key in ROW_KEYS[:-1]}

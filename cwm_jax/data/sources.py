@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import gzip
 import hashlib
@@ -11,12 +12,13 @@ import stat
 import sys
 import sysconfig
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cwm_jax.config import SourceConfig
 from cwm_jax.data.chat import Message
-from cwm_jax.data.dialogs import output_dialog, parse_dialog, to_json
+from cwm_jax.data.dialogs import check_line, output_dialog, parse_dialog, to_json
 from cwm_jax.storage import StorageError, StoredFile
 from cwm_jax.trace.corpus import read_episodes, read_manifest
 from cwm_jax.trace.episodes import Episode, direct_document
@@ -177,19 +179,42 @@ def _jsonl_documents(source: SourceConfig, name: str, path: Path) -> Iterator[Do
             if not line.strip():
                 continue
             where = f"{path}:{number}"
-            try:
-                record = json.loads(line.decode("utf-8", "surrogateescape"))
-            except (ValueError, RecursionError) as error:
-                raise _error(
-                    source, where, f"is not JSON ({error}); expected one object per line"
-                ) from error
-            key = "messages" if source.kind == "chat" else source.text_field
-            if not isinstance(record, dict) or key not in record:
-                got = f"has {sorted(record)}" if isinstance(record, dict) else "is no object"
-                why = "" if source.kind == "chat" else " (text_field)"
-                raise _error(source, where, f"{got}; expected the key {key!r}{why}")
-            read = _dialog_bytes if source.kind == "chat" else _bytes_of_value
-            yield Document(f"{name}:{number}", read(source, where, record[key]))
+            record = _record(source, where, line)
+            if source.kind == "chat":
+                yield Document(f"{name}:{number}", _dialog_bytes(source, where, record))
+            else:
+                value = record[source.text_field]
+                yield Document(f"{name}:{number}", _bytes_of_value(source, where, value))
+
+
+def _record(source: SourceConfig, where: str, line: bytes) -> dict[str, Any]:
+    """The object of a line, with the key that is read."""
+    if line.startswith(codecs.BOM_UTF8):
+        raise _error(
+            source, where, "begins with a byte-order mark (BOM); save the file as UTF-8 without one"
+        )
+    try:
+        text = line.decode("utf-8", "strict" if source.kind == "chat" else "surrogateescape")
+        record = json.loads(text.rstrip("\r\n"))  # places in messages are then of the line
+    except UnicodeDecodeError as error:  # of dialogs; other texts may be bytes
+        raise _error(
+            source,
+            where,
+            f"is not UTF-8: byte {error.start + 1} of the line is 0x{line[error.start]:02x}; save "
+            "the file as UTF-8, or mend the line",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise _error(
+            source, where, f"is not JSON ({error}); expected one object per line"
+        ) from error
+    key = "messages" if source.kind == "chat" else source.text_field
+    if not isinstance(record, dict) or key not in record:
+        got = f"has {sorted(record)}" if isinstance(record, dict) else "is no object"
+        why = "" if source.kind == "chat" else " (text_field)"
+        theirs = isinstance(record, dict) and key == "messages" and "conversations" in record
+        hint = ": rename conversations" if theirs else ""
+        raise _error(source, where, f"{got}; expected the key {key!r}{why}{hint}")
+    return record
 
 
 def _parquet_documents(source: SourceConfig, name: str, path: Path) -> Iterator[Document]:
@@ -232,10 +257,19 @@ def _trace_documents(source: SourceConfig, path: Path) -> Iterator[Document]:
         raise _error(source, error) from error
 
 
-def _dialog_bytes(source: SourceConfig, where: str, messages: object) -> bytes:
+def _dialog_bytes(source: SourceConfig, where: str, record: Mapping[str, Any]) -> bytes:
     try:
-        return _json_bytes(parse_dialog(messages))
-    except ValueError as error:  # a lone surrogate too, which no tokenizer reads
+        check_line(record)
+        return _json_bytes(parse_dialog(record["messages"]))
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise _error(
+            source,
+            where,
+            f"has \\u{half:04x}, half of a surrogate pair, which is no character; write both "
+            "halves, or take it out",
+        ) from None
+    except ValueError as error:
         raise _error(source, where, f"cannot be trained on: {error}") from None
 
 

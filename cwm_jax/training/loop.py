@@ -20,6 +20,7 @@ from cwm_jax.data.mixture import (
     describe_shares,
     source_shares,
 )
+from cwm_jax.data.packing import describe_cut
 from cwm_jax.data.prepare import prepare
 from cwm_jax.data.shards import Shards
 from cwm_jax.data.vocabulary import load_or_train_tokenizer
@@ -109,7 +110,7 @@ def run(
         )
         loader = stack.enter_context(_loader(plan, mesh, shards, shares))
         lines = [
-            *_describe_data(shards, tokenizer),
+            *_describe_data(shards, tokenizer, config),
             *describe_shares(shares),
             *describe_buckets(loader.buckets, config.data.length_buckets),
         ]
@@ -179,7 +180,7 @@ def _loader(
     )
 
 
-def _describe_data(shards: list[Shards], tokenizer: Tokenizer) -> Iterator[str]:
+def _describe_data(shards: list[Shards], tokenizer: Tokenizer, config: RunConfig) -> Iterator[str]:
     yield f"tokenizer {tokenizer.fingerprint[:16]} with {tokenizer.vocab_size} tokens"
     for shard in shards:
         manifest, notes = shard.manifest, ""
@@ -191,3 +192,12 @@ def _describe_data(shards: list[Shards], tokenizer: Tokenizer) -> Iterator[str]:
             f"source {manifest.source.name}: {manifest.train.tokens:,} training and "
             f"{manifest.heldout.tokens:,} held-out tokens in {shard.folder}{notes}"
         )
+        cut = None
+        if manifest.source.is_of_dialogs:
+            cut = describe_cut(
+                shard.lengths("train"),
+                packing=config.data.packing,
+                max_target_length=config.batch.max_target_length,
+            )
+        if cut is not None:
+            yield f"source {manifest.source.name}: {cut}"

@@ -1,5 +1,6 @@
 """Contract: dialogs to be trained on, token by token; broken ones are refused with their line."""
 
+import functools
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from cwm_jax.data.dialogs import output_dialog, parse_dialog, to_json, trace_in_
 from cwm_jax.data.encoding import dialog_tokens
 from cwm_jax.data.loader import Loader, heldout_rows
 from cwm_jax.data.mixture import source_shares
+from cwm_jax.data.packing import describe_cut
 from cwm_jax.data.prepare import prepare
 from cwm_jax.data.shards import MASKED_MARK, OBSERVATION_MARK, TOKEN_BITS
 from cwm_jax.data.sources import DataError, documents
@@ -117,6 +119,87 @@ def test_a_broken_dialog_is_refused_with_file_and_line(tmp_path, name):
     assert f"{path}:3" in str(error.value) and problem in str(error.value)
 
 
+ANSWER = {"role": "assistant", "content": "ok"}
+THEIRS = {
+    "tool_calls": (
+        [DIALOG[1], {"role": "assistant", "content": None, "refusal": None, "tool_calls": []}],
+        "it has 'tool_calls'; expected content, reasoning, role alone: write each call as <tool:",
+    ),
+    "reasoning_content": (
+        [DIALOG[1], {**ANSWER, "reasoning_content": "x"}],
+        "it has 'reasoning_content'; expected content, reasoning, role alone: call it reasoning",
+    ),
+    "developer": (
+        [{"role": "developer", "content": "x"}, DIALOG[1], ANSWER],
+        "role is 'developer'; expected system, user, assistant or 'tool: NAME': this is 'system'",
+    ),
+    "tool and name": (
+        [*DIALOG[1:3], {"role": "tool", "name": "bash", "content": "x"}, ANSWER],
+        "it has 'name'; expected content, reasoning, role alone: of a tool's result, its role is",
+    ),
+    "tool": (
+        [*DIALOG[1:3], {"role": "tool", "content": "x"}, ANSWER],
+        "name the tool in the role: 'tool: NAME'",
+    ),
+    "parts": (
+        [{"role": "user", "content": [{"type": "text", "text": "x"}]}, ANSWER],
+        "expected text: join the texts of its parts into one",
+    ),
+    "capitals": ([{"role": "User", "content": "x"}, ANSWER], "'tool: NAME': this is 'user'"),
+    "from and value": ([{"from": "human", "value": "x"}, ANSWER], "from is role, with user and"),
+}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_other_projects_forms_are_refused_with_the_way_on(tmp_path, name):
+    messages, hint = THEIRS[name]
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    with pytest.raises(DataError) as error:
+        list(documents(SourceConfig(name="chat", kind="chat", path=str(path))))
+    assert f"{path}:1 " in str(error.value) and hint in str(error.value)
+
+
+GOOD = json.dumps({"messages": DIALOG}).encode()
+BYTES = {
+    "latin-1": (GOOD.replace(b"look", b"lo\xe9k"), "is not UTF-8: byte .* is 0xe9; save the file"),
+    "utf-16": (GOOD.decode().encode("utf-16"), "is not UTF-8: byte 1 of the line is 0xff"),
+    "mark": (b"\xef\xbb\xbf" + GOOD, r"begins with a byte-order mark \(BOM\); save the file"),
+    "half": (GOOD.replace(b"look", b"lo\\udce9k"), r"has \\udce9, half of a surrogate pair"),
+    "cut": (GOOD[:-2], r"is not JSON \(Expecting .* line 1 column"),
+}
+
+
+@pytest.mark.parametrize("name", BYTES)
+def test_what_is_no_text_is_said_in_words(tmp_path, name):
+    line, problem = BYTES[name]
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes(line + b"\n")
+    with pytest.raises(DataError, match=f"chat.jsonl:1 {problem}"):
+        list(documents(SourceConfig(name="chat", kind="chat", path=str(path))))
+
+
+def test_keys_beside_the_messages_are_left_alone_unless_they_belong_to_the_dialog(tmp_path):
+    path = tmp_path / "chat.jsonl"
+    source = SourceConfig(name="chat", kind="chat", path=str(path))
+    path.write_text(json.dumps({"id": 3, "tools": None, "messages": DIALOG}) + "\n")
+    (found,) = documents(source)
+    path.write_text(json.dumps({"messages": DIALOG}) + "\n")
+    assert [found] == list(documents(source))
+    for key, hint in (("tools", "in the system message"), ("system", "make it the first message")):
+        path.write_text(json.dumps({"messages": DIALOG, key: "x"}) + "\n")
+        with pytest.raises(DataError, match=f"it has '{key}' beside messages.* {hint}"):
+            list(documents(source))
+
+
+def test_dialogs_that_rows_cut_are_counted():
+    cut = functools.partial(describe_cut, np.array([3, 9, 10, 11]), packing="best_fit")
+    assert cut(max_target_length=10) is None  # 11 tokens are 10 targets
+    assert cut(max_target_length=9).startswith("1 dialogs of 4 are longer than T 9 and are cut: ")
+    assert cut(max_target_length=8).startswith("2 dialogs of 4 are longer")
+    assert "data.packing='best_fit'" in cut(max_target_length=99, packing="concat_then_split")
+
+
 def test_a_line_without_messages_is_refused(tmp_path):
     path = tmp_path / "chat.jsonl"
     path.write_text('{"text": "x"}\n')
@@ -172,7 +255,8 @@ def f(n):
 def main():  # << START_OF_TRACE
     return f(3)
 """
-WORDS = """def f(n):  # n=3
+WORDS = """    return f(3)
+def f(n):  # n=3
     total = 0  # total=0
     for i in range(2):  # i=0
         total += g(i) + n
