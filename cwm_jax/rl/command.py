@@ -1,4 +1,4 @@
-"""``python -m cwm_jax rl``: read a run's episodes, play them again, keep the good ones."""
+"""``python -m cwm_jax rl``: check a run before it is one; read, play again, keep its episodes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.config import RunConfig, schema
+from cwm_jax.config import Recipe, RunConfig, schema
+from cwm_jax.config.files import load_recipe
 from cwm_jax.rl.environment import EnvironmentFailure
 from cwm_jax.rl.trajectory import Trajectory, read_trajectories
+from cwm_jax.sandbox import SandboxError
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds the command with its three parts."""
-    parser = subparsers.add_parser("rl", help="episodes of a reinforcement-learning run")
+    """Adds the command with its parts."""
+    parser = subparsers.add_parser("rl", help="tasks and episodes of reinforcement learning")
     parts = parser.add_subparsers(required=True, metavar="PART")
     show = parts.add_parser("show", help="print episodes as text")
     show.add_argument("--limit", type=int, default=3, help="episodes, the newest (default 3)")
@@ -32,6 +34,15 @@ def add_parser(subparsers: Any) -> None:
     keep.add_argument("--out", required=True, help="new JSONL file, a source of kind chat")
     keep.add_argument("--append", action="store_true", help="add to a file that is there")
     keep.set_defaults(main=functools.partial(_guarded, _keep))
+    check = parts.add_parser("check", help="load the tasks of a config and show what is asked")
+    check.add_argument("config", help="Python file with get_config(); of a recipe its RL phases")
+    check.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="as of train.py"
+    )
+    check.add_argument("--tokenizer", help="in place of the config's, where that is not there yet")
+    check.add_argument("--gold", action="store_true", help="give the tasks' gold answers, too")
+    check.add_argument("--limit", type=int, help="gold answers of each environment (default all)")
+    check.set_defaults(main=functools.partial(_guarded, _check))
     for part in (show, replay, keep):
         part.add_argument("run", help="the run's folder")
         part.add_argument("--environment", help="of this name alone")
@@ -68,7 +79,7 @@ def _guarded(part: Callable[[argparse.Namespace], int], args: argparse.Namespace
     """2 for what a user has caused."""
     try:
         return part(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EnvironmentFailure, SandboxError) as error:
         print(f"cwm_jax rl: {error}", file=sys.stderr)
         return 2
 
@@ -140,6 +151,31 @@ def _keep(args: argparse.Namespace) -> int:
     )
     print(f"{args.out}: {report}")
     return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    """1 if a gold answer earns less than +1, or a prompt leaves no room for an answer."""
+    from cwm_jax.rl.checking import check
+
+    found = schema.override(load_recipe(args.config), *args.set)
+    phases = found.phases if isinstance(found, Recipe) else (found,)
+    configs = [config for config in phases if config.rl is not None]
+    if not configs:
+        raise ValueError(f"{args.config}: no rl is set; expected a run of reinforcement learning")
+    problems = []
+    for config in configs:
+        path = args.tokenizer or config.tokenizer.path
+        if path is None or not Path(path).exists():
+            raise ValueError(
+                f"tokenizer.path of {config.run_name} is {path}, and there is nothing; expected "
+                "the policy's: name one by --tokenizer"
+            )
+        print(f"run {config.run_name}, tokenizer {path}")
+        for checked in check(config, load_tokenizer(path), gold=args.gold, limit=args.limit):
+            print_text("\n".join(checked.lines))
+            problems += checked.problems
+    print_text("\n".join([*problems, f"{len(problems):,} problems"]))
+    return 1 if problems else 0
 
 
 def _config(run: str) -> RunConfig:
