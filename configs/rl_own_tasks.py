@@ -4,8 +4,9 @@ Command:   python train.py --config configs/rl_own_tasks.py
            (python -m cwm_jax rl check configs/rl_own_tasks.py --gold, before that)
 Hardware:  as written, 2 CPU cores and 3 GiB of memory; bubblewrap for the sandbox
 Time:      not measured: the policy is to be replaced
-Result:    not run to its end; a few steps, from the model of configs/quickstart_rl.py, which has 1M
-           parameters, has seen no such problem, and is a stand-in for yours: it solves none
+Result:    not run to its end. Two steps were, from a model of 1M parameters that SFT had taught the
+           form of such answers; the stand-in named here, of configs/quickstart_rl.py, has seen
+           none: it solves no task, and the run ends with the words that there is nothing to learn
 Values:    assumed; docs/posttraining.md, Your own tasks, has lines of such files and all profiles
 
 What to change stands in capitals; the rest can stay.
