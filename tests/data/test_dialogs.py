@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from tiny import tiny_run
 
-from cwm_jax.config import DataConfig, SourceConfig
+from cwm_jax.config import BatchConfig, DataConfig, SourceConfig
 from cwm_jax.data.chat import Message, encode_message
 from cwm_jax.data.dialogs import output_dialog, parse_dialog, to_json, trace_in_words
 from cwm_jax.data.encoding import dialog_tokens
@@ -26,6 +27,7 @@ from cwm_jax.tokenizer import (
 from cwm_jax.trace import trace_context
 from cwm_jax.trace.episodes import Episode
 from cwm_jax.trace.format import render_frames
+from cwm_jax.training import loop
 
 DIALOG = [
     {"role": "system", "content": "  be brief "},
@@ -198,6 +200,26 @@ def test_dialogs_that_rows_cut_are_counted():
     assert cut(max_target_length=9).startswith("1 dialogs of 4 are longer than T 9 and are cut: ")
     assert cut(max_target_length=8).startswith("2 dialogs of 4 are longer")
     assert "data.packing='best_fit'" in cut(max_target_length=99, packing="concat_then_split")
+
+
+@pytest.mark.parametrize("length", [16, 128])
+def test_the_start_of_a_run_says_how_many_dialogs_are_cut(tmp_path, tokenizer, length):
+    path = tmp_path / "chat.jsonl"
+    path.write_text((json.dumps({"messages": DIALOG}) + "\n") * 40)
+    source = SourceConfig(name="chat", kind="chat", path=str(path))
+    data = DataConfig(
+        sources=(source,),
+        cache_directory=str(tmp_path / "data"),
+        packing="best_fit",
+        heldout_fraction=0.2,
+    )
+    shards = prepare(source, data, tokenizer)
+    batch = BatchConfig(max_target_length=length, per_device_batch_size=1)
+    config = tiny_run(tmp_path, data=data, batch=batch)
+    said = "\n".join(loop._describe_data([shards], tokenizer, config))
+    count = shards.split("train").documents
+    cut = f"source chat: {count} dialogs of {count} are longer than T 16 and are cut"
+    assert (cut in said) == (length == 16) and "source chat: " in said
 
 
 def test_a_line_without_messages_is_refused(tmp_path):
