@@ -72,6 +72,8 @@ def run_phases(recipe: Recipe, args: argparse.Namespace, hosts: Hosts | None) ->
             status = _run_as_asked(config, args, hosts, started=time.time() if number else None)
         except (ValueError, OSError, SandboxError) as error:
             raise ValueError(f"phase {number} ({config.run_name}): {error}") from error
+        if status and is_real:
+            print(f"train.py: that was phase {number} ({config.run_name})", file=sys.stderr)
         if status or (is_real and not _is_finished(config)):
             return status
     if is_real:

@@ -107,7 +107,7 @@ def _prompts(
             with contextlib.closing(make(environment.name, task)) as episode:
                 start = episode.start()
         except Exception as error:
-            problems.append(f"{_named(environment, task)}: it does not start: {_why(error)}")
+            problems.append(_no_start(environment, task, error))
             continue
         sizes[task.name] = len(start.tokens)
         if not shown:
@@ -133,6 +133,10 @@ def _prompts(
 
 def _named(environment: EnvironmentConfig, task: Task) -> str:
     return f"environment {environment.name}, task {task.name}"
+
+
+def _no_start(environment: EnvironmentConfig, task: Task, error: Exception) -> str:
+    return f"{_named(environment, task)}: it does not start: {_why(error)}"
 
 
 def _why(error: Exception) -> str:
@@ -162,6 +166,8 @@ def _gold_lines(
                 reason = gold_reason(environment, task, episode, tokenizer)
         except Exception as error:
             reason = _why(error)
+            if _no_start(environment, task, error) in problems:
+                continue
         counts[reason is None] += 1
         if reason is not None:
             problems.append(f"{_named(environment, task)}: its gold answer: {reason}")

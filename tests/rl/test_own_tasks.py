@@ -12,6 +12,7 @@ import pytest
 from benchmarks.swe_episode import small_tokenizer
 from configs import rl_own_tasks
 from cwm_jax.__main__ import main
+from cwm_jax.rl import checking
 from cwm_jax.rl.envs import prediction
 from cwm_jax.rl.envs.code import environment as code
 from cwm_jax.rl.envs.math import environment as math
@@ -153,6 +154,19 @@ def test_prompts_without_room_and_the_split_are_said(check, own):
     assert (
         f"40 of 40 prompts leave no room for an answer in batch.max_target_length {tokens}" in out
     )
+
+
+def test_what_does_not_start_is_said_once_and_not_played(check, own, monkeypatch):
+    def broken(name, task):
+        raise KeyError("repository")
+
+    monkeypatch.setattr(checking, "make_environments", lambda configs, tokenizer: broken)
+    status, out, _ = check(
+        {"m": ("math", [own[2]])}, "--gold", "--set", "data.heldout_fraction=0.1"
+    )
+    assert status == 1 and "prompts of 1 tasks: none starts" in out
+    assert "\nenvironment m, task a-half-and-a-third: it does not start: KeyError: 'repo" in out
+    assert out.endswith("gold: 0 of 1 earn +1\n" + out.splitlines()[-2] + "\n1 problems\n")
 
 
 @pytest.mark.parametrize(

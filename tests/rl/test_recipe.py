@@ -20,6 +20,7 @@ from cwm_jax.config import (
 )
 from cwm_jax.rl import loop
 from cwm_jax.rl.environment import Task
+from cwm_jax.training.step import NonFiniteError
 
 RECIPE = """
 import dataclasses
@@ -107,6 +108,16 @@ def test_what_has_failed_ends_the_recipe_and_is_said_with_its_phase(recipe, caps
     )
     assert code == 2 and "phase 1" not in out
     assert err.startswith("train.py: phase 0 (other): source ") and "*.none" in err
+
+
+def test_a_phase_that_diverges_is_said_with_its_name(recipe, capsys, monkeypatch):
+    def diverge(*_, **__):
+        raise NonFiniteError("no number")
+
+    monkeypatch.setattr(loop, "run", diverge)
+    code, _, err = run(recipe, capsys, "--set", "phases.1.run_name=fourth")
+    assert code == 1
+    assert err.endswith("train.py: no number\ntrain.py: that was phase 1 (fourth)\n")
 
 
 @pytest.mark.parametrize(
