@@ -17,7 +17,7 @@ from cwm_jax.rl.envs.kinds import load_tasks, make_environments
 from cwm_jax.rl.envs.math import environment as math
 from cwm_jax.rl.envs.swe import profiles as swe_profiles
 from cwm_jax.rl.envs.swe.prompts import output_blocks
-from cwm_jax.rl.playing.tasks import split_tasks
+from cwm_jax.rl.playing.tasks import drawn_tasks, split_tasks
 from cwm_jax.tokenizer import END_OF_TURN, Tokenizer
 from cwm_jax.trace.format import parse_frames, render_each
 
@@ -59,13 +59,14 @@ def check(
     make = make_environments(config.rl.environments, tokenizer)
     for environment in config.rl.environments:
         tasks = load_tasks(environment)
-        train, heldout = split_tasks(tasks, config.data.heldout_fraction)
+        learnt, heldout = split_tasks(tasks, config.data.heldout_fraction)
+        train = drawn_tasks(learnt, environment, config.seed)
         if not train:
             raise ValueError(
                 f"environment {environment.name!r}: none of its {len(tasks):,} tasks is left to "
                 "train on; expected one or more: add tasks, or lower data.heldout_fraction"
             )
-        lines, problems = [_counts(environment, train, heldout, config)], []
+        lines, problems = [_counts(environment, len(tasks), train, heldout, config)], []
         longest, shown = _prompts(environment, tasks, make, tokenizer, config, problems)
         lines += [longest, *shown]
         if gold:
@@ -75,13 +76,20 @@ def check(
 
 
 def _counts(
-    environment: EnvironmentConfig, train: Sequence[Task], heldout: Sequence[Task], config
+    environment: EnvironmentConfig,
+    count: int,
+    train: Sequence[Task],
+    heldout: Sequence[Task],
+    config: RunConfig,
 ) -> str:
     rl = config.rl
+    assert rl is not None
+    left = count - len(train) - len(heldout)
+    drawn = f" (max_tasks: {left:,} are left out)" if left else ""
     noted = "" if heldout else ", so that no accuracy is measured"
     return (
         f"environment {environment.name} ({environment.kind}, profile {environment.profile}): "
-        f"{len(train) + len(heldout):,} tasks, {len(train):,} to train on, {len(heldout):,} held "
+        f"{count:,} tasks, {len(train):,} to train on{drawn}, {len(heldout):,} held "
         f"out{noted} (data.heldout_fraction {config.data.heldout_fraction:g}), of which "
         f"{min(len(heldout), rl.eval_tasks):,} are evaluated"
     )

@@ -112,7 +112,7 @@ def test_the_docs_have_a_line_of_every_kind_and_its_gold_answer_earns_one(check,
 def test_gold_answers_that_earn_nothing_are_named_with_the_reason(check, own):
     area, perimeter = own[4:]
     number = {"calls": [{"module": "shapes", "call": "perimeter(2, 3)", "expected": "11"}]}
-    suite = {**area["data"]["tests"], "fail_to_pass": ["test_rectangle"]}
+    suite = {**area["data"]["tests"], "fail_to_pass": ["tests.test_shapes.Area.test_it"]}
     swe_tasks = [
         area,
         named(area, "names", tests=suite),
@@ -121,18 +121,18 @@ def test_gold_answers_that_earn_nothing_are_named_with_the_reason(check, own):
         named(perimeter, "plain", patch=perimeter["data"]["patch"].partition("\n")[2]),
         named(perimeter, "marks", patch=perimeter["data"]["patch"] + " </tool>\n"),
     ]
-    boxed = named(own[2], "boxed", answer="\\boxed{3}")
-    files = {"s": ("swe", swe_tasks), "m": ("math", [own[2], boxed])}
+    brace = named(own[2], "brace", answer="x } y")
+    files = {"s": ("swe", swe_tasks), "m": ("math", [own[2], brace])}
     status, out, err = check(files, "--gold", "--set", "data.heldout_fraction=1e-9")
-    assert (status, err) == (1, "")
+    assert (status, err) == (1, ""), err
     assert "gold: 1 of 6 earn +1" in out and "gold: 1 of 2 earn +1" in out
     for problem in (
-        "s, task names: its gold answer: earns +0: 1 of 2 hidden tests fail: test_rectangle",
+        "s, task names: its gold answer: earns +0: 1 of 2 hidden tests fail: tests.",
         "s, task hash: its gold answer: the environment failed: git fetch",
         "s, task value: its gold answer: earns +0: 1 of 1 hidden tests fail",
         "s, task plain: its gold answer: the patch is not submitted: ",
         "s, task marks: its gold answer: its patch has one of <tool:, </tool>",
-        "m, task boxed: its gold answer: earns -1: 2 boxed answers",
+        "m, task brace: its gold answer: earns -1: another answer",
     ):
         assert f"\nenvironment {problem}" in out, out
     assert out.endswith("6 problems\n")
@@ -147,6 +147,12 @@ def test_prompts_without_room_and_the_split_are_said(check, own):
         r"m \(math, profile small\): 40 tasks, (\d+) to train on, (\d+) held out", out
     )
     assert status == 0 and sum(map(int, counts.groups())) == 40 and int(counts[2]) > 3
+    status, out, _ = check(
+        {"m": ("math", tasks)},
+        *("--set", "data.heldout_fraction=0.3", "rl.environments.0.max_tasks=5"),
+    )
+    left = int(counts[1]) - 5
+    assert status == 0 and f" 5 to train on (max_tasks: {left} are left out), " in out
     tokens = int(re.search(r"the prompt of t0: (\d+) tokens of batch.max_target", out)[1])
     limits = (f"batch.max_target_length={tokens}", f"batch.global_batch_tokens={tokens}")
     status, out, _ = check({"m": ("math", tasks)}, "--set", *limits)
