@@ -14,6 +14,7 @@ from configs import quickstart
 from cwm_jax.config import (
     BatchConfig,
     CheckpointConfig,
+    CurriculumConfig,
     DataConfig,
     EnvironmentConfig,
     FilterConfig,
@@ -131,12 +132,21 @@ def rl() -> RunConfig:
         ),
         logging=LoggingConfig(log_period=10, export="export"),
         rl=RLConfig(
-            environments=(EnvironmentConfig(name="output", kind="output_prediction", path=CORPUS),),
+            environments=(
+                EnvironmentConfig(
+                    name="output",
+                    kind="output_prediction",
+                    path=CORPUS,
+                    max_tasks=1500,  # each comes again soon, and by then the curriculum knows it
+                ),
+            ),
+            curriculum=CurriculumConfig(),
             filters=FilterConfig(gibberish_min_token_id=None),
             groups_at_once=16,
             group_size=8,
             max_rows=16,  # measured: with 32 the cache of so small a model leaves the processor's
             eval_tasks=900,
+            eval_samples=2,
             eval_period=50,
         ),
     )
