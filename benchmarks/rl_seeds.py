@@ -4,9 +4,9 @@
     python -m benchmarks.rl_seeds [--seeds 0 1 2] [--plot docs/rl_quickstart.png]
 
 Every seed is a run of its own of the recipe's last phase, below runs/quickstart-rl-seed-N, and goes
-on where it was stopped. Held-out programs are answered once before and after it, each with the
-draws of its own seed; the interval is of the paired difference. The plot has the accuracy of all
-evaluations on the way.
+on where it was stopped. Held-out programs are answered before and after it with the same draws
+in every run; what a seed changes is the training. The interval is of the paired difference. The
+plot has the accuracy of all evaluations on the way.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 Command:   python train.py --config configs/quickstart_rl.py
 Hardware:  2 CPU cores, 3 GiB of memory, no download; bubblewrap for the sandbox
-Time:      not measured as a whole yet; 10 to 13 minutes on idle cores (estimated)
-Result:    a table of what each phase changed; RL's held-out accuracy with its interval
+Time:      12 minutes (707 s, docs/LOG.md)
+Result:    a table of what each phase changed; reinforcement learning answers 11.6 % of 900 held-out
+           programs where SFT answers 7.7 % (paired 95 % interval +2.0 % to +5.7 %)
 Values:    measured where so marked (docs/LOG.md), else assumed
 
 The phases read each other's exports, and each is a run of its own below runs/: the same command

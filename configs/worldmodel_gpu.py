@@ -2,8 +2,10 @@
 
 Command:   python train.py --config configs/worldmodel_gpu.py
 Hardware:  one GPU of 80 to 141 GB (H100, H200); 16 CPU cores trace the programs first
-Time:      not run; 10 minutes at 0.2 PFLOP/s (assumed)
-Result:    unknown, not run
+Time:      measured on one H200 (docs/LOG.md): 5 1/2 minutes of training, 490,000 tokens/s, 31 %
+           MFU; before it 4 minutes of tracing on 2 cores and one of tokenising. The evaluation at
+           the end compiles many programs: not done after 95 s, when the time lent was over
+Result:    held-out loss 0.506 nats a token; accuracy of predictions unknown
 Values:    assumed, but for the architecture's proportions (configs/cwm_32b.py)
 
 CruxEval's functions, of the finished run: the same command and
@@ -31,7 +33,7 @@ CORPUS = "runs/traces/worldmodel_gpu"
 VOCAB_SIZE = 4096
 T = 2048
 BATCH_TOKENS = 64 * T
-STEPS = 1400
+STEPS = 1200
 
 
 def get_config() -> RunConfig:
@@ -56,7 +58,7 @@ def get_config() -> RunConfig:
         kind="traces",
         path=CORPUS,
         weight=0.85,
-        generate=GeneratedTraces(programs=200_000),
+        generate=GeneratedTraces(programs=40_000),
     )
     return RunConfig(
         run_name="worldmodel_gpu",

@@ -20,6 +20,7 @@ from benchmarks import (
     attention_gpu_torch,
     compile_time,
     inference,
+    inference_32b,
     quantization,
     sandbox,
     serve_load,
@@ -82,6 +83,14 @@ def test_both_sides_of_the_inference_benchmark_make_the_same_tokens(tmp_path):
     assert our.tokens.shape == (2, 8) and min(our.first_s, their.first_s) > 0
     # two layers of five keep their window, in pages on our side: here all of one page
     assert [side.cache_bytes(2, 38) for side in sides] == [2 * 5 * 64 * 128, 2 * 125 * 128]
+
+
+@pytest.mark.parametrize("weights", ["int4", "bf16"])
+def test_decoding_is_timed_in_every_format(capsys, weights):
+    arguments = argparse.Namespace(rows=[1, 2], kv_dtype=None, prompt_tokens=40, new_tokens=40)
+    inference_32b.measure(tiny_model(), weights, arguments)
+    out = capsys.readouterr().out
+    assert f"{weights}: " in out and "| 1 | " in out and "| 2 | " in out
 
 
 def test_compile_times_are_measured():

@@ -135,6 +135,8 @@ def _describe_difference(change: tuple[Evaluation, Evaluation], label: str) -> s
     if len(before.solve_rates.keys() & after.solve_rates.keys()) < LEAST_TASKS:
         return f"{after.accuracy - before.accuracy:+.1%} (too few tasks for an interval)"
     difference = paired_difference(before, after)
+    if difference.low == difference.high:  # no spread to take an interval from
+        return f"{difference.mean:+.1%} (the same in every task: no interval)"
     return f"{difference.mean:+.1%} ({label}{difference.low:+.1%} to {difference.high:+.1%})"
 
 

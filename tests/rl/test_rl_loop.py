@@ -13,8 +13,9 @@ from rl.small_runs import rl_run
 from cwm_jax.config import EnvironmentConfig, PolicyLossConfig
 from cwm_jax.rl import loop, selection
 from cwm_jax.rl.envs import kinds
-from cwm_jax.rl.evaluation import changes, read_evaluations
+from cwm_jax.rl.evaluation import Evaluation, changes, read_evaluations
 from cwm_jax.rl.learner import NothingToLearnError
+from cwm_jax.rl.report import describe_change
 from cwm_jax.rl.trajectory import read_trajectories
 from cwm_jax.training import checkpoint as ckpt
 from cwm_jax.training.metrics import TIMING_FIELDS, read_metrics
@@ -235,6 +236,15 @@ def test_an_evaluation_averages_the_answers_to_each_task(tmp_path, tokenizer_fol
 def test_a_single_held_out_task_ends_without_an_interval(tmp_path, tokenizer_folder):
     result = loop.run(rl_run(tmp_path, tokenizer_folder, steps=1, rl=dict(eval_tasks=1)))
     assert "too few tasks for an interval" in loop.describe_result(None, result)
+
+
+def test_answers_that_change_in_no_task_have_no_interval():
+    rates = {str(n): float(n % 2) for n in range(30)}
+    change = (Evaluation("game", 0, rates, 9.0), Evaluation("game", 5, rates, 9.0))
+    assert "+0.0% (the same in every task: no interval)" in describe_change(change)
+    gained = Evaluation("game", 5, {**rates, "0": 1.0}, 9.0)
+    assert "interval" in describe_change((change[0], gained))
+    assert "no interval" not in describe_change((change[0], gained))
 
 
 def test_evaluations_of_steps_that_are_done_again_are_forgotten(tmp_path, tokenizer_folder):
