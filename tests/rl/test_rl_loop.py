@@ -240,11 +240,12 @@ def test_a_single_held_out_task_ends_without_an_interval(tmp_path, tokenizer_fol
 
 def test_answers_that_change_in_no_task_have_no_interval():
     rates = {str(n): float(n % 2) for n in range(30)}
-    change = (Evaluation("game", 0, rates, 9.0), Evaluation("game", 5, rates, 9.0))
-    assert "+0.0% (the same in every task: no interval)" in describe_change(change)
-    gained = Evaluation("game", 5, {**rates, "0": 1.0}, 9.0)
-    assert "interval" in describe_change((change[0], gained))
-    assert "no interval" not in describe_change((change[0], gained))
+    before, same, gained = (
+        Evaluation(environment="game", step=step, solve_rates=found, mean_action_tokens=9.0)
+        for step, found in ((0, rates), (5, rates), (5, {**rates, "0": 1.0}))
+    )
+    assert "+0.0% (the same in every task: no interval)" in describe_change((before, same))
+    assert "(95 % interval" in describe_change((before, gained))
 
 
 def test_evaluations_of_steps_that_are_done_again_are_forgotten(tmp_path, tokenizer_folder):
