@@ -176,8 +176,8 @@ def _players(config: RunConfig, tasks, hosts: Hosts, make, weights: Any, version
     rl = config.rl
     assert rl is not None
     place, of = (0, 1) if rl.rollout_workers else (hosts.index, hosts.count)
-    stream = TaskStream(rl.environments, tasks, config.seed, place=place, of=of)
-    dealer = Dealer(stream, Curriculum(rl.curriculum, config.seed))
+    stream = TaskStream(rl.environments, tasks, config.seed)
+    dealer = Dealer(stream, Curriculum(rl.curriculum, config.seed), place=place, of=of)
     if rl.rollout_workers:
         own = _on_ray(config, dealer, weights, version) if hosts.is_first else Nobody()
         return Together(own, dealer, hosts)

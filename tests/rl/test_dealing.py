@@ -23,8 +23,7 @@ STRICT = CurriculumConfig(min_episodes=1, memory_episodes=4, retry_fraction=0.01
 
 
 def dealer(*, place=0, of=1, curriculum=None):
-    stream = TaskStream(CONFIGS, TASKS, 0, place=place, of=of)
-    return Dealer(stream, Curriculum(curriculum, 0))
+    return Dealer(TaskStream(CONFIGS, TASKS, 0), Curriculum(curriculum, 0), place=place, of=of)
 
 
 def test_tasks_that_are_passed_over_do_not_change_the_shares():
@@ -45,12 +44,17 @@ def test_a_curriculum_that_passes_over_everything_says_so(monkeypatch):
         made.deal()
 
 
-def test_processes_share_the_groups_out():
-    alone, three = dealer(), [dealer(place=p, of=3) for p in range(3)]
+@pytest.mark.parametrize("curriculum", [None, STRICT])
+@pytest.mark.parametrize("of", [2, 3, 4])  # with four, one process has all turns of "a"
+def test_processes_share_out_what_one_would_play(of, curriculum):
+    alone = dealer(curriculum=curriculum)
+    several = [dealer(place=place, of=of, curriculum=curriculum) for place in range(of)]
+    for made in (alone, *several):
+        for task in TASKS["b"][:9]:  # never solved
+            made.note(dataclasses.replace(trajectory([turn([5])]), environment="b", task=task))
     wanted = [alone.deal() for _ in range(60)]
-    dealt = sorted((d.deal() for _ in range(20) for d in three), key=lambda deal: deal.number)
-    assert [deal.number for deal in dealt] == list(range(60))
-    assert [deal.environment for deal in dealt] == [deal.environment for deal in wanted]
+    dealt = [made.deal() for _ in range(60 // of) for made in several]
+    assert dealt == wanted
     for name in WEIGHTS:  # an epoch of each is one of all of them together
         names = [deal.task.name for deal in dealt if deal.environment == name]
         assert len(set(names[:10])) == len(names[:10])

@@ -92,7 +92,8 @@ def test_two_processes_play_and_learn_what_one_does(runs):
     assert len({one["params"] for one in both}) == 2  # each has shards of its own
     runs.run("one", *ONE, "steps=3", processes=1, devices=1)
     ours, theirs = runs.episodes("two"), runs.episodes("one")
-    assert [(t.group, t.seed) for t in ours] == [(t.group, t.seed) for t in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.group, one.seed, one.task) == (other.group, other.seed, other.task)
     assert {t.group % 2 for t in ours} == {0, 1}
     assert any(t.turns[0].first_version for t in ours)
     for line, wanted in zip(runs.metrics("two"), runs.metrics("one"), strict=True):

@@ -59,22 +59,31 @@ class Deals(Protocol):
 
 
 class Dealer:
-    """Numbers the groups of all processes and says what this one's are asked."""
+    """Numbers the groups of all processes and says what this one's are asked.
 
-    def __init__(self, stream: TaskStream, curriculum: Curriculum):
+    Each process deals to all and keeps what is its own: in turns, where all know the same outcomes,
+    they deal what one process would. All the time, a curriculum knows some outcomes sooner on one
+    process than on another, and now and then two of them play the same task.
+    """
+
+    def __init__(self, stream: TaskStream, curriculum: Curriculum, *, place: int = 0, of: int = 1):
+        """``place``, ``of``: number of this process and of all."""
         self._stream, self._curriculum = stream, curriculum
+        self._place, self._of = place, of
         self._next = 0
         self._lock = threading.Lock()
 
     def deal(self) -> Deal:
         with self._lock:
             while True:
-                number, environment = self._next, self._stream.turn()
-                self._next += 1
-                if number % self._stream.of == self._stream.place:
-                    return Deal(
-                        number=number, environment=environment, task=self._task(environment)
-                    )
+                deal = self._next_deal()
+                if deal.number % self._of == self._place:
+                    return deal
+
+    def _next_deal(self) -> Deal:
+        number, environment = self._next, self._stream.turn()
+        self._next += 1
+        return Deal(number=number, environment=environment, task=self._task(environment))
 
     def _task(self, environment: str) -> Task:
         """Where tasks are passed over, others of the same environment take their turn."""

@@ -12,21 +12,15 @@ from cwm_jax.rl.environment import Task
 
 
 class TaskStream:
-    """Turns of environments, and endless tasks of each; its state is small, and fit for JSON.
-
-    Several processes have the same turns, and each draws tasks of its own: every so-many-th.
-    """
+    """Turns of environments, and endless tasks of each; its state is small, and fit for JSON."""
 
     def __init__(
         self,
         environments: Sequence[EnvironmentConfig],
         tasks: Mapping[str, Sequence[Task]],
         seed: int,
-        *,
-        place: int = 0,
-        of: int = 1,
     ):
-        """``place``, ``of``: number of this process and of all; ``tasks`` by environment, to train.
+        """``tasks`` by environment, to train on.
 
         Raises:
             ValueError: an environment has none.
@@ -37,10 +31,9 @@ class TaskStream:
                     f"environment {environment.name!r} has no task to train on; expected one or "
                     "more: name another path, or lower data.heldout_fraction"
                 )
-        self.place, self.of = place, of
         self._environments, self._tasks, self._seed = list(environments), tasks, seed
         self._turns = {environment.name: 0 for environment in environments}
-        self._drawn = dict(self._turns)  # tasks of all processes, in whole rounds of them
+        self._drawn = dict(self._turns)
         self._orders: dict[str, tuple[int, list[int]]] = {}  # of each, its epoch and the order then
 
     def turn(self) -> str:
@@ -54,8 +47,8 @@ class TaskStream:
 
     def draw(self, name: str) -> tuple[int, Task]:
         """(its number in the environment, the next task there)."""
-        number = self._drawn[name] + self.place
-        self._drawn[name] += self.of
+        number = self._drawn[name]
+        self._drawn[name] += 1
         epoch, place = divmod(number, len(self._tasks[name]))
         return number, self._tasks[name][self._order(name, epoch)[place]]
 
