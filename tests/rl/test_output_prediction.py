@@ -148,8 +148,6 @@ def test_tasks_come_once_an_epoch_by_weight_and_held_out_ones_never(corpus):
     other = TaskStream(configs, {"a": train, "b": train}, seed=0)
     other.restore(state)
     assert [next_task(other)[1].name for _ in range(9)] == later
-    shares = [TaskStream(configs, {"a": train, "b": train}, 0, place=p, of=3) for p in range(3)]
-    assert [share.draw("a")[1].name for _ in range(n) for share in shares] == of_a
     with pytest.raises(ValueError, match="'b' has no task"):
         TaskStream(configs, {"a": train, "b": []}, seed=0)
 
