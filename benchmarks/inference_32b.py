@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.inference import bandwidth_share
 from cwm_jax.config import ExecutionConfig, ModelConfig
 from cwm_jax.inference import quantization
 from cwm_jax.inference.engine import Engine, EngineOptions
 from cwm_jax.inference.requests import SamplingParams
 from cwm_jax.model.transformer import abstract_params, separate_layers
-from cwm_jax.training.hardware import accelerator_of
 
 DECODE_STEPS = 32
 
@@ -133,11 +133,6 @@ def timed(engine: Engine, prompts: np.ndarray, count: int) -> float:
     while engine.has_work:
         engine.step()
     return time.perf_counter() - start
-
-
-def bandwidth_share(bytes_per_s: float) -> str:
-    known = accelerator_of(jax.devices()[0].device_kind)
-    return "" if known is None else f"{bytes_per_s / known.memory_bytes_per_s:.1%}"
 
 
 def memory() -> str:
