@@ -144,12 +144,16 @@ def measure(sides: list[Side], prompts: np.ndarray, new_tokens: int, rounds: int
     ]
 
 
-def ours(params, config: ModelConfig, batch_size: int, length: int) -> Side:
+def ours(
+    params, config: ModelConfig, batch_size: int, length: int, *, kv_dtype: str | None = None
+) -> Side:
+    """An engine of so many rows of so many tokens; ``kv_dtype`` as ``EngineOptions`` has it."""
     options = EngineOptions(
         max_length=length,
         max_rows=batch_size,
         prefill_tokens=2048,
         decode_steps=32,
+        kv_dtype=kv_dtype,
         keep_prefixes=False,  # the same prompts come again
     )
     engine = Engine(params, config, None, options, execution=ExecutionConfig())

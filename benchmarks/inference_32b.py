@@ -20,14 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.inference import bandwidth_share
-from cwm_jax.config import ExecutionConfig, ModelConfig
+from benchmarks.inference import Side, bandwidth_share, ours
+from cwm_jax.config import ModelConfig
 from cwm_jax.inference import quantization
-from cwm_jax.inference.engine import Engine, EngineOptions
-from cwm_jax.inference.requests import SamplingParams
 from cwm_jax.model.transformer import abstract_params, separate_layers
-
-DECODE_STEPS = 32
 
 
 def main() -> None:
@@ -68,20 +64,8 @@ def measure(model_config: ModelConfig, name: str, arguments: argparse.Namespace)
         "|---|---|---|---|---|---|",
         flush=True,
     )
-    engine = Engine(
-        params,
-        model_config,
-        None,
-        EngineOptions(
-            max_length=arguments.prompt_tokens + arguments.new_tokens,
-            max_rows=max(arguments.rows),
-            prefill_tokens=2048,
-            decode_steps=DECODE_STEPS,
-            kv_dtype=arguments.kv_dtype,
-            keep_prefixes=False,  # the same prompts come again
-        ),
-        execution=ExecutionConfig(),
-    )
+    length = arguments.prompt_tokens + arguments.new_tokens
+    engine = ours(params, model_config, max(arguments.rows), length, kv_dtype=arguments.kv_dtype)
     for rows in arguments.rows:
         prompts = np.random.default_rng(rows).integers(
             model_config.vocab_size, size=(rows, arguments.prompt_tokens)
@@ -124,14 +108,10 @@ def random_weights(model_config: ModelConfig, name: str) -> quantization.Params:
     return made
 
 
-def timed(engine: Engine, prompts: np.ndarray, count: int) -> float:
+def timed(engine: Side, prompts: np.ndarray, count: int) -> float:
     """Seconds in which each prompt gets so many tokens."""
     start = time.perf_counter()
-    sampling = SamplingParams(max_tokens=count, temperature=0.0)
-    for prompt in prompts.tolist():
-        engine.submit(prompt, sampling)
-    while engine.has_work:
-        engine.step()
+    engine.generate(prompts, count)
     return time.perf_counter() - start
 
 

@@ -54,7 +54,7 @@ def test_processes_share_out_what_one_would_play(of, curriculum):
             made.note(dataclasses.replace(trajectory([turn([5])]), environment="b", task=task))
     wanted = [alone.deal() for _ in range(60)]
     dealt = [made.deal() for _ in range(60 // of) for made in several]
-    assert dealt == wanted
+    assert dealt == wanted and [deal.number for deal in wanted] == list(range(60))
     for name in WEIGHTS:  # an epoch of each is one of all of them together
         names = [deal.task.name for deal in dealt if deal.environment == name]
         assert len(set(names[:10])) == len(names[:10])
