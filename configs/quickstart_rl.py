@@ -2,7 +2,7 @@
 
 Command:   python train.py --config configs/quickstart_rl.py
 Hardware:  2 CPU cores, 3 GiB of memory, no download; bubblewrap for the sandbox
-Time:      12 minutes (707 s, docs/LOG.md)
+Time:      12 minutes (707 and 751 s, docs/LOG.md)
 Result:    a table of what each phase changed; reinforcement learning answers 11.6 % of 900 held-out
            programs where SFT answers 7.7 % (paired 95 % interval +2.0 % to +5.7 %)
 Values:    measured where so marked (docs/LOG.md), else assumed
