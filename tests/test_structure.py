@@ -38,9 +38,10 @@ ALLOWED = {
     "serve": _INFERENCE | {"data", "debugger"},
     "debugger": _INFERENCE | {"trace", "sandbox"},
     "cwm": _INFERENCE | {"trace", "debugger", "data"},
-    "evals": _INFERENCE | {"trace", "sandbox"},
     "forager": _INFERENCE | {"trace", "sandbox", "data"},
-    "rl": _INFERENCE | _TRAINING | {"trace", "sandbox", "evals", "forager"},
+    "rl": _INFERENCE | _TRAINING | {"trace", "sandbox", "forager"},
+    "evals": _INFERENCE | {"trace", "sandbox", "data", "rl"},
+    "sweeps": _TRAINING | {"trace", "sweeps"},
 }
 ENTRY_POINTS = {"__init__", "__main__"}  # the lazy names of the package; the command line
 WITHOUT_JAX = _TRACE | {"data", "trace"}

@@ -1,0 +1,1 @@
+"""Evaluation sets: loaders of official files, their prompts and graders."""

@@ -1,0 +1,1 @@
+"""Many small runs: scaling laws and ablations."""
