@@ -37,6 +37,7 @@ from cwm_jax.config.rl import (
     RLConfig,
 )
 from cwm_jax.config.run import RunConfig
+from cwm_jax.config.sweep import ConfirmationConfig, RepetitionConfig, SweepConfig, SweepScale
 from cwm_jax.config.training import BatchConfig, BatchPhase, CheckpointConfig, OptimizerConfig
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "BatchConfig",
     "BatchPhase",
     "CheckpointConfig",
+    "ConfirmationConfig",
     "CurriculumConfig",
     "DataConfig",
     "EnvironmentConfig",
@@ -62,9 +64,12 @@ __all__ = [
     "PolicyLossConfig",
     "RLConfig",
     "Recipe",
+    "RepetitionConfig",
     "RopeParameters",
     "RunConfig",
     "SourceConfig",
+    "SweepConfig",
+    "SweepScale",
     "TokenizerConfig",
     "TraceEvaluationConfig",
     "layer_types_3_to_1",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import types
 from pathlib import Path
+from typing import Any
 
 from cwm_jax.config.recipe import Recipe
 from cwm_jax.config.run import RunConfig
+from cwm_jax.config.sweep import SweepConfig
 
 
 def load_config(path: str) -> RunConfig:
@@ -30,6 +32,15 @@ def load_recipe(path: str) -> RunConfig | Recipe:
     Raises:
         ValueError: no such file, or it has no ``get_config`` that returns a RunConfig or a Recipe.
     """
+    return _returned(path, (RunConfig, Recipe))
+
+
+def load_sweep(path: str) -> SweepConfig:
+    """As ``load_recipe``, for a sweep."""
+    return _returned(path, (SweepConfig,))
+
+
+def _returned(path: str, kinds: tuple[type, ...]) -> Any:
     file = Path(path)
     if not file.is_file():
         known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
@@ -41,9 +52,9 @@ def load_recipe(path: str) -> RunConfig | Recipe:
     except SyntaxError as error:
         raise ValueError(f"--config {path}: not a Python file: {error}") from error
     config = module.get_config() if hasattr(module, "get_config") else None
-    if not isinstance(config, RunConfig | Recipe):
+    if not isinstance(config, kinds):
+        names = " or a ".join(kind.__name__ for kind in kinds)
         raise ValueError(
-            f"--config {path}: expected a function get_config() that returns a RunConfig or a "
-            "Recipe"
+            f"--config {path}: expected a function get_config() that returns a {names}"
         )
     return config

@@ -111,6 +111,14 @@ def stack_rows(rows: Iterable[Row]) -> Row:
     return {key: np.stack([row[key] for row in rows]) for key in ROW_KEYS}
 
 
+def cut_rows(rows: Row, size: int) -> list[Row]:
+    """Rows ``[n, T]`` as batches of ``size``; the last is filled with padding."""
+    missing = -len(rows["tokens"]) % size
+    padded = {key: np.pad(values, ((0, missing), (0, 0))) for key, values in rows.items()}
+    starts = range(0, len(padded["tokens"]), size)
+    return [{key: v[start : start + size] for key, v in padded.items()} for start in starts]
+
+
 def _concat_then_split(
     documents: Iterable[np.ndarray], T: int, cursor: Cursor
 ) -> Iterator[tuple[Row, Cursor]]:

@@ -18,6 +18,7 @@ from cwm_jax.training.plan import Plan, make_plan
 from cwm_jax.training.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+Update = Callable[[TrainState, Any, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
 
 
 class NoProgressError(RuntimeError):
@@ -104,19 +105,48 @@ def make_train_step(
     """
     objective = objective or next_token_objective(run_config, attention_cap)
     plan = plan or make_plan(run_config)
-    optimizer = optimizer or make_optimizer(run_config.optimizer)
-    clip = run_config.optimizer.gradient_clipping_threshold
+    update = make_update(run_config, optimizer=optimizer)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         divisor = objective.divisor(batch)
         grads, sums = _gradients(objective, divisor, state.params, batch)
-        grad_norm = optax.tree.norm(grads)
         loss = sums.objective / divisor
+        learning_rate = plan.learning_rate(state.step)
+        new_state, grad_norm = update(state, grads, loss, learning_rate)
+        metrics = {
+            "loss": loss,
+            **objective.metrics(sums, divisor),
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            "skipped_steps": new_state.skipped_steps,
+            "skipped_in_a_row": new_state.skipped_in_a_row,
+        }
+        return new_state, metrics
+
+    return step
+
+
+def make_update(
+    run_config: RunConfig, *, optimizer: optax.GradientTransformation | None = None
+) -> Update:
+    """Returns ``update(state, grads, loss, learning_rate) -> (state, gradient norm)``.
+
+    The gradients are float32, of the mean loss; they are clipped here. Where the loss or their norm
+    is not finite, parameters and optimizer state stay and the step is counted as skipped.
+
+    Args:
+        run_config: clipping, optimizer and where its state lies.
+        optimizer: replaces the run's AdamW.
+    """
+    optimizer = optimizer or make_optimizer(run_config.optimizer)
+    clip = run_config.optimizer.gradient_clipping_threshold
+
+    def update(state: TrainState, grads, loss, learning_rate) -> tuple[TrainState, jax.Array]:
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         if clip is not None:
             factor = jnp.minimum(1.0, clip / jnp.maximum(grad_norm, 1e-12))
             grads = jax.tree.map(lambda g: g * factor, grads)
-        learning_rate = plan.learning_rate(state.step)
         old_opt_state = state.opt_state
         if run_config.execution.optimizer_memory != "device":
             old_opt_state = jax.device_put(old_opt_state, jax.memory.Space.Device)
@@ -133,17 +163,9 @@ def make_train_step(
             skipped_steps=state.skipped_steps + skipped,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1).astype(jnp.int32),
         )
-        metrics = {
-            "loss": loss,
-            **objective.metrics(sums, divisor),
-            "grad_norm": grad_norm,
-            "learning_rate": learning_rate,
-            "skipped_steps": new_state.skipped_steps,
-            "skipped_in_a_row": new_state.skipped_in_a_row,
-        }
-        return new_state, metrics
+        return new_state, grad_norm
 
-    return step
+    return update
 
 
 def make_eval_step(run_config: RunConfig) -> Callable[[Any, Batch], LossSums]:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from cwm_jax.config import RunConfig
 from cwm_jax.data.loader import Loader, merge_states
+from cwm_jax.data.packing import cut_rows
 from cwm_jax.distributed import Hosts
 from cwm_jax.sharding import process_rows, put_batch
 from cwm_jax.training import checkpoint as ckpt
@@ -64,7 +64,7 @@ class Trainer:
         self._caps = [b.attention_cap for b in config.data.length_buckets] or [None]
         self._eval_step = jax.jit(make_eval_step(config), compiler_options=compiler_options())
         self._own_rows = process_rows(mesh, plan.micro_batch_rows)
-        self._heldout = [put_batch(b, mesh) for b in _micro_batches(heldout, plan)]
+        self._heldout = [put_batch(b, mesh) for b in cut_rows(heldout, plan.micro_batch_rows)]
         self._bar: Any = None
         self._profiling = False
 
@@ -258,12 +258,3 @@ def _is_running(pending: _Pending | None) -> bool:
         return False
     loss: Any = pending.metrics["loss"]  # jax.Array's type does not have is_ready
     return not loss.is_ready()
-
-
-def _micro_batches(rows: dict[str, np.ndarray], plan: Plan) -> list[dict[str, np.ndarray]]:
-    """Cuts rows into micro-batches of the plan; the last is filled with padding."""
-    size = plan.micro_batch_rows
-    missing = -len(rows["tokens"]) % size
-    padded = {k: np.pad(v, ((0, missing), (0, 0))) for k, v in rows.items()}
-    count = len(padded["tokens"]) // size
-    return [{k: v[i * size : (i + 1) * size] for k, v in padded.items()} for i in range(count)]

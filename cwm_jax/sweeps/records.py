@@ -1,0 +1,140 @@
+"""What a sweep has done: one line for each finished run, added and never changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cwm_jax.config import SweepConfig, schema
+from cwm_jax.storage import write_json
+from cwm_jax.sweeps.design import RunSpec
+from cwm_jax.sweeps.lockstep import Finished
+
+RUNS_FILE = "runs.jsonl"
+CONFIG_FILE = "sweep.json"
+_FIRST_STEPS = 20  # of which each loss is kept
+_CURVE_POINTS = 50
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A finished run.
+
+    Attributes:
+        name, kind, learning_rate, batch_tokens, steps, tokens, seed, unique_tokens, factor: as of
+            its `RunSpec`.
+        compute_flops: of its scale.
+        params: N, without embeddings.
+        heldout_loss: nats per token; None where it is not finite.
+        train_loss: mean over the last tenth of its steps, likewise.
+        first_losses: of the first 20 steps.
+        curve: (step, mean training loss up to it since the point before), 50 points at most.
+        skipped_steps: whose loss or gradient was not finite.
+        time_s: of its group, divided by the group's runs.
+        device: where it ran.
+    """
+
+    name: str
+    kind: str
+    learning_rate: float
+    batch_tokens: int
+    steps: int
+    tokens: int
+    seed: int
+    unique_tokens: int | None
+    factor: float | None
+    compute_flops: float
+    params: int
+    heldout_loss: float | None
+    train_loss: float | None
+    first_losses: tuple[float | None, ...]
+    curve: tuple[tuple[int, float | None], ...]
+    skipped_steps: int
+    time_s: float
+    device: str
+
+    @classmethod
+    def of(
+        cls, spec: RunSpec, finished: Finished, *, params: int, time_s: float, device: str
+    ) -> RunRecord:
+        losses = finished.losses
+        every = -(-len(losses) // _CURVE_POINTS)
+        starts = range(0, len(losses), every)
+        own = {field.name for field in dataclasses.fields(cls)}
+        of_spec = {n: v for n, v in vars(spec).items() if n in own}
+        return cls(
+            **of_spec,
+            tokens=spec.tokens,
+            compute_flops=spec.scale.compute_flops,
+            params=params,
+            heldout_loss=_finite(finished.heldout_loss),
+            train_loss=_finite(losses[-max(1, len(losses) // 10) :].mean()),
+            first_losses=tuple(_finite(loss) for loss in losses[:_FIRST_STEPS]),
+            curve=tuple(
+                (min(s + every, len(losses)), _finite(losses[s : s + every].mean())) for s in starts
+            ),
+            skipped_steps=finished.skipped_steps,
+            time_s=time_s,
+            device=device,
+        )
+
+    def to_line(self) -> bytes:
+        return json.dumps(schema.to_json(self)).encode() + b"\n"
+
+
+class SweepFolder:
+    """The folder of a sweep, which goes on where it was stopped.
+
+    Raises:
+        ValueError: it is the folder of another sweep.
+    """
+
+    def __init__(self, config: SweepConfig):
+        self.path = Path(config.base.base_output_directory) / config.base.run_name
+        self.path.mkdir(parents=True, exist_ok=True)
+        described, file = schema.to_json(config), self.path / CONFIG_FILE
+        if not file.exists():
+            write_json(file, described)
+        found = json.loads(file.read_text())
+        if found != json.loads(json.dumps(described)):
+            differing = sorted(k for k in described if found.get(k) != _plain(described[k]))
+            raise ValueError(
+                f"{self.path} is of a sweep with other values of {', '.join(differing)}; expected "
+                "the one that it began with: set another base.run_name, or remove the folder"
+            )
+        self._runs = self.path / RUNS_FILE
+
+    def finished(self) -> dict[str, RunRecord]:
+        """By name; a line that a kill has cut is taken away."""
+        if not self._runs.exists():
+            return {}
+        content = self._runs.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.truncate(self._runs, len(whole))
+        records = [schema.from_json(RunRecord, json.loads(line)) for line in whole.splitlines()]
+        return {record.name: record for record in records}
+
+    def add(self, lines: bytes) -> None:
+        """Appends lines of records; they are on the disk when it returns."""
+        with self._runs.open("ab") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def by_kind(records: Iterable[RunRecord], kind: str) -> list[RunRecord]:
+    return [record for record in records if record.kind == kind]
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _finite(value: Any) -> float | None:
+    number = float(value)
+    return number if abs(number) < float("inf") else None
