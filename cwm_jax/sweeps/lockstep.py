@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -125,8 +125,8 @@ class Lockstep:
     def train(
         self,
         runs: Sequence[RunConfig],
-        micro_batches: Iterator[Batch],
-        heldout: Sequence[Batch],
+        micro_batches: Iterator[Mapping[str, Any]],
+        heldout: Sequence[Mapping[str, Any]],
     ) -> list[Finished]:
         """Trains the runs of a group from their seeds to their ends.
 
@@ -139,7 +139,7 @@ class Lockstep:
         states = self._begin(runs)
         losses: list[list[Any]] = [[] for _ in runs]
         for number in range(max(s.num_micro_batches for s in schedules)):
-            batch = jax.device_put(next(micro_batches))
+            batch = jax.device_put(dict(next(micro_batches)))
             updates = [s.is_update(number) for s in schedules]
             rates = [s.rate(number) for s in schedules]
             states, found = self._advance(states, batch, rates, updates)
@@ -179,8 +179,8 @@ class Lockstep:
                 state = jax.tree.map(lambda leaf, run=run: leaf[run], states)
             yield state.train.params, state.train.skipped_steps
 
-    def _heldout_loss(self, params: Any, heldout: Sequence[Batch]) -> float:
-        sums = jax.device_get([self._eval(params, batch) for batch in heldout])
+    def _heldout_loss(self, params: Any, heldout: Sequence[Mapping[str, Any]]) -> float:
+        sums = jax.device_get([self._eval(params, dict(batch)) for batch in heldout])
         total = sum(float(s.cross_entropy) for s in sums)
         return total / max(sum(float(s.num_targets) for s in sums), 1.0)
 

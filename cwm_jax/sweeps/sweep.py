@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
