@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from cwm_jax.config import RunConfig, SweepConfig, SweepScale
-from cwm_jax.training.scaling import law_flops_per_token
+from cwm_jax.training.scaling.flops import law_flops_per_token
 
 MIN_POINTS = 6  # assumed: a quadratic in rate and batch has as many coefficients
 

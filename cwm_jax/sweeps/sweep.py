@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
 from cwm_jax.config import ModelConfig, SweepConfig
-from cwm_jax.sweeps import design
+from cwm_jax.sweeps import design, findings, report
 from cwm_jax.sweeps.design import RunSpec
 from cwm_jax.sweeps.lockstep import FASTEST, Lockstep, Together
 from cwm_jax.sweeps.records import RunRecord, SweepFolder
 from cwm_jax.sweeps.rows import SweepRows
 from cwm_jax.trace.corpus.engines import Engine
-from cwm_jax.training.scaling import num_non_embedding_parameters
+from cwm_jax.training.scaling.flops import num_non_embedding_parameters
+from cwm_jax.training.scaling.laws import Laws, save_laws
 
+LAWS_FILE = "laws.json"
 _GROUP_RUNS = 16  # assumed: runs side by side on an accelerator
 _Note = Callable[[str], None]
 
@@ -35,6 +38,34 @@ class SweepOptions:
     together: Together | None = None
     group_runs: int | None = None
     engine: Engine | None = None
+
+
+def run_sweep(config: SweepConfig, count: int, options: SweepOptions) -> int:
+    """Search, fit, and what the fit is tested on; 1 where the search gives no law.
+
+    Writes ``laws.json``, ``report.md`` and plots into the sweep's folder. Args as of ``train_all``;
+    ``count`` are the runs of each scale.
+    """
+    folder = SweepFolder(config)
+    _rows(config)  # made once, before there are workers
+    search = train_all(config, design.search_runs(config, count), folder, options)
+    try:
+        fit = findings.fit(config, search)
+    except ValueError as error:
+        print(f"cwm_jax sweep: no law: {error}", file=sys.stderr)
+        return 1
+    save_laws(folder.path / LAWS_FILE, fit.laws, fit.to_json())
+    rate, batch = fit.laws.learning_rate, _batch_law(config, fit.laws)
+    tests = design.confirmation_runs(config, rate, batch)
+    tests += design.repetition_runs(config, rate, batch)
+    tested = train_all(config, tests, folder, options)
+    print(report.write(config, folder, fit, [*search, *tested], _rows(config).train_tokens))
+    return 0
+
+
+def _batch_law(config: SweepConfig, laws: Laws) -> design.Law:
+    """Where one batch was swept, it is taken for every compute."""
+    return laws.batch_tokens or (lambda _: float(config.batch_tokens[0]))
 
 
 def train_all(

@@ -72,7 +72,3 @@ def law_batch_tokens(compute_flops: float) -> float:
     """Tokens in an optimizer step that the report's law gives for a training compute in FLOP."""
     factor, exponent = BATCH_TOKENS_LAW
     return factor * compute_flops**exponent
-
-
-def law_flops_per_token(model: ModelConfig, context_tokens: int, *, count: str) -> float:
-    return report_flops_per_token(model, context_tokens)
