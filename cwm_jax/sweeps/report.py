@@ -106,8 +106,9 @@ def _laws(fit: LawFit) -> list[str]:
     return [
         *lines,
         "",
-        f"Fitted on {low:.3g} to {high:.3g} FLOP; runs left out: {dropped}; bootstrap draws without "
-        f"a minimum: {fit.lost_draws} of {fit.num_draws + fit.lost_draws}. At CWM's compute of "
+        f"Fitted on {low:.3g} to {high:.3g} FLOP; runs left out: {dropped}; bootstrap draws "
+        f"without a minimum: {fit.lost_draws} of {fit.num_draws + fit.lost_draws}. At CWM's "
+        f"compute of "
         f"{CWM_COMPUTE_FLOPS:.2g} FLOP, {CWM_COMPUTE_FLOPS / high:.1g} times beyond the fit, it "
         f"would say {rate(CWM_COMPUTE_FLOPS):.2g}{spread}; the report's says "
         f"{REPORT_LAWS.learning_rate(CWM_COMPUTE_FLOPS):.2g}.",
@@ -129,7 +130,8 @@ def _scales(scales: Sequence[ScaleOptimum]) -> list[str]:
     lines = [
         "Each scale by itself:",
         "",
-        "| FLOP | runs | near the best | least loss | best rate (95 %) | best batch (95 %) | at an edge |",
+        "| FLOP | runs | near the best | least loss | best rate (95 %) | best batch (95 %) | "
+        "at an edge |",
         "|---|---|---|---|---|---|---|",
     ]
     for scale in scales:
