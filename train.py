@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -86,8 +85,7 @@ def run_phases(recipe: Recipe, args: argparse.Namespace, hosts: Hosts | None) ->
 
 def _is_finished(config: RunConfig) -> bool:
     """Whether a run has gone to the end of its plan, and was not stopped by a signal."""
-    from cwm_jax.training.goodput import is_finished
-    from cwm_jax.training.loop import GOODPUT_FILE
+    from cwm_jax.training.goodput import GOODPUT_FILE, is_finished
 
     return is_finished(Path(config.base_output_directory) / config.run_name / GOODPUT_FILE)
 
@@ -154,6 +152,7 @@ def run(config: RunConfig, hosts: Hosts | None = None, *, started: float | None 
     ``started``: when the run began, in seconds since the epoch; None is the process' start.
     """
     from cwm_jax.distributed import Hosts
+    from cwm_jax.trace.corpus import generate_corpus
     from cwm_jax.training.goodput import process_start
     from cwm_jax.training.step import NoProgressError
 
@@ -165,7 +164,7 @@ def run(config: RunConfig, hosts: Hosts | None = None, *, started: float | None 
     _check_after_training(config, hosts.count)
     for source in config.data.sources:
         if source.generate is not None:
-            hosts.first("traces", functools.partial(generate_traces, source))
+            hosts.first("traces", functools.partial(generate_corpus, source))
     _check_evaluation(config)
     try:
         result = loop.run(config, hosts, started=started or process_start())
@@ -183,40 +182,6 @@ def run(config: RunConfig, hosts: Hosts | None = None, *, started: float | None 
         if config.logging.sample_prompt is not None:
             _print_sample(config, result)
     return 0
-
-
-def generate_traces(source) -> None:
-    """Writes the corpus that a source says to generate, or checks the one that is there."""
-    from cwm_jax.trace.corpus import CorpusSettings, LocalEngine, read_manifest, write_corpus
-    from cwm_jax.trace.episodes import generated_programs
-    from cwm_jax.trace.generator import KINDS
-
-    wanted = source.generate
-    programs = functools.partial(
-        generated_programs,
-        wanted.seed,
-        difficulties=wanted.difficulties,
-        kinds=wanted.kinds or KINDS,
-    )
-    # Another version of the generator may make other programs of the same settings.
-    first = "".join(program.context for program in programs(min(wanted.programs, 1000)))
-    digest = hashlib.sha256(first.encode()).hexdigest()
-    described = {"generate": schema.to_json(wanted), "first_programs_sha256": digest}
-    if Path(source.path).exists():
-        found = read_manifest(source.path).settings["description"]
-        if found != described:
-            raise ValueError(
-                f"source {source.name!r}: {source.path} holds {found}; the config says "
-                f"{described}: remove the folder, or set another path"
-            )
-        return
-    print(f"source {source.name}: tracing {wanted.programs:,} generated programs", flush=True)
-    # one run of each: by construction nothing in these programs can differ between two
-    settings = CorpusSettings(repeats=1, unsafe=wanted.unsafe, description=described)
-    report = write_corpus(
-        programs(wanted.programs), source.path, settings=settings, engine=LocalEngine()
-    )
-    print(f"source {source.name}: {report.total.kept:,} traces in {source.path}")
 
 
 def _check_after_training(config: RunConfig, num_processes: int) -> None:
