@@ -30,6 +30,27 @@ def load_recipe(path: str) -> RunConfig | Recipe:
     Raises:
         ValueError: no such file, or it has no ``get_config`` that returns a RunConfig or a Recipe.
     """
+    module = load_module(path)
+    config = module.get_config() if hasattr(module, "get_config") else None
+    if config is None and hasattr(module, "get_ablation"):
+        raise ValueError(
+            f"--config {path} is an ablation; expected one run: name its --arm, or run all of it "
+            f"by python -m cwm_jax ablate --config {path}"
+        )
+    if not isinstance(config, RunConfig | Recipe):
+        raise ValueError(
+            f"--config {path}: expected a function get_config() that returns a RunConfig or a "
+            "Recipe"
+        )
+    return config
+
+
+def load_module(path: str) -> types.ModuleType:
+    """Runs a Python file.
+
+    Raises:
+        ValueError: no such file, or it is not Python.
+    """
     file = Path(path)
     if not file.is_file():
         known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
@@ -40,10 +61,4 @@ def load_recipe(path: str) -> RunConfig | Recipe:
         exec(compile(file.read_bytes(), path, "exec"), module.__dict__)
     except SyntaxError as error:
         raise ValueError(f"--config {path}: not a Python file: {error}") from error
-    config = module.get_config() if hasattr(module, "get_config") else None
-    if not isinstance(config, RunConfig | Recipe):
-        raise ValueError(
-            f"--config {path}: expected a function get_config() that returns a RunConfig or a "
-            "Recipe"
-        )
-    return config
+    return module
