@@ -1,7 +1,7 @@
 """Ablations: a grid of changed runs and seeds, trained side by side, compared in pairs.
 
-``configs/ablations/*.py`` each return one from ``get_ablation()``; ``python -m cwm_jax ablate`` runs
-it, and what it does is made of the functions here.
+``configs/ablations/*.py`` each return one from ``get_ablation()``; ``python -m cwm_jax ablate``
+runs it, and what it does is made of the functions here.
 """
 
 from cwm_jax.sweeps.ablation.comparison import (

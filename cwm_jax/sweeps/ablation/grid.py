@@ -128,12 +128,12 @@ class Ablation:
                     "each to change something else: drop one"
                 )
             seen[text] = arm
-        if self.tokenizer_of is not None:
-            if not isinstance(self.base, RunConfig) or self.base.tokenizer.path is not None:
-                raise ValueError(
-                    f"ablation {self.name}: tokenizer_of is set; expected a base that is one run "
-                    "and trains a tokenizer: drop tokenizer_of"
-                )
+        trains_one = isinstance(self.base, RunConfig) and self.base.tokenizer.path is None
+        if self.tokenizer_of is not None and not trains_one:
+            raise ValueError(
+                f"ablation {self.name}: tokenizer_of is set; expected a base that is one run and "
+                "trains a tokenizer: drop tokenizer_of"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,10 @@ def _tokenise(phases: Sequence[RunConfig]) -> None:
 
 
 def _share_tokenizer(ablation: Ablation, config: RunConfig) -> None:
-    tokenizer, path = load_or_train_tokenizer(config.tokenizer, config.data), ablation.tokenizer_path
+    tokenizer, path = (
+        load_or_train_tokenizer(config.tokenizer, config.data),
+        ablation.tokenizer_path,
+    )
     if not path.exists():
         beside = path.with_name(f".{path.name}.tmp")
         shutil.rmtree(beside, ignore_errors=True)

@@ -106,9 +106,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "question": report.ablation.question,
         "baseline": report.ablation.baseline,
         "values": values,
-        "comparisons": [
-            dataclasses.asdict(c) | {"verdict": c.verdict} for c in report.comparisons
-        ],
+        "comparisons": [dataclasses.asdict(c) | {"verdict": c.verdict} for c in report.comparisons],
         "notes": _notes(report),
         "unfinished": list(report.unfinished),
         "commands": dict(report.commands),
@@ -185,10 +183,9 @@ def _rows(report: Report) -> list[tuple[str, ...]]:
             if readings:
                 values = [reading.value for reading in readings.values()]
                 comparison = compared.get((measure.name, arm))
-                rows.append(
-                    (measure.name, arm, str(len(values)), _spread(measure, values))
-                    + _compared(measure, comparison)
-                )
+                values_text = _spread(measure, values)
+                compared_texts = _compared(measure, comparison)
+                rows.append((measure.name, arm, str(len(values)), values_text, *compared_texts))
     return rows
 
 
@@ -232,7 +229,7 @@ def _notes(report: Report) -> list[str]:
         f"Differences: the arm less {report.ablation.baseline}, of the same seed. Over seeds: "
         "Student's t of the paired differences.",
         f"p (Holm) is adjusted for the {tested} comparisons of this table, p and the intervals "
-        f"are not; \"differs\": p (Holm) below {1 - CONFIDENCE:.2f} and {LEAST_SEEDS} seeds or "
+        f'are not; "differs": p (Holm) below {1 - CONFIDENCE:.2f} and {LEAST_SEEDS} seeds or '
         "more.",
     ]
     if items:
