@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 def _main(args: argparse.Namespace, hosts: Hosts | None = None) -> int:
     who = "train.py" if hosts is None else f"train.py: {hosts.name()}"
     try:
-        found = schema.override(load_recipe(args.config), *args.set)
+        found = _config(args, hosts)
         if isinstance(found, Recipe):
             return run_phases(found, args, hosts)
         return _run_as_asked(found, args, hosts)
@@ -47,6 +47,23 @@ def _main(args: argparse.Namespace, hosts: Hosts | None = None) -> int:
         note = "interrupted; the same command goes on from the newest checkpoint, if there is one"
         print(f"{who}: {note}", file=sys.stderr)
         return 130
+
+
+def _config(args: argparse.Namespace, hosts: Hosts | None) -> RunConfig | Recipe:
+    """Of the file, or of an ablation's arm; what its runs share is then made, or found."""
+    if args.arm is None:
+        return schema.override(load_recipe(args.config), *args.set)
+    from cwm_jax.sweeps.ablation import load_ablation
+
+    ablation = load_ablation(args.config)
+    seed = ablation.seeds[0] if args.seed is None else args.seed
+    found = schema.override(ablation.config(args.arm, seed), *args.set)
+    if not (args.dry_run or args.plan or args.shardings):
+        from cwm_jax.distributed import Hosts
+        from cwm_jax.sweeps.ablation.preparation import prepare_shared
+
+        (hosts or Hosts()).first("ablation", lambda: prepare_shared(ablation, [found]))
+    return found
 
 
 def _run_as_asked(
@@ -85,8 +102,7 @@ def run_phases(recipe: Recipe, args: argparse.Namespace, hosts: Hosts | None) ->
 
 def _is_finished(config: RunConfig) -> bool:
     """Whether a run has gone to the end of its plan, and was not stopped by a signal."""
-    from cwm_jax.training.goodput import is_finished
-    from cwm_jax.training.loop import GOODPUT_FILE
+    from cwm_jax.training.goodput import GOODPUT_FILE, is_finished
 
     return is_finished(Path(config.base_output_directory) / config.run_name / GOODPUT_FILE)
 
@@ -152,8 +168,8 @@ def run(config: RunConfig, hosts: Hosts | None = None, *, started: float | None 
 
     ``started``: when the run began, in seconds since the epoch; None is the process' start.
     """
-    from cwm_jax.data.generated import generate_traces
     from cwm_jax.distributed import Hosts
+    from cwm_jax.trace.corpus import generate_corpus
     from cwm_jax.training.goodput import process_start
     from cwm_jax.training.step import NoProgressError
 
@@ -165,7 +181,7 @@ def run(config: RunConfig, hosts: Hosts | None = None, *, started: float | None 
     _check_after_training(config, hosts.count)
     for source in config.data.sources:
         if source.generate is not None:
-            hosts.first("traces", functools.partial(generate_traces, source))
+            hosts.first("traces", functools.partial(generate_corpus, source))
     _check_evaluation(config)
     try:
         result = loop.run(config, hosts, started=started or process_start())
@@ -345,6 +361,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             "--num-processes and --process-id say nothing without --coordinator HOST:PORT or "
             "--distributed: this process would train alone"
         )
+    if args.seed is not None and args.arm is None:
+        parser.error("--seed is that of an ablation's --arm; write --set seed=N")
     if args.plan_json and not args.plan:
         parser.error("--plan-json needs --plan TARGET")
     return args
@@ -361,6 +379,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="replace one value, for example optimizer.learning_rate=3e-4; may be repeated",
     )
+    parser.add_argument("--arm", metavar="NAME", help="of an ablation, a file of get_ablation()")
+    parser.add_argument("--seed", type=int, metavar="N", help="of that run (default its first)")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved config and the derived numbers"
     )

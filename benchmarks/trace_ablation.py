@@ -30,8 +30,8 @@ import jax
 import train
 from configs import quickstart
 from cwm_jax.config import GeneratedTraces, RunConfig, SourceConfig, TraceEvaluationConfig
-from cwm_jax.data.generated import generate_traces
 from cwm_jax.data.vocabulary import load_or_train_tokenizer
+from cwm_jax.trace.corpus import generate_corpus
 
 FOLDER = "runs/trace_ablation"
 CORPUS = f"{FOLDER}/corpus"
@@ -103,7 +103,7 @@ def make_config(arm: str, seed: int, arguments: argparse.Namespace) -> RunConfig
 
 def tokenizer_path() -> str:
     """Of one tokenizer for all arms, trained on what the arm with both sources sees."""
-    generate_traces(TRACES)
+    generate_corpus(TRACES)
     base = quickstart.get_config()
     data = dataclasses.replace(base.data, sources=ARMS["both"], cache_directory=f"{FOLDER}/cache")
     tokenizer = load_or_train_tokenizer(base.tokenizer, data)

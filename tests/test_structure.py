@@ -41,7 +41,7 @@ ALLOWED = {
     "forager": _INFERENCE | {"trace", "sandbox", "data"},
     "rl": _INFERENCE | _TRAINING | {"trace", "sandbox", "forager"},
     "evals": _INFERENCE | {"trace", "sandbox", "data", "rl"},
-    "sweeps": _TRAINING | {"trace", "sweeps"},
+    "sweeps": _INFERENCE | _TRAINING | {"trace", "sandbox", "rl", "sweeps"},
 }
 ENTRY_POINTS = {"__init__", "__main__"}  # the lazy names of the package; the command line
 WITHOUT_JAX = _TRACE | {"data", "trace"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from pathlib import Path
-from typing import Any
 
 from cwm_jax.config.recipe import Recipe
 from cwm_jax.config.run import RunConfig
@@ -32,15 +31,38 @@ def load_recipe(path: str) -> RunConfig | Recipe:
     Raises:
         ValueError: no such file, or it has no ``get_config`` that returns a RunConfig or a Recipe.
     """
-    return _returned(path, (RunConfig, Recipe))
+    module = load_module(path)
+    config = module.get_config() if hasattr(module, "get_config") else None
+    if config is None and hasattr(module, "get_ablation"):
+        raise ValueError(
+            f"--config {path} is an ablation; expected one run: name its --arm, or run all of it "
+            f"by python -m cwm_jax ablate --config {path}"
+        )
+    if not isinstance(config, RunConfig | Recipe):
+        raise ValueError(
+            f"--config {path}: expected a function get_config() that returns a RunConfig or a "
+            "Recipe"
+        )
+    return config
 
 
 def load_sweep(path: str) -> SweepConfig:
     """As ``load_recipe``, for a sweep."""
-    return _returned(path, (SweepConfig,))
+    module = load_module(path)
+    config = module.get_config() if hasattr(module, "get_config") else None
+    if not isinstance(config, SweepConfig):
+        raise ValueError(
+            f"--config {path}: expected a function get_config() that returns a SweepConfig"
+        )
+    return config
 
 
-def _returned(path: str, kinds: tuple[type, ...]) -> Any:
+def load_module(path: str) -> types.ModuleType:
+    """Runs a Python file.
+
+    Raises:
+        ValueError: no such file, or it is not Python.
+    """
     file = Path(path)
     if not file.is_file():
         known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
@@ -51,10 +73,4 @@ def _returned(path: str, kinds: tuple[type, ...]) -> Any:
         exec(compile(file.read_bytes(), path, "exec"), module.__dict__)
     except SyntaxError as error:
         raise ValueError(f"--config {path}: not a Python file: {error}") from error
-    config = module.get_config() if hasattr(module, "get_config") else None
-    if not isinstance(config, kinds):
-        names = " or a ".join(kind.__name__ for kind in kinds)
-        raise ValueError(
-            f"--config {path}: expected a function get_config() that returns a {names}"
-        )
-    return config
+    return module

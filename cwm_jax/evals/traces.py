@@ -93,7 +93,22 @@ class TraceEvaluation:
             **{mode: groups for mode, groups in frames.items() if groups is not None},
             **({} if self.token_accuracy is None else {"token_accuracy": self.token_accuracy}),
             "programs": self.programs(),
+            "outcomes": self.outcomes(),
         }
+
+    def outcomes(self) -> dict[str, dict[str, bool]]:
+        """Of each program, by its name, what `programs` counts: what two models are compared by."""
+        found: dict[str, dict[str, bool]] = {episode.name: {} for episode in self.episodes}
+        ways = self._predicted_outputs()
+        for number, (episode, true) in enumerate(zip(self.episodes, self.outputs, strict=True)):
+            of_program = found[episode.name]
+            if self.predictions is not None:
+                traced = self.predictions[number]
+                of_program["valid_format"] = traced.valid
+                of_program["exact"] = traced.valid and traced.divergence is None
+            if true is not None:
+                of_program |= {f"output_{way}": ours[number] == true for way, ours in ways.items()}
+        return found
 
     def programs(self) -> dict[str, dict[str, Any]]:
         """Of whole programs, all and of each difficulty: shares, and where traces first go wrong.

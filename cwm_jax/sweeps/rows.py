@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from cwm_jax.config import RunConfig
-from cwm_jax.data.generated import generate_traces
 from cwm_jax.data.loader import Loader, heldout_rows
 from cwm_jax.data.mixture import source_shares
 from cwm_jax.data.packing import Row, cut_rows
 from cwm_jax.data.prepare import prepare
 from cwm_jax.data.vocabulary import load_or_train_tokenizer
+from cwm_jax.trace.corpus import generate_corpus
 
 
 class SweepRows:
@@ -22,7 +22,7 @@ class SweepRows:
     def __init__(self, base: RunConfig):
         for source in base.data.sources:
             if source.generate is not None:
-                generate_traces(source)
+                generate_corpus(source)
         tokenizer = load_or_train_tokenizer(base.tokenizer, base.data)
         self._base = base
         self._shards = [

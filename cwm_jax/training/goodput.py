@@ -29,6 +29,7 @@ from typing import Any
 
 from cwm_jax.storage import write_json
 
+GOODPUT_FILE = "goodput.json"
 CAUSES = (
     "start_up",
     "compile",

@@ -29,7 +29,7 @@ from cwm_jax.sharding import make_mesh, process_rows
 from cwm_jax.tokenizer import Tokenizer, load_tokenizer
 from cwm_jax.training import checkpoint as ckpt
 from cwm_jax.training import startup
-from cwm_jax.training.goodput import Goodput
+from cwm_jax.training.goodput import GOODPUT_FILE, Goodput
 from cwm_jax.training.metrics import (
     METRICS_FILE,
     plot_loss,
@@ -43,8 +43,6 @@ from cwm_jax.training.state import (
     check_host_memory,
 )
 from cwm_jax.training.trainer import Trainer
-
-GOODPUT_FILE = "goodput.json"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,6 +158,8 @@ def test_what_is_learnt_by_heart_scores_full_marks(evaluate, learnt):
         "output_single_step": 1.0,
         "output_direct": 1.0,
     }
+    shares = ("valid_format", "exact", "output_full_trace", "output_single_step", "output_direct")
+    assert result["outcomes"] == {e.name: dict.fromkeys(shares, True) for e in EPISODES}
 
 
 def test_another_program_shows_where_it_goes_wrong(evaluate, learnt):

@@ -3,6 +3,7 @@
 from cwm_jax.trace.corpus.decontamination import Benchmarks, load_benchmarks
 from cwm_jax.trace.corpus.deduplication import NearDuplicates
 from cwm_jax.trace.corpus.engines import LocalEngine, RayEngine
+from cwm_jax.trace.corpus.generated import generate_corpus
 from cwm_jax.trace.corpus.report import CorpusReport
 from cwm_jax.trace.corpus.settings import CorpusError, CorpusSettings
 from cwm_jax.trace.corpus.shards import Manifest, read_corpus, read_episodes, read_manifest
@@ -19,6 +20,7 @@ __all__ = [
     "NearDuplicates",
     "RayEngine",
     "Work",
+    "generate_corpus",
     "load_benchmarks",
     "read_corpus",
     "read_episodes",

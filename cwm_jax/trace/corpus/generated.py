@@ -1,4 +1,4 @@
-"""Corpora that a source says to make: generated programs, traced here."""
+"""The corpus that a source says to generate."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import hashlib
 from pathlib import Path
 
 from cwm_jax.config import SourceConfig, schema
-from cwm_jax.trace.corpus import CorpusSettings, LocalEngine, read_manifest, write_corpus
+from cwm_jax.trace.corpus.engines import LocalEngine
+from cwm_jax.trace.corpus.settings import CorpusSettings
+from cwm_jax.trace.corpus.shards import read_manifest
+from cwm_jax.trace.corpus.writer import write_corpus
 from cwm_jax.trace.episodes import generated_programs
 from cwm_jax.trace.generator import KINDS
 
 
-def generate_traces(source: SourceConfig) -> None:
-    """Writes the corpus that a source says to generate, or checks the one that is there.
+def generate_corpus(source: SourceConfig) -> None:
+    """Traces the programs of ``source.generate`` to its path, or checks the corpus that is there.
 
     Raises:
-        ValueError: the folder holds another corpus.
-        SandboxError: programs cannot be run.
+        ValueError: a corpus of other programs is there.
     """
     wanted = source.generate
     assert wanted is not None and source.path is not None
