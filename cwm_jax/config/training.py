@@ -54,6 +54,8 @@ class BatchConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if isinstance(self.global_batch_tokens, str):
+            check_law("batch.global_batch_tokens", self.global_batch_tokens)
         check_positive(
             self,
             "max_target_length",
@@ -66,8 +68,6 @@ class BatchConfig:
                 "batch: global_batch_tokens and gradient_accumulation_steps are both set; either "
                 "follows from the other: drop one"
             )
-        if isinstance(self.global_batch_tokens, str):
-            check_law("batch.global_batch_tokens", self.global_batch_tokens)
         if isinstance(self.global_batch_tokens, tuple):
             starts = [phase.from_tokens for phase in self.global_batch_tokens]
             if not starts or starts[0] != 0 or sorted(set(starts)) != starts:
@@ -116,6 +116,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if isinstance(self.learning_rate, str):
+            check_law("optimizer.learning_rate", self.learning_rate)
         check_positive(
             self,
             "train_tokens",
@@ -125,8 +127,6 @@ class OptimizerConfig:
             "max_nonfinite_steps",
             *([] if isinstance(self.learning_rate, str) else ["learning_rate"]),
         )
-        if isinstance(self.learning_rate, str):
-            check_law("optimizer.learning_rate", self.learning_rate)
         for name in ("warmup_tokens", "start_tokens", "weight_decay", "z_loss"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}; expected 0 or more")
