@@ -1,13 +1,4 @@
-"""Laws of learning rate and batch, fitted on the runs of a sweep.
-
-Near its optimum the logarithm of the loss is a floor of its scale of compute plus a quadratic of
-one shape for all scales::
-
-    log loss = floor(scale) + u P u',  u = (log rate - log LR(C), log batch - log BS(C))
-
-with LR and BS power laws of C. With a floor for each scale this is linear in all that is unknown
-but P's inverse, so that a robust regression finds it without starting values.
-"""
+"""Laws fitted on the runs of a sweep: of learning rate and batch, and of the loss."""
 
 from __future__ import annotations
 
@@ -21,18 +12,16 @@ import numpy as np
 from cwm_jax.config import schema
 from cwm_jax.training.scaling.flops import FlopsCount
 from cwm_jax.training.scaling.laws import Laws, PowerLaw
-from cwm_jax.training.scaling.regression import (
-    Interval,
-    huber_regression,
-    interval,
-    resampled_counts,
-)
+from cwm_jax.training.scaling.loss_law import LossLaw, law_from_points
+from cwm_jax.training.scaling.regression import Interval, interval, resampled_counts
+from cwm_jax.training.scaling.valley import SAME_SCALE, PowerLawOptimum, Valley, group_by_scale
 
 Edge = Literal["lowest rate", "highest rate", "smallest batch", "largest batch"]
 
 NEAR_OPTIMUM = 0.05  # assumed: further out the loss is no quadratic of the logarithms
-_SAME_SCALE = 0.05  # assumed: runs are cut to whole steps, so that their compute differs a little
 _EDGE_FRACTION = 0.05  # assumed: of the width of the search, in logarithms
+_MIN_POINTS = 7  # for five coefficients
+_MIN_SPREAD = 0.2  # assumed: of log D, where log N does not give it
 _MAX_LOST_DRAWS = 0.25  # assumed: of the bootstrap, before intervals say nothing
 
 
@@ -179,7 +168,7 @@ def fit_laws(
     """
     runs = list(runs)
     finite = [run for run in runs if math.isfinite(run.loss) and run.loss > 0]
-    data = _Data.of(finite, near_optimum)
+    data = _valley(finite, near_optimum)
     once = np.ones(len(finite), int)
     near = data.near(once)
     _check_enough(data, near, near_optimum)
@@ -192,14 +181,7 @@ def fit_laws(
         )
     rng = np.random.default_rng(seed)
     draws = [data.near(resampled_counts(data.scale, rng)) for _ in range(num_bootstrap)]
-    solved = [found for counts in draws if (found := data.law(counts)) is not None]
-    lost = num_bootstrap - len(solved)
-    if lost > _MAX_LOST_DRAWS * num_bootstrap:
-        raise ValueError(
-            f"{lost} of {num_bootstrap} bootstrap draws have no minimum between the values tried, "
-            f"{data.describe_search()}; expected at most {_MAX_LOST_DRAWS:.0%}: search further "
-            "out, or with more runs of each scale"
-        )
+    solved = _drawn_laws(data, draws)
     laws = Laws(
         learning_rate=_power_law(data, point, solved, 0),
         batch_tokens=_power_law(data, point, solved, 1) if data.num_axes == 2 else None,
@@ -218,132 +200,34 @@ def fit_laws(
         dropped={reason: count for reason, count in dropped.items() if count},
         curvature=tuple(tuple(float(x) for x in row) for row in point.curvature),
         num_draws=len(solved),
-        lost_draws=lost,
+        lost_draws=num_bootstrap - len(solved),
     )
 
 
-def group_by_scale(computes: Sequence[float]) -> np.ndarray:
-    """The scale of each run, 0 for the least compute."""
-    logs = np.log(np.asarray(computes, float))
-    order = np.argsort(logs)
-    steps = np.diff(logs[order]) > _SAME_SCALE
-    scales = np.empty(len(logs), int)
-    scales[order] = np.concatenate([[0], np.cumsum(steps)])
-    return scales
+def _drawn_laws(data: Valley, draws: Sequence[np.ndarray]) -> list[PowerLawOptimum]:
+    solved = [found for counts in draws if (found := data.law(counts)) is not None]
+    lost = len(draws) - len(solved)
+    if lost > _MAX_LOST_DRAWS * len(draws):
+        raise ValueError(
+            f"{lost} of {len(draws)} bootstrap draws have no minimum between the values tried, "
+            f"{data.describe_search()}; expected at most {_MAX_LOST_DRAWS:.0%}: search further "
+            "out, or with more runs of each scale"
+        )
+    return solved
 
 
-@dataclasses.dataclass(frozen=True)
-class _Optimum:
-    """The minimum at log C - mean is ``offset + slope * that``, on each axis."""
-
-    offset: np.ndarray
-    slope: np.ndarray
-    curvature: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class _Data:
-    """Finite runs as arrays; axis 0 is the rate, axis 1 the batch."""
-
-    scale: np.ndarray
-    compute: np.ndarray
-    """Of each scale."""
-    axes: np.ndarray
-    """Logarithms, less their mean; a column for each axis that varies within scales."""
-    means: np.ndarray
-    log_loss: np.ndarray
-    near_optimum: float
-
-    @classmethod
-    def of(cls, runs: Sequence[Run], near_optimum: float) -> _Data:
-        if not runs:
-            raise ValueError(
-                "no run has a finite loss; expected a sweep whose lower rates do not diverge: "
-                "lower the range of rates"
-            )
-        scale = group_by_scale([run.compute for run in runs])
-        logs = np.log([[run.learning_rate, run.batch_tokens] for run in runs])
-        compute = np.log([run.compute for run in runs])
-        centers = [np.exp(compute[scale == s].mean()) for s in range(scale.max() + 1)]
-        batches = {(s, run.batch_tokens) for s, run in zip(scale.tolist(), runs, strict=True)}
-        axes = logs if len(batches) > len(centers) else logs[:, :1]
-        means = axes.mean(axis=0)
-        losses = np.log([run.loss for run in runs])
-        return cls(scale, np.array(centers), axes - means, means, losses, near_optimum)
-
-    @property
-    def num_axes(self) -> int:
-        return self.axes.shape[1]
-
-    @property
-    def num_scales(self) -> int:
-        return len(self.compute)
-
-    @property
-    def mean_log_compute(self) -> float:
-        return float(np.log(self.compute).mean())
-
-    def near(self, counts: np.ndarray) -> np.ndarray:
-        """The counts of the runs near their scale's best, 0 for the others."""
-        limit = np.full(self.num_scales, np.inf)
-        np.minimum.at(limit, self.scale[counts > 0], self.log_loss[counts > 0])
-        limit += math.log1p(self.near_optimum)
-        return np.where(self.log_loss <= limit[self.scale], counts, 0)
-
-    def law(self, counts: np.ndarray) -> _Optimum | None:
-        """Optima on power laws; None where there is no minimum, or too little to tell."""
-        logs = np.log(self.compute)[self.scale] - self.mean_log_compute
-        linear = [self.axes, self.axes * logs[:, None]]
-        found = self._solve(counts, np.hstack(linear))
-        if found is None:
-            return None
-        curvature, rest = found
-        offset, slope = (_minimum(curvature, part) for part in rest.reshape(2, -1))
-        return _Optimum(offset, slope, curvature)
-
-    def free(self, counts: np.ndarray) -> np.ndarray | None:
-        """Optima of each scale, [scales, axes], as logarithms; the curvature is shared."""
-        own = np.eye(self.num_scales)[self.scale]
-        linear = [own * self.axes[:, a : a + 1] for a in range(self.num_axes)]
-        found = self._solve(counts, np.hstack(linear))
-        if found is None:
-            return None
-        curvature, rest = found
-        gradients = rest.reshape(self.num_axes, -1).T
-        return np.array([_minimum(curvature, g) for g in gradients]) + self.means
-
-    def _solve(
-        self, counts: np.ndarray, linear: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Curvature, positive definite, and the coefficients of the linear terms."""
-        floors = np.eye(self.num_scales)[self.scale]
-        squares = [self.axes**2]
-        if self.num_axes == 2:
-            squares.append(2 * self.axes[:, :1] * self.axes[:, 1:])
-        found = huber_regression(np.hstack([floors, *squares, linear]), self.log_loss, counts)
-        if found is None:
-            return None
-        found = found[self.num_scales :]
-        curvature = np.diag(found[: self.num_axes])
-        if self.num_axes == 2:
-            curvature[0, 1] = curvature[1, 0] = found[2]
-        if np.linalg.eigvalsh(curvature)[0] <= 0:
-            return None
-        return curvature, found[2 * self.num_axes - 1 :]
-
-    def describe_search(self) -> str:
-        """The values that were tried."""
-        low, high = np.exp([f(self.axes, axis=0) + self.means for f in (np.min, np.max)])
-        names = ("rates", "batches")[: self.num_axes]
-        ranges = zip(names, low, high, strict=True)
-        return ", ".join(f"{name} {a:.3g} to {b:.3g}" for name, a, b in ranges)
+def _valley(finite: Sequence[Run], near_optimum: float) -> Valley:
+    if not finite:
+        raise ValueError(
+            "no run has a finite loss; expected a sweep whose lower rates do not diverge: lower "
+            "the range of rates"
+        )
+    axes = np.log([[run.learning_rate, run.batch_tokens] for run in finite])
+    losses = np.log([run.loss for run in finite])
+    return Valley.of([run.compute for run in finite], axes, losses, near_optimum)
 
 
-def _minimum(curvature: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    return -0.5 * np.linalg.solve(curvature, gradient)
-
-
-def _check_enough(data: _Data, near: np.ndarray, near_optimum: float) -> None:
+def _check_enough(data: Valley, near: np.ndarray, near_optimum: float) -> None:
     if data.num_scales < 2:
         raise ValueError(
             f"all runs have about {data.compute[0]:.3g} FLOP; expected two scales of compute or "
@@ -361,8 +245,10 @@ def _check_enough(data: _Data, near: np.ndarray, near_optimum: float) -> None:
             )
 
 
-def _power_law(data: _Data, point: _Optimum, draws: Sequence[_Optimum], axis: int) -> PowerLaw:
-    def law(found: _Optimum) -> tuple[float, float]:
+def _power_law(
+    data: Valley, point: PowerLawOptimum, draws: Sequence[PowerLawOptimum], axis: int
+) -> PowerLaw:
+    def law(found: PowerLawOptimum) -> tuple[float, float]:
         exponent = float(found.slope[axis])
         log_factor = found.offset[axis] + data.means[axis] - exponent * data.mean_log_compute
         return math.exp(log_factor), exponent
@@ -387,7 +273,7 @@ def _predicted(law: PowerLaw, compute_flops: float) -> tuple[float, float, float
 
 
 def _per_scale(
-    data: _Data, runs: Sequence[Run], near: np.ndarray, draws: Sequence[np.ndarray]
+    data: Valley, runs: Sequence[Run], near: np.ndarray, draws: Sequence[np.ndarray]
 ) -> tuple[ScaleOptimum, ...]:
     point = data.free(near)
     drawn = [found for counts in draws if (found := data.free(counts)) is not None]
@@ -418,10 +304,10 @@ def _per_scale(
 
 
 def _edges(
-    data: _Data, runs: Sequence[Run], compute: float, optimum: Sequence[float | None]
+    data: Valley, runs: Sequence[Run], compute: float, optimum: Sequence[float | None]
 ) -> tuple[Edge, ...]:
     """Sides of all that was tried at a scale: a rate that diverged was tried, too."""
-    tried = [r for r in runs if abs(math.log(r.compute / compute)) <= 2 * _SAME_SCALE]
+    tried = [r for r in runs if abs(math.log(r.compute / compute)) <= 2 * SAME_SCALE]
     names: tuple[tuple[Edge, Edge], ...] = (
         ("lowest rate", "highest rate"),
         ("smallest batch", "largest batch"),
@@ -435,3 +321,69 @@ def _edges(
         if value is not None and math.log(value) >= max(logs) - margin:
             found.append(names[axis][1])
     return tuple(found)
+
+
+def fit_loss_law(runs: Iterable[Run], *, num_bootstrap: int = 200, seed: int = 0) -> LossLaw:
+    """Fits L(N, D) = E + A / N^alpha + B / D^beta on the best setting of each N and D.
+
+    Of each pair of N and D counts the rate and batch of least loss, on average over seeds; lengths
+    within 5 % are one D, and runs that diverged do not count.
+
+    Args:
+        runs: of a sweep over sizes and tokens.
+        num_bootstrap: draws for the 95 % intervals.
+        seed: of the draws.
+
+    Raises:
+        ValueError: too few pairs, too few of N or D, or N and D that grow together.
+    """
+    best = _best_losses(runs)
+    params, tokens = np.array(sorted(best)).reshape(-1, 2).T
+    _check_grid(params, tokens)
+    losses = [best[pair] for pair in sorted(best)]
+    return law_from_points(params, tokens, losses, num_bootstrap=num_bootstrap, seed=seed)
+
+
+def _best_losses(runs: Iterable[Run]) -> dict[tuple[float, float], float]:
+    """Of each (N, D); lengths that differ by less than 5 % are one, as are scales of compute."""
+    best = {}
+    finite = [run for run in runs if math.isfinite(run.loss) and run.loss > 0]
+    for params in {run.params for run in finite}:
+        of_size = [run for run in finite if run.params == params]
+        lengths = group_by_scale([run.tokens for run in of_size])
+        for length in range(lengths.max() + 1):
+            here = [r for r, n in zip(of_size, lengths.tolist(), strict=True) if n == length]
+            tokens = math.exp(np.mean([math.log(run.tokens) for run in here]))
+            best[params, tokens] = _best_mean(here)
+    return best
+
+
+def _best_mean(runs: Sequence[Run]) -> float:
+    """The least loss of a rate and batch, on average over seeds."""
+    settings: dict[tuple[float, float], list[float]] = {}
+    for run in runs:
+        settings.setdefault((run.learning_rate, run.batch_tokens), []).append(run.loss)
+    return min(float(np.mean(losses)) for losses in settings.values())
+
+
+def _check_grid(params: np.ndarray, tokens: np.ndarray) -> None:
+    """Five coefficients, three of them along N (E, A, alpha) and three along D."""
+    wanted = (
+        f"expected {_MIN_POINTS} pairs or more, of three N and three D at least, such as each of "
+        "three sizes trained on each of three numbers of tokens"
+    )
+    sizes, lengths = len(np.unique(params)), int(group_by_scale(tokens).max(initial=-1)) + 1
+    if len(params) < _MIN_POINTS or sizes < 3 or lengths < 3:
+        raise ValueError(
+            f"{len(params)} pairs of N and D with a finite loss, of {sizes} N and {lengths} D; "
+            f"{wanted}"
+        )
+    N, D = np.log(params), np.log(tokens)
+    line = np.polyfit(N, D, 1)
+    spread = float(np.std(D - np.polyval(line, N)))
+    if spread < _MIN_SPREAD:
+        raise ValueError(
+            f"D goes with N (as N^{line[0]:.2f}, {spread:.2g} of log D is its own), so that the "
+            f"two terms of the law cannot be told apart; expected {_MIN_SPREAD} or more: train "
+            f"sizes on more than one number of tokens per parameter; {wanted}"
+        )
