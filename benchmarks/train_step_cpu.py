@@ -32,7 +32,7 @@ import transformers
 
 from configs import quickstart_code
 from cwm_jax.config import BatchConfig, TokenizerConfig
-from cwm_jax.training.scaling import flops_per_token
+from cwm_jax.training.scaling.flops import flops_per_token
 from cwm_jax.training.state import init_state
 from cwm_jax.training.step import compiler_options, make_train_step
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.attention_gpu import Case
 from cwm_jax.config import BatchConfig, MeshConfig
-from cwm_jax.training.scaling import flops_per_token
+from cwm_jax.training.scaling.flops import flops_per_token
 from cwm_jax.training.state import init_state
 from cwm_jax.training.step import compiler_options, make_train_step
 

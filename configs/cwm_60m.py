@@ -25,7 +25,7 @@ from cwm_jax.config import (
     RunConfig,
     layer_types_3_to_1,
 )
-from cwm_jax.training.scaling import num_non_embedding_parameters
+from cwm_jax.training.scaling.flops import num_non_embedding_parameters
 
 TOKENS_PER_PARAMETER = 20  # assumed: Chinchilla
 

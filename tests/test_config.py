@@ -38,7 +38,7 @@ from cwm_jax.config import (
 from cwm_jax.config.files import load_config, load_recipe
 from cwm_jax.config.schema import flatten, from_json, known_keys, override, to_json
 from cwm_jax.training.plan import Plan, make_plan
-from cwm_jax.training.scaling import num_non_embedding_parameters
+from cwm_jax.training.scaling.flops import num_non_embedding_parameters
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -177,6 +177,7 @@ def test_a_length_bucket_can_be_set():
         ("optimizer.learning_rate=3e-4", 3e-4),
         ("optimizer.learning_rate=1", 1.0),
         ("optimizer.learning_rate=law", "law"),
+        ("optimizer.learning_rate=law:sweeps/laws.json", "law:sweeps/laws.json"),
         ("optimizer.horizon_tokens=none", None),
         ("optimizer.schedule=constant", "constant"),
         ("execution.scan_layers=False", False),
@@ -246,7 +247,9 @@ def test_override_reaches_one_source_of_many(run_config):
         ("optimizer.train_tokens=1.5", "got '1.5'; expected int"),
         ("optimizer.train_tokens=inf", "got 'inf'; expected int"),
         ("optimizer.train_tokens=", "got ''; expected int"),
-        ("optimizer.learning_rate=fast", "got 'fast'; expected float or Literal"),
+        ("optimizer.learning_rate=fast", "learning_rate is 'fast'; expected a number, 'law' (the"),
+        ("optimizer.learning_rate=law:", "learning_rate is 'law:'; expected a number, 'law' (the"),
+        ("batch.global_batch_tokens=1.5", "global_batch_tokens is '1.5'; expected a number, 'law'"),
         ("optimizer.weight_decay=nan", "weight_decay is nan; expected float"),
         ("optimizer.weight_decay=none", "got 'none'; expected float"),
         ("execution.scan_layers=1", "got '1'; expected bool"),

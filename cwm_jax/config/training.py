@@ -8,6 +8,15 @@ from typing import Literal
 from cwm_jax.config.schema import check_positive, check_types
 
 
+def check_law(name: str, value: str) -> None:
+    """Raises ValueError where a text stands for no law; its file is read by the plan."""
+    if value != "law" and not (value.startswith("law:") and value != "law:"):
+        raise ValueError(
+            f"{name} is {value!r}; expected a number, 'law' (the report's scaling law) or "
+            "'law:FILE' (one of a file that a sweep has written)"
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchPhase:
     """From ``from_tokens`` of the schedule on, a step consumes ``batch_tokens``."""
@@ -30,8 +39,9 @@ class BatchConfig:
         max_target_length: tokens T in a row.
         per_device_batch_size: rows per device in one micro-batch; a fraction where several devices
             share a row (0.125 is one row for 8 devices with ``mesh.tensor=8``).
-        global_batch_tokens: tokens of one optimizer step; ``"law"`` takes the report's scaling law;
-            phases let it change while training; None takes one micro-batch times
+        global_batch_tokens: tokens of one optimizer step; ``"law"`` takes the report's scaling law
+            for this run's compute, ``"law:FILE"`` one that a sweep has fitted, rounded to whole
+            micro-batches; phases let it change while training; None takes one micro-batch times
             gradient_accumulation_steps.
         gradient_accumulation_steps: micro-batches of a step; None derives it from
             global_batch_tokens.
@@ -39,11 +49,13 @@ class BatchConfig:
 
     max_target_length: int
     per_device_batch_size: float
-    global_batch_tokens: int | Literal["law"] | tuple[BatchPhase, ...] | None = None
+    global_batch_tokens: int | str | tuple[BatchPhase, ...] | None = None
     gradient_accumulation_steps: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
+        if isinstance(self.global_batch_tokens, str):
+            check_law("batch.global_batch_tokens", self.global_batch_tokens)
         check_positive(
             self,
             "max_target_length",
@@ -70,7 +82,9 @@ class OptimizerConfig:
     """AdamW and its schedule, which counts tokens.
 
     Attributes:
-        learning_rate: peak; ``"law"`` takes the report's scaling law for this run's compute.
+        learning_rate: peak; ``"law"`` takes the report's scaling law for this run's compute,
+            ``"law:FILE"`` one that a sweep has fitted. A run whose law file has changed is not
+            resumed.
         warmup_tokens: linear rise from 0 to the peak.
         schedule: ``cosine`` over ``horizon_tokens`` or ``constant`` after the warm-up.
         horizon_tokens: where the cosine ends; None ends it with this run. Phases that share one
@@ -85,7 +99,7 @@ class OptimizerConfig:
             and counted) after which the run stops.
     """
 
-    learning_rate: float | Literal["law"]
+    learning_rate: float | str
     train_tokens: int
     warmup_tokens: int = 0
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -102,6 +116,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if isinstance(self.learning_rate, str):
+            check_law("optimizer.learning_rate", self.learning_rate)
         check_positive(
             self,
             "train_tokens",
@@ -109,7 +125,7 @@ class OptimizerConfig:
             "gradient_clipping_threshold",
             "adam_eps",
             "max_nonfinite_steps",
-            *(["learning_rate"] if self.learning_rate != "law" else []),
+            *([] if isinstance(self.learning_rate, str) else ["learning_rate"]),
         )
         for name in ("warmup_tokens", "start_tokens", "weight_decay", "z_loss"):
             if getattr(self, name) < 0:

@@ -189,7 +189,7 @@ def _accumulation(config: RunConfig, micro_batch_tokens: int) -> int | None:
     batch, optimizer = config.batch, config.optimizer
     if batch.global_batch_tokens is None:
         return batch.gradient_accumulation_steps or 1
-    if batch.global_batch_tokens == "law":
+    if isinstance(batch.global_batch_tokens, str):  # a law
         return 1  # of a batch that is rounded to whole micro-batches; the plan has the number
     if isinstance(batch.global_batch_tokens, int):
         sizes = [batch.global_batch_tokens]

@@ -20,8 +20,13 @@ from cwm_jax.model.context import Gathered, RowLayout, make_exchange
 from cwm_jax.planning.collectives import Collective
 from cwm_jax.planning.targets import CORES_PER_CHIP, TPU_DIMENSIONS
 from cwm_jax.sharding import MESH_AXES, mesh_axes
-from cwm_jax.training import scaling
 from cwm_jax.training.plan import Plan
+from cwm_jax.training.scaling.flops import (
+    flops_per_token,
+    mean_visible_keys,
+    num_embedding_parameters,
+    num_non_embedding_parameters,
+)
 
 # Parts of a layer's forward pass that the backward pass computes again: (products, attention).
 _RECOMPUTED = {"none": (0, 0), "dots": (0, 0), "minimal": (0, 1), "full": (1, 1)}
@@ -87,7 +92,7 @@ class Work:
     @property
     def num_params(self) -> int:
         model = self.model
-        return scaling.num_non_embedding_parameters(model) + scaling.num_embedding_parameters(model)
+        return num_non_embedding_parameters(model) + num_embedding_parameters(model)
 
     @property
     def recomputed(self) -> tuple[int, int]:
@@ -147,12 +152,12 @@ def flops(work: Work, attention_cap: int | None = None) -> Flops:
     """Of a token of the run, global layers capped if asked."""
     model, T = work.model, work.row_tokens
     windows = [model.window(kind) or attention_cap for kind in model.layer_types]
-    keys = sum(scaling.mean_visible_keys(T, window) for window in windows)
+    keys = sum(mean_visible_keys(T, window) for window in windows)
     pair = model.num_attention_heads * model.head_dim * keys  # 2 FLOP for each of its products
-    products = scaling.flops_per_token(model, T, attention_cap=attention_cap) - 12 * pair
+    products = flops_per_token(model, T, attention_cap=attention_cap) - 12 * pair
     again_products, again_attention = work.recomputed
     norms = model.hidden_size * (2 * model.num_hidden_layers + 1)
-    layers = scaling.num_non_embedding_parameters(model) - norms
+    layers = num_non_embedding_parameters(model) - norms
     return Flops(
         products=products,
         attention=12 * pair,
@@ -169,7 +174,7 @@ def attention_imbalance(work: Work) -> float:
     pairs = np.zeros(layout.num_pieces)
     for kind in model.layer_types:
         window = model.window(kind)
-        before = [n * scaling.mean_visible_keys(int(n), window) if n else 0.0 for n in ends]
+        before = [n * mean_visible_keys(int(n), window) if n else 0.0 for n in ends]
         pairs += np.diff(before)
     on_device = [
         sum(float(pairs[layout.piece(device, slot)]) for slot in range(layout.slots))
@@ -258,7 +263,7 @@ def _kept_elements(work: Work) -> float:
 def _layer_bytes(work: Work) -> float:
     """Of a layer's backward pass: its group's gathered weights, its activations, gathered keys."""
     model, t = work.model, work.tensor
-    weights = scaling.num_non_embedding_parameters(model) / model.num_hidden_layers / t
+    weights = num_non_embedding_parameters(model) / model.num_hidden_layers / t
     qkv = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_dim / t
     token = 10 * model.intermediate_size / t + 6 * qkv + 6 * model.hidden_size
     keys = 0.0

@@ -255,7 +255,7 @@ class Learner:
         self._log.sync()
         with self._goodput.during("checkpoint"):
             loader_state = {"players": self._players.state()}
-            record = ckpt.RunRecord(step, self._config, ckpt.batches(self._plan), loader_state)
+            record = ckpt.run_record(self._plan, step, loader_state)
             self._saver.save(state, record)
         self._goodput.write(step)
         self._saved_step = step

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import threading
@@ -85,6 +86,8 @@ class RunRecord:
     batches: tuple[tuple[int, int], ...]
     """(first step, tokens in a batch from there): they depend on the devices too."""
     loader_state: dict[str, Any]
+    peak_learning_rate: float | None = None
+    """As the plan had it: the file of a law may change. None: written before this was kept."""
 
 
 class Checkpointer:
@@ -193,6 +196,7 @@ class Checkpointer:
             "config": schema.to_json(config),
             "batches": record.batches,
             "loader_state": record.loader_state,
+            "peak_learning_rate": record.peak_learning_rate,
             "versions": {"jax": jax.__version__, "orbax": ocp.__version__},
         }
         (beside / _RUN_FILE).write_text(json.dumps(run, indent=1))
@@ -280,6 +284,7 @@ def read_record(path: Path) -> RunRecord:
             config=schema.from_json(RunConfig, run["config"]),
             batches=tuple((first, tokens) for first, tokens in run["batches"]),
             loader_state=run["loader_state"],
+            peak_learning_rate=run.get("peak_learning_rate"),
         )
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise CheckpointError(
@@ -289,15 +294,26 @@ def read_record(path: Path) -> RunRecord:
 
 def check_same_run(path: Path, saved: RunRecord, plan: Plan) -> None:
     """Raises CheckpointError with the list of differences that make it another run."""
+    free = _FREE_KEYS
+    if _has_peak_of(saved, plan):  # whether a law or a number gave it
+        free += ("optimizer.learning_rate",)
     differences = [
         f"  {sentence}"
         for key, sentence in _changed("checkpoint", saved.config, plan.config).items()
-        if key == "execution.weight_dtype" or not key.startswith(_FREE_KEYS)
+        if key == "execution.weight_dtype" or not key.startswith(free)
     ]
+    same_spelling = saved.config.optimizer.learning_rate == plan.config.optimizer.learning_rate
+    if saved.peak_learning_rate is not None and same_spelling and not _has_peak_of(saved, plan):
+        differences.append(
+            f"  peak learning rate: checkpoint {saved.peak_learning_rate}, now "
+            f"{plan.peak_learning_rate}: {plan.config.optimizer.learning_rate!r} says something "
+            "else than when the run was started; bring the file's old content back, or set "
+            f"optimizer.learning_rate={saved.peak_learning_rate!r}"
+        )
     if saved.batches != (now := batches(plan)):
         differences.append(
             f"  batches as (first step, tokens): checkpoint {saved.batches}, config and devices "
-            f"{now}; batch.global_batch_tokens sets them whatever the devices"
+            f"{now}; {_what_sets_batches(saved, plan)}"
         )
     if differences:
         lines = "\n".join(differences)
@@ -305,6 +321,21 @@ def check_same_run(path: Path, saved: RunRecord, plan: Plan) -> None:
             f"checkpoint {path} belongs to another run:\n{lines}\nuse the config it was made with, "
             "or another run_name (checkpoint.load_parameters_path starts it from these weights)"
         )
+
+
+def _has_peak_of(saved: RunRecord, plan: Plan) -> bool:
+    peak = saved.peak_learning_rate
+    return peak is not None and math.isclose(peak, plan.peak_learning_rate, rel_tol=1e-9)
+
+
+def _what_sets_batches(saved: RunRecord, plan: Plan) -> str:
+    if plan.batch_law is None:
+        return "batch.global_batch_tokens sets them whatever the devices"
+    return (
+        f"batch.global_batch_tokens={plan.config.batch.global_batch_tokens!r} is a law, whose file "
+        "may have changed and whose batch is rounded to what the devices take at once: set it to "
+        f"{saved.batches[0][1]}"
+    )
 
 
 def check_same_model(path: Path, config: ModelConfig, tokenizer: Tokenizer) -> list[str]:
@@ -343,6 +374,12 @@ def _changed(owner: str, old: Any, new: Any) -> dict[str, str]:
         for key in new
         if old[key] != new[key]
     }
+
+
+def run_record(plan: Plan, step: int, loader_state: dict[str, Any]) -> RunRecord:
+    """What a run of that plan leaves after ``step`` steps."""
+    peak = plan.peak_learning_rate
+    return RunRecord(step, plan.config, batches(plan), loader_state, peak)
 
 
 def batches(plan: Plan) -> tuple[tuple[int, int], ...]:

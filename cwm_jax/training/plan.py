@@ -13,8 +13,9 @@ from cwm_jax.config import BatchPhase, LengthBucket, RunConfig
 from cwm_jax.data.mixture import length_bucket_text
 from cwm_jax.model.transformer import num_parameters
 from cwm_jax.sharding import MESH_AXES, abstract_mesh, mesh_shape, num_shards, shard_bytes
-from cwm_jax.training import scaling
 from cwm_jax.training.optimizer import learning_rate_at
+from cwm_jax.training.scaling.flops import flops_per_token, num_non_embedding_parameters
+from cwm_jax.training.scaling.laws import REPORT_LAWS, AppliedLaw, applied_law
 from cwm_jax.training.state import abstract_state, state_shardings
 
 
@@ -41,7 +42,9 @@ class Plan:
     total_steps: int
     peak_learning_rate: float
     horizon_tokens: int
-    law_compute_flops: float
+    learning_rate_law: AppliedLaw | None
+    """None where the config has a number."""
+    batch_law: AppliedLaw | None
     num_parameters: int
     flops_per_token: float
     bucket_flops_per_token: tuple[float, ...]
@@ -49,6 +52,15 @@ class Plan:
     state_bytes_per_device: int
     host_state_bytes_per_device: int
     """Of the state, what lies in the host's memory for each device."""
+
+    @property
+    def law_compute_flops(self) -> float:
+        """C, in the count of the law in use, in the report's where none is."""
+        law = self.learning_rate_law or self.batch_law
+        if law is not None:
+            return law.compute_flops
+        M = REPORT_LAWS.flops_per_token(self.config.model, self.config.batch.max_target_length)
+        return M * self.horizon_tokens
 
     def stage(self, step: int) -> BatchStage:
         """The stage of the step that starts with ``step`` steps done."""
@@ -84,38 +96,44 @@ def make_plan(config: RunConfig, *, num_devices: int | None = None) -> Plan:
 
     Raises:
         ValueError: a batch that does not divide into micro-batches, a mesh that does not fit the
-            devices, or rows that do not divide over them.
+            devices, rows that do not divide over them, or a file of laws that cannot be used.
     """
     num_devices = jax.device_count() if num_devices is None else num_devices
     sizes = mesh_shape(config.mesh, num_devices)
     rows = _micro_batch_rows(config, num_devices, sizes)
     optimizer, T = config.optimizer, config.batch.max_target_length
     horizon = optimizer.horizon_tokens or optimizer.start_tokens + optimizer.train_tokens
-    compute = scaling.report_flops_per_token(config.model, T) * horizon
-    stages, total_steps = _stages(config, rows * T, compute)
+    rate_law = _law(config, "optimizer.learning_rate", optimizer.learning_rate, horizon)
+    batch_law = _law(config, "batch.global_batch_tokens", config.batch.global_batch_tokens, horizon)
+    stages, total_steps = _stages(config, rows * T, batch_law)
     state_bytes = _state_bytes_per_device(config, sizes)
-    peak = optimizer.learning_rate
     return Plan(
         config=config,
         mesh_sizes=sizes,
         micro_batch_rows=rows,
         stages=stages,
         total_steps=min(total_steps, config.steps or total_steps),
-        peak_learning_rate=scaling.law_learning_rate(compute) if peak == "law" else float(peak),
+        peak_learning_rate=rate_law.value if rate_law else float(optimizer.learning_rate),
         horizon_tokens=horizon,
-        law_compute_flops=compute,
+        learning_rate_law=rate_law,
+        batch_law=batch_law,
         num_parameters=num_parameters(config.model),
-        flops_per_token=scaling.flops_per_token(config.model, T),
+        flops_per_token=flops_per_token(config.model, T),
         bucket_flops_per_token=_bucket_flops_per_token(config),
         state_bytes_per_device=state_bytes.get("device", 0),
         host_state_bytes_per_device=state_bytes.get("pinned_host", 0),
     )
 
 
+def _law(config: RunConfig, key: str, value: object, horizon_tokens: int) -> AppliedLaw | None:
+    T = config.batch.max_target_length
+    return applied_law(key, value, config.model, context_tokens=T, tokens=horizon_tokens)
+
+
 def _bucket_flops_per_token(config: RunConfig) -> tuple[float, ...]:
     T = config.batch.max_target_length
     return tuple(
-        scaling.flops_per_token(
+        flops_per_token(
             config.model,
             min(T, bucket.max_document_tokens or T),
             attention_cap=bucket.attention_cap,
@@ -137,13 +155,13 @@ def _micro_batch_rows(config: RunConfig, num_devices: int, sizes: tuple[int, ...
 
 
 def _stages(
-    config: RunConfig, micro_batch_tokens: int, compute: float
+    config: RunConfig, micro_batch_tokens: int, batch_law: AppliedLaw | None
 ) -> tuple[tuple[BatchStage, ...], int]:
     stages: list[BatchStage] = []
     T = config.batch.max_target_length
     begin = config.optimizer.start_tokens
     end = begin + config.optimizer.train_tokens
-    phases = _phases(config, micro_batch_tokens, compute)
+    phases = _phases(config, micro_batch_tokens, batch_law)
     step, tokens = 0, begin
     for i, phase in enumerate(phases):
         until = min(end, phases[i + 1].from_tokens if i + 1 < len(phases) else end)
@@ -175,15 +193,17 @@ def _stages(
     return tuple(stages), step
 
 
-def _phases(config: RunConfig, micro_batch_tokens: int, compute: float) -> tuple[BatchPhase, ...]:
+def _phases(
+    config: RunConfig, micro_batch_tokens: int, batch_law: AppliedLaw | None
+) -> tuple[BatchPhase, ...]:
     batch = config.batch.global_batch_tokens
     if isinstance(batch, tuple):
         return batch
-    if batch == "law":  # rounded to whole micro-batches
-        batch = scaling.law_batch_tokens(compute) / micro_batch_tokens
-        batch = max(1, round(batch)) * micro_batch_tokens
+    if batch_law is not None:
+        batch = max(1, round(batch_law.value / micro_batch_tokens)) * micro_batch_tokens
     elif batch is None:
         batch = micro_batch_tokens * (config.batch.gradient_accumulation_steps or 1)
+    assert isinstance(batch, int)
     return (BatchPhase(from_tokens=0, batch_tokens=batch),)
 
 
@@ -202,7 +222,7 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
     config, optimizer, batch = plan.config, plan.config.optimizer, plan.config.batch
     end_tokens = optimizer.start_tokens + optimizer.train_tokens
     total_flops = plan.flops_per_token * optimizer.train_tokens
-    non_embedding = scaling.num_non_embedding_parameters(config.model)
+    non_embedding = num_non_embedding_parameters(config.model)
     at_most = " (without length buckets)" if config.data.length_buckets else ""
     host = plan.host_state_bytes_per_device
     host = f"; {host:,} more in the host's memory" if host else ""
@@ -236,8 +256,7 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
     for number, bucket in enumerate(config.data.length_buckets):
         flops = f"{plan.bucket_flops_per_token[number]:.4g} FLOP per token"
         rows.append((f"length bucket {number}", f"{length_bucket_text(bucket)}, {flops}"))
-    if "law" in (optimizer.learning_rate, batch.global_batch_tokens):
-        rows += _law_rows(plan)
+    rows += _law_rows(plan)
     steps = sorted({0, *_milestones(plan), plan.total_steps - 1})
     rates = ", ".join(
         f"{float(plan.learning_rate(step)):.3g} at step {step + 1:,}" for step in steps
@@ -246,14 +265,24 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _law_rows(plan: Plan) -> list[tuple[str, str]]:
-    C = plan.law_compute_flops
-    M = scaling.report_flops_per_token(plan.config.model, plan.config.batch.max_target_length)
-    (a, b), (c, d) = scaling.LEARNING_RATE_LAW, scaling.BATCH_TOKENS_LAW
-    return [
-        ("law: compute C", f"{C:.4g} FLOP = {M:.4g} per token x {plan.horizon_tokens:,} tokens"),
-        ("law: learning rate", f"{a} x C^{b} = {scaling.law_learning_rate(C):.4g}"),
-        ("law: batch", f"{c} x C^{d} = {scaling.law_batch_tokens(C):,.0f} tokens"),
-    ]
+    """Of each set of laws in use what it says, where it is from, and whether it was fitted here."""
+    found = [("learning rate", "", plan.learning_rate_law), ("batch", " tokens", plan.batch_law)]
+    used = [(name, unit, law) for name, unit, law in found if law is not None]
+    rows, told = [], None
+    for name, unit, law in used:
+        if law.laws != told:
+            told = law.laws
+            rows += [
+                ("law: source", law.laws.describe()),
+                (
+                    "law: compute C",
+                    f"{law.compute_flops:.4g} FLOP = {law.flops_per_token:.4g} per token "
+                    f"({law.laws.flops_count} count) x {law.tokens:,} tokens",
+                ),
+                ("law: range", law.laws.describe_distance(law.compute_flops)),
+            ]
+        rows.append((f"law: {name}", law.describe(unit)))
+    return rows
 
 
 def _milestones(plan: Plan) -> set[int]:

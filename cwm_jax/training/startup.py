@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from cwm_jax.config import RunConfig, schema
 from cwm_jax.distributed import Hosts
-from cwm_jax.storage import write_whole
+from cwm_jax.storage import file_sha256, write_whole
 from cwm_jax.tokenizer import Tokenizer
 from cwm_jax.training import checkpoint as ckpt
 from cwm_jax.training.goodput import Goodput
@@ -28,6 +28,7 @@ from cwm_jax.training.metrics import (
     print_line,
     read_metrics,
 )
+from cwm_jax.training.scaling.laws import law_files
 from cwm_jax.training.state import (
     TrainState,
     abstract_state,
@@ -44,6 +45,8 @@ def start_values(config: RunConfig) -> dict[str, Any]:
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(file.read_bytes())
     code = {"code_sha256": digest.hexdigest(), "jax": jax.__version__}
+    laws = law_files(config.optimizer.learning_rate, config.batch.global_batch_tokens)
+    code |= {f"content of {f}": file_sha256(f) if f.is_file() else "missing" for f in laws}
     return code | {key: schema.to_json(v) for key, v in schema.flatten(config).items()}
 
 

@@ -183,7 +183,7 @@ class Trainer:
         with self._goodput.during("checkpoint"):
             told = self._hosts.meet("data positions", value=json.dumps(self._loader.state()))
             positions = merge_states([json.loads(text) for text in told])
-            record = ckpt.RunRecord(step, self._config, ckpt.batches(self._plan), positions)
+            record = ckpt.run_record(self._plan, step, positions)
             self._saver.save(state, record)
         self._goodput.write(step)
 

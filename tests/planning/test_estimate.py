@@ -19,8 +19,11 @@ from cwm_jax.planning.estimate import (
 )
 from cwm_jax.planning.roofline import collective_seconds, link_uses, roofline
 from cwm_jax.planning.targets import Target, parse_target
-from cwm_jax.training import scaling
 from cwm_jax.training.hardware import accelerator
+from cwm_jax.training.scaling.flops import (
+    flops_per_token,
+    mean_visible_keys,
+)
 
 GIGA = 1e9
 GIB = 2**30
@@ -43,7 +46,7 @@ PRETRAIN, MIDTRAIN = pretrain_32b.get_config(), midtrain_32b.get_config()
 @pytest.mark.parametrize(("T", "giga"), [(8192, 210.1), (32_768, 235.4), (131_072, 296.1)])
 def test_flops_per_token_of_the_32b(T, giga):
     work = work_32b(MIDTRAIN, (1, 1, 1, 1), rows=1, T=T)
-    assert flops(work).model == scaling.flops_per_token(work.model, T)
+    assert flops(work).model == flops_per_token(work.model, T)
     assert flops(work).model / GIGA == pytest.approx(giga, abs=0.1)
 
 
@@ -51,8 +54,8 @@ def test_a_cap_makes_of_global_layers_local_ones():
     work = work_32b(MIDTRAIN, (1, 1, 1, 1), rows=1)
     local = dataclasses.replace(work.model, sliding_window=32_768)
     capped = flops(work, 32_768)
-    of_locals = 48 * scaling.mean_visible_keys(131_072, 8192)
-    of_globals = 16 * scaling.mean_visible_keys(131_072, 32_768)
+    of_locals = 48 * mean_visible_keys(131_072, 8192)
+    of_globals = 16 * mean_visible_keys(131_072, 32_768)
     assert capped.attention == pytest.approx(12 * 6144 * (of_locals + of_globals))
     assert capped.products == pytest.approx(flops(work).products)
     assert local.sliding_window == 32_768 and capped.model < flops(work).model

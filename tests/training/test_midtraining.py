@@ -36,7 +36,7 @@ from cwm_jax.training import loop
 from cwm_jax.training.checkpoint import resolve_checkpoint
 from cwm_jax.training.metrics import TIMING_FIELDS, read_metrics
 from cwm_jax.training.plan import make_plan
-from cwm_jax.training.scaling import flops_per_token
+from cwm_jax.training.scaling.flops import flops_per_token
 
 ROOT = Path(__file__).parents[2]
 T, STEP_TOKENS = 64, 8 * 64  # one row for each of this process's devices

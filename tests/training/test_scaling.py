@@ -7,8 +7,9 @@ from tiny import tiny_model
 from configs import midtrain_32b, pretrain_32b
 from cwm_jax.config.architecture import FULL_ATTENTION, SLIDING_ATTENTION
 from cwm_jax.model.transformer import abstract_params, num_parameters
-from cwm_jax.training import scaling
 from cwm_jax.training.plan import make_plan
+from cwm_jax.training.scaling import flops
+from cwm_jax.training.scaling.laws import REPORT_LAWS
 
 MODELS = {
     "tiny": tiny_model(),
@@ -23,13 +24,13 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_closed_form_is_the_number_of_parameters(name):
     model = MODELS[name]
-    closed = scaling.num_non_embedding_parameters(model) + scaling.num_embedding_parameters(model)
+    closed = flops.num_non_embedding_parameters(model) + flops.num_embedding_parameters(model)
     assert closed == num_parameters(model)
 
 
 def test_the_released_model_has_32_58_billion_parameters():
     assert num_parameters(pretrain_32b.MODEL) == 32_581_097_472
-    assert scaling.num_non_embedding_parameters(pretrain_32b.MODEL) == 31_005_087_744
+    assert flops.num_non_embedding_parameters(pretrain_32b.MODEL) == 31_005_087_744
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if n != "32b"])
@@ -54,13 +55,13 @@ def test_flops_equal_a_brute_force_count(name, T):
     # and the backward pass twice the forward's.
     per_pair = 3 * 2 * 2 * model.num_attention_heads * model.head_dim
     expected = 6 * sum(kernels) + per_pair * pairs / T
-    assert scaling.flops_per_token(model, T) == pytest.approx(expected, rel=1e-12)
+    assert flops.flops_per_token(model, T) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("T", "W"), [(1, None), (8, None), (8, 3), (8, 8), (8, 20), (9, 1)])
 def test_mean_visible_keys(T, W):
     seen = [min(query + 1, W or T) for query in range(T)]
-    assert scaling.mean_visible_keys(T, W) == pytest.approx(np.mean(seen), rel=1e-12)
+    assert flops.mean_visible_keys(T, W) == pytest.approx(np.mean(seen), rel=1e-12)
 
 
 def test_the_reports_count_differs_by_head_norms_and_the_diagonal_alone():
@@ -69,8 +70,8 @@ def test_the_reports_count_differs_by_head_norms_and_the_diagonal_alone():
     D, L = model.hidden_size, model.num_hidden_layers
     head, norms = 6 * model.vocab_size * D, 6 * (2 * L + 1) * D
     diagonal = 6 * D * L  # T + 1 keys on average over two, where the report has T
-    theirs = scaling.report_flops_per_token(model, T)
-    ours = scaling.flops_per_token(model, T)
+    theirs = flops.report_flops_per_token(model, T)
+    ours = flops.flops_per_token(model, T)
     assert ours - theirs == pytest.approx(head - norms + diagonal, rel=1e-9)
     assert ours == pytest.approx(theirs, rel=0.03)
 
@@ -78,7 +79,7 @@ def test_the_reports_count_differs_by_head_norms_and_the_diagonal_alone():
 def test_windows_save_most_of_the_attention_at_131072_tokens():
     T = 131_072
     keys = [
-        scaling.mean_visible_keys(T, midtrain_32b.MODEL.window(k))
+        flops.mean_visible_keys(T, midtrain_32b.MODEL.window(k))
         for k in midtrain_32b.MODEL.layer_types
     ]
     assert sum(keys) / (64 * (T + 1) / 2) == pytest.approx(0.34, abs=0.005)
@@ -86,7 +87,7 @@ def test_windows_save_most_of_the_attention_at_131072_tokens():
 
 @pytest.mark.parametrize(("T", "gflops"), [(8192, 210), (32_768, 235), (131_072, 296)])
 def test_gflop_per_token_of_the_32b(T, gflops):
-    assert scaling.flops_per_token(midtrain_32b.MODEL, T) / 1e9 == pytest.approx(gflops, rel=0.01)
+    assert flops.flops_per_token(midtrain_32b.MODEL, T) / 1e9 == pytest.approx(gflops, rel=0.01)
 
 
 @pytest.mark.parametrize("cap", [1, 5, 40])
@@ -94,14 +95,14 @@ def test_a_capped_global_layer_costs_what_a_local_one_of_that_window_does(cap):
     layers = dict(num_hidden_layers=3, sliding_window=cap)
     local = tiny_model(layer_types=(SLIDING_ATTENTION,) * 3, **layers)
     both = tiny_model(layer_types=(SLIDING_ATTENTION, FULL_ATTENTION, FULL_ATTENTION), **layers)
-    capped = scaling.flops_per_token(both, 32, attention_cap=cap)
-    assert capped == scaling.flops_per_token(local, 32)
-    assert (capped < scaling.flops_per_token(both, 32)) == (cap < 32)
+    capped = flops.flops_per_token(both, 32, attention_cap=cap)
+    assert capped == flops.flops_per_token(local, 32)
+    assert (capped < flops.flops_per_token(both, 32)) == (cap < 32)
 
 
 def test_each_bucket_of_mid_training_is_counted_with_its_cap_and_its_longest_document():
     plan = make_plan(midtrain_32b.get_config(), num_devices=2048)
-    shortest, capped, whole = (flops / 1e9 for flops in plan.bucket_flops_per_token)
+    shortest, capped, whole = (count / 1e9 for count in plan.bucket_flops_per_token)
     assert shortest == pytest.approx(222, rel=0.01)
     assert 235 < capped < 296 and whole == plan.flops_per_token / 1e9
 
@@ -111,15 +112,15 @@ def test_each_bucket_of_mid_training_is_counted_with_its_cap_and_its_longest_doc
     [(2e18, 1.1e-2, 0.51e6), (2e20, 4.9e-3, 1.48e6)],  # secondary: the ends of the report's sweep
 )
 def test_laws_at_the_ends_of_the_sweep(compute, learning_rate, batch_tokens):
-    assert scaling.law_learning_rate(compute) == pytest.approx(learning_rate, rel=0.02)
-    assert scaling.law_batch_tokens(compute) == pytest.approx(batch_tokens, rel=0.02)
+    assert REPORT_LAWS.learning_rate(compute) == pytest.approx(learning_rate, rel=0.02)
+    assert REPORT_LAWS.batch_tokens(compute) == pytest.approx(batch_tokens, rel=0.02)
 
 
 def test_laws_at_cwms_own_compute():
     """8T tokens at 8k and 5T at 131k: the report's M counts the longer context."""
     model = pretrain_32b.MODEL
-    pre = 8e12 * scaling.report_flops_per_token(model, 8192)
-    mid = 5e12 * scaling.report_flops_per_token(model, 131_072)
+    pre = 8e12 * flops.report_flops_per_token(model, 8192)
+    mid = 5e12 * flops.report_flops_per_token(model, 131_072)
     assert pre + mid == pytest.approx(4.1e24, rel=0.01)
-    assert scaling.law_learning_rate(pre + mid) == pytest.approx(8.5e-4, rel=0.01)
-    assert scaling.law_batch_tokens(pre + mid) == pytest.approx(14.6e6, rel=0.01)
+    assert REPORT_LAWS.learning_rate(pre + mid) == pytest.approx(8.5e-4, rel=0.01)
+    assert REPORT_LAWS.batch_tokens(pre + mid) == pytest.approx(14.6e6, rel=0.01)

@@ -1,17 +1,17 @@
-"""FLOPs of a token, and the report's scaling laws evaluated on a run.
+"""FLOPs of a token, counted for two purposes.
 
-Two counts, for two purposes: ``report_flops_per_token`` is the M that the laws were fitted with
-(every layer causal over the whole context); ``flops_per_token`` is what CWM's windows leave to be
-computed, the numerator of MFU.
+``law_flops_per_token`` is the M of a scaling law, in the count that the law was fitted with;
+``flops_per_token`` is all that CWM's windows leave to be computed, the numerator of MFU.
 """
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from cwm_jax.config import ModelConfig
 
-# Fits of the technical report, section 4.3: value(C) = factor * C ** exponent, C in FLOP. (report)
-LEARNING_RATE_LAW = (19.29, -0.177)
-BATCH_TOKENS_LAW = (30.17, 0.231)
+FlopsCount = Literal["report", "windows"]
+FLOPS_COUNTS: tuple[FlopsCount, ...] = get_args(FlopsCount)
 
 
 def num_embedding_parameters(model: ModelConfig) -> int:
@@ -37,6 +37,29 @@ def report_flops_per_token(model: ModelConfig, context_tokens: int) -> float:
     return 6 * num_non_embedding_parameters(model) + attention
 
 
+def law_flops_per_token(
+    model: ModelConfig, context_tokens: int, *, count: FlopsCount = "report"
+) -> float:
+    """M of a law, whose compute is C = M x tokens.
+
+    Args:
+        model: the architecture.
+        context_tokens: of a row.
+        count: ``report`` lets every layer attend to the whole context, as the report does;
+            ``windows`` counts 6 N and the keys that the windows leave in a row of one document.
+
+    Raises:
+        ValueError: there is no such count.
+    """
+    if count not in FLOPS_COUNTS:
+        raise ValueError(f"FLOPs count {count!r}: expected one of {', '.join(FLOPS_COUNTS)}")
+    if count == "report":
+        return report_flops_per_token(model, context_tokens)
+    attention = 12.0 * model.num_attention_heads * model.head_dim
+    keys = sum(mean_visible_keys(context_tokens, model.window(k)) for k in model.layer_types)
+    return 6 * num_non_embedding_parameters(model) + attention * keys
+
+
 def flops_per_token(
     model: ModelConfig, context_tokens: int, *, attention_cap: int | None = None
 ) -> float:
@@ -60,15 +83,3 @@ def mean_visible_keys(context_tokens: int, window: int | None) -> float:
     T = context_tokens
     W = T if window is None else min(window, T)
     return (W * (W + 1) / 2 + (T - W) * W) / T
-
-
-def law_learning_rate(compute_flops: float) -> float:
-    """Peak learning rate that the report's law gives for a training compute in FLOP."""
-    factor, exponent = LEARNING_RATE_LAW
-    return factor * compute_flops**exponent
-
-
-def law_batch_tokens(compute_flops: float) -> float:
-    """Tokens in an optimizer step that the report's law gives for a training compute in FLOP."""
-    factor, exponent = BATCH_TOKENS_LAW
-    return factor * compute_flops**exponent

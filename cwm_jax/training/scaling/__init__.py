@@ -1,0 +1,1 @@
+"""FLOPs of a token, and laws of learning rate, batch and loss: used, fitted, compared."""
