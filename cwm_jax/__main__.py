@@ -10,6 +10,7 @@ from cwm_jax.debugger import command as debug_command
 from cwm_jax.planning import command as plan_command
 from cwm_jax.rl import command as rl_command
 from cwm_jax.serve import command as serve_command
+from cwm_jax.sweeps import command as sweep_command
 from cwm_jax.sweeps.ablation import command as ablate_command
 from cwm_jax.trace import command as trace_command
 
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     debug_command.add_parser(subparsers)
     serve_command.add_parser(subparsers)
     rl_command.add_parser(subparsers)
+    sweep_command.add_parser(subparsers)
     ablate_command.add_parser(subparsers)
     args = parser.parse_args(argv)
     try:

@@ -6,13 +6,16 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from cwm_jax.config import SweepConfig
 from cwm_jax.sweeps.ablation.comparison import PairedT, paired_t
 from cwm_jax.sweeps.design import scale_tokens
-from cwm_jax.sweeps.records import RunRecord
+from cwm_jax.sweeps.records import RunRecord, by_kind
 from cwm_jax.training.scaling.fits import LawFit, Run, fit_laws, fit_loss_law
 from cwm_jax.training.scaling.flops import num_non_embedding_parameters
 from cwm_jax.training.scaling.loss_law import LossLaw
+from cwm_jax.training.scaling.repetition import RepetitionFit, fit_repetition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,29 @@ def confirmed(records: Sequence[RunRecord]) -> list[Factor]:
             )
         )
     return found
+
+
+def fit_repeated(records: Sequence[RunRecord]) -> RepetitionFit | None:
+    """What repeated tokens are worth; None without runs that repeat.
+
+    The loss of fresh tokens is taken from the runs on them, between them as a power law.
+
+    Raises:
+        ValueError: as ``fit_repetition``.
+    """
+    repeated = by_kind(records, "repeated")
+    if not repeated:
+        return None
+    once = [r for r in (*repeated, *by_kind(records, "fresh")) if r.unique_tokens is None]
+    fresh: dict[int, list[float]] = {}
+    for record in once:
+        fresh.setdefault(record.tokens, []).append(loss_of(record))
+    tokens = np.log(sorted(fresh))
+    losses = np.log([np.mean(fresh[count]) for count in sorted(fresh)])
+    return fit_repetition(
+        [(r.unique_tokens, r.tokens, loss_of(r)) for r in repeated if r.unique_tokens is not None],
+        lambda count: math.exp(np.interp(math.log(count), tokens, losses)),
+    )
 
 
 def loss_of(record: RunRecord) -> float:

@@ -180,9 +180,10 @@ class Lockstep:
             yield state.train.params, state.train.skipped_steps
 
     def _heldout_loss(self, params: Any, heldout: Sequence[Mapping[str, Any]]) -> float:
-        sums = jax.device_get([self._eval(params, dict(batch)) for batch in heldout])
-        total = sum(float(s.cross_entropy) for s in sums)
-        return total / max(sum(float(s.num_targets) for s in sums), 1.0)
+        sums = [self._eval(params, dict(batch)) for batch in heldout]
+        pairs = jax.device_get([(s.cross_entropy, s.num_targets) for s in sums])
+        total, count = np.sum(pairs, axis=0) if pairs else (0.0, 0.0)
+        return float(total) / max(float(count), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

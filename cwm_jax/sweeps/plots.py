@@ -86,12 +86,13 @@ def _plot_law(
     compute: Sequence[float],
     optima: Sequence[tuple[float | None, tuple[float, float] | None]],
 ) -> None:
-    line = np.geomspace(min(compute) / 2, max(compute) * 8, 50)
-    axis.plot(line, law(line), label=f"fit: {law}")
+    line = np.geomspace(min(compute) / 2, max(compute) * 8, 50).tolist()
+    axis.plot(line, [law(C) for C in line], label=f"fit: {law}")
     if law.draws:
         bands = np.array([law.interval(C) for C in line])
         axis.fill_between(line, *bands.T, alpha=0.2, label="95 % of the bootstrap")
-    axis.plot(line, reports(line), linestyle=":", label=f"report's, extrapolated: {reports}")
+    label = f"report's, extrapolated: {reports}"
+    axis.plot(line, [reports(C) for C in line], linestyle=":", label=label)
     for C, (value, interval) in zip(compute, optima, strict=True):
         if value is not None:
             low, high = interval or (value, value)

@@ -10,11 +10,12 @@ from cwm_jax.config import SweepConfig
 from cwm_jax.storage import write_whole
 from cwm_jax.sweeps import findings, plots
 from cwm_jax.sweeps.design import confirmation_runs, repetition_runs, scale_tokens, search_runs
-from cwm_jax.sweeps.findings import Factor
+from cwm_jax.sweeps.findings import Factor, loss_of
 from cwm_jax.sweeps.records import RunRecord, SweepFolder, by_kind
 from cwm_jax.training.scaling.fits import LawFit, ScaleOptimum
 from cwm_jax.training.scaling.flops import num_non_embedding_parameters
 from cwm_jax.training.scaling.laws import REPORT_LAWS, PowerLaw
+from cwm_jax.training.scaling.repetition import worth_of_epoch
 
 REPORT_FILE = "report.md"
 CWM_COMPUTE_FLOPS = 4.1e24  # calculated from the report: 8T tokens at 8k, 5T at 131k
@@ -69,6 +70,7 @@ def write(
         "",
         *_confirmation(config, factors),
         *_loss_law(config, by_kind(records, "search")),
+        *_repetition(records),
     ]
     text = "\n".join(lines).rstrip() + "\n"
     write_whole(folder.path / REPORT_FILE, text.encode())
@@ -197,6 +199,35 @@ def _loss_law(config: SweepConfig, search: Sequence[RunRecord]) -> list[str]:
     return [
         f"Loss of the best runs: L(N, D) = E + A / N^alpha + B / D^beta with {values} (95 %); "
         f"{law.num_points} pairs of N and D.{open_ones}",
+        "",
+    ]
+
+
+def _repetition(records: Sequence[RunRecord]) -> list[str]:
+    try:
+        fit = findings.fit_repeated(records)
+    except ValueError as error:
+        return [f"No repetition law: {error}.", ""]
+    if fit is None:
+        return []
+    lines = ["| epochs | different tokens | loss by seed |", "|---|---|---|"]
+    runs: dict[int, list[RunRecord]] = {}
+    for record in by_kind(records, "repeated"):
+        runs.setdefault(record.unique_tokens or record.tokens, []).append(record)
+    total = max(record.tokens for record in by_kind(records, "repeated"))
+    for unique, found in sorted(runs.items(), reverse=True):
+        losses = _losses([loss_of(record) for record in found])
+        lines.append(f"| {found[0].tokens / unique:.3g} | {unique:,} | {losses} |")
+    low, high = fit.half_life_interval
+    worth = ", ".join(f"{worth_of_epoch(n, fit.half_life):.2f}" for n in (2, 3, 4, 8))
+    limit = " It lies at the end of what was tried: these runs do not tell it." * fit.at_bound
+    return [
+        f"Repeated tokens, of {total:,}:",
+        "",
+        *lines,
+        "",
+        f"R* = {fit.half_life:.3g} epochs (95 %: {low:.3g} to {high:.3g}): a token of the 2nd, "
+        f"3rd, 4th, 8th epoch is worth {worth} fresh ones.{limit}",
         "",
     ]
 

@@ -18,7 +18,7 @@ from cwm_jax.training.plan import Plan, make_plan
 from cwm_jax.training.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-Update = Callable[[TrainState, Any, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
+Update = Callable[[TrainState, Any, jax.Array, Any], tuple[TrainState, jax.Array]]
 
 
 class NoProgressError(RuntimeError):
