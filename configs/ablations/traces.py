@@ -2,7 +2,7 @@
 
 Command:   python -m cwm_jax ablate --config configs/ablations/traces.py --parallel 4
 Hardware:  CPU, a core for each run at once, 1 GiB of memory each; bubblewrap for the sandbox
-Time:      12 runs of about 4 minutes on a core (assumed: half of benchmarked 4000 steps), after
+Time:      12 runs of about 4 minutes on a core (assumed: half of 4000 steps, measured), after
            some minutes of tracing 40,000 programs
 Result:    not run yet; twice as many steps, before: docs/LOG.md, 2026-11-26
 Values:    configs/quickstart.py, which says what is measured; else assumed

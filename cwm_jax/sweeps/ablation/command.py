@@ -67,7 +67,7 @@ def _run(ablation: Ablation, runs: Sequence[Run], parallel: int) -> None:
         Recipe(phases=run.phases).check_paths()
     cores = len(cores_of_this_process())
     at_once = min(parallel, len(unfinished))
-    print(f"{at_once} at once on {cores} cores; each is killed and started again without loss")
+    print(f"{at_once} at once on {cores} cores; stopped, the same command goes on with them")
     jobs = [_job(run) for run in unfinished]
     run_jobs(jobs, parallel=at_once, note=lambda text: print(text, flush=True))
 
