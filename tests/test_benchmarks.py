@@ -1,7 +1,6 @@
 """The benchmarks run: both sides of a step are taken, and real programs are compiled."""
 
 import argparse
-import dataclasses
 import functools
 import json
 import subprocess
@@ -24,7 +23,6 @@ from benchmarks import (
     quantization,
     sandbox,
     serve_load,
-    trace_ablation,
     train_step_cpu,
 )
 from convert import save_hf
@@ -96,32 +94,6 @@ def test_decoding_is_timed_in_every_format(capsys, weights):
 def test_compile_times_are_measured():
     stage, compile_ = compile_time.compile_seconds(2, scan=True)
     assert stage > 0 and compile_ > 0
-
-
-def test_the_arms_of_the_ablation_differ_in_their_sources_alone(monkeypatch):
-    monkeypatch.setattr(trace_ablation, "tokenizer_path", lambda: "tokenizer")
-    arguments = argparse.Namespace(steps=100, episodes=10)
-    configs = {arm: trace_ablation.make_config(arm, 3, arguments) for arm in trace_ablation.ARMS}
-    for arm, config in configs.items():
-        same = dataclasses.replace(
-            config,
-            run_name="same",
-            data=dataclasses.replace(
-                config.data, sources=(trace_ablation.TRACES,), trace_context_loss=False
-            ),
-            trace_evaluation=dataclasses.replace(config.trace_evaluation, modes=("direct",)),
-        )
-        first = dataclasses.replace(
-            configs["outputs"],
-            run_name="same",
-            data=dataclasses.replace(configs["outputs"].data, sources=(trace_ablation.TRACES,)),
-        )
-        assert same == first, arm
-        assert config.optimizer.train_tokens == 100 * config.batch.global_batch_tokens
-        assert config.data.trace_context_loss == (arm == "outputs_language")
-        asked = {"direct": "trace_outputs", "free_running": "traces", "single_step": "traces"}
-        kinds = {source.kind for source in config.data.sources}
-        assert {asked[mode] for mode in config.trace_evaluation.modes} == kinds
 
 
 KINDS_OF_MASK = [

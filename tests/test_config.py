@@ -37,11 +37,13 @@ from cwm_jax.config import (
 )
 from cwm_jax.config.files import load_config, load_recipe
 from cwm_jax.config.schema import flatten, from_json, known_keys, override, to_json
+from cwm_jax.sweeps.ablation import load_ablation
 from cwm_jax.training.plan import Plan, make_plan
 from cwm_jax.training.scaling.flops import num_non_embedding_parameters
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+ABLATIONS = sorted((ROOT / "configs/ablations").glob("*.py"))
 LADDER = {"cwm_60m": 60e6, "cwm_160m": 160e6, "cwm_400m": 400e6, "cwm_1b": 1e9} | {
     "cwm_3b": 3e9,
     "cwm_8b": 8e9,
@@ -79,6 +81,22 @@ def test_every_header_has_purpose_command_and_hardware(path):
     header = ast.get_docstring(ast.parse(path.read_text())) or ""
     for word in (f"Command:   python train.py --config configs/{path.name}", "Hardware:"):
         assert word in header
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_every_arm_plans_and_survives_json_and_its_header_is_whole(path):
+    ablation = load_ablation(str(path))
+    assert ablation.name == path.stem and len(ablation.seeds) >= 3
+    for arm in ablation.arms:
+        config = ablation.config(arm, ablation.seeds[-1])
+        assert from_json(RunConfig, json.loads(json.dumps(to_json(config)))) == config
+        assert plan_on_own_mesh(config).total_steps > 0
+    header = ast.get_docstring(ast.parse(path.read_text())) or ""
+    command = f"Command:   python -m cwm_jax ablate --config configs/ablations/{path.name}"
+    for word in (command, "Hardware:", "Time:", "Result:", "Values:"):
+        assert word in header
+    arms = re.findall(r"^ {4}(\w+(?:, \w+)*)  ", header, flags=re.MULTILINE)
+    assert {name for line in arms for name in line.split(", ")} == set(ablation.arms)
 
 
 @pytest.mark.parametrize(

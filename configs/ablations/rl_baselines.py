@@ -2,7 +2,8 @@
 
 Command:   python -m cwm_jax ablate --config configs/ablations/rl_baselines.py --parallel 4
 Hardware:  CPU, a core for each run at once, 2 GiB of memory each; bubblewrap for the sandbox
-Time:      TODO
+Time:      12 runs of about 4 minutes on a core (assumed: half of 100 steps, measured), after 12
+           minutes for the phases before them
 Result:    not run yet
 Values:    configs/quickstart_rl.py, which says what is measured; else assumed
 

@@ -2,7 +2,7 @@
 
 Command:   python -m cwm_jax ablate --config configs/ablations/traces.py --parallel 4
 Hardware:  CPU, a core for each run at once, 1 GiB of memory each; bubblewrap for the sandbox
-Time:      12 runs of about 4 minutes on a core (assumed: half of benchmarked 4000 steps), after
+Time:      12 runs of about 4 minutes on a core (assumed: half of 4000 steps, measured), after
            some minutes of tracing 40,000 programs
 Result:    not run yet; twice as many steps, before: docs/LOG.md, 2026-11-26
 Values:    configs/quickstart.py, which says what is measured; else assumed
@@ -28,7 +28,7 @@ from configs import quickstart
 from cwm_jax.config import GeneratedTraces, RunConfig, SourceConfig, TraceEvaluationConfig
 from cwm_jax.sweeps.ablation import Ablation, predicted_programs
 
-CORPUS = "runs/traces/ablation-traces"
+CORPUS = "runs/traces/arithmetic"
 STEPS = 2000
 PROGRAMS = GeneratedTraces(
     programs=40_000,  # no arm sees a document more than about once in so many steps

@@ -2,7 +2,7 @@
 
 Command:   python -m cwm_jax ablate --config configs/ablations/windows.py --parallel 4
 Hardware:  CPU, a core for each run at once, 1 GiB of memory each; bubblewrap for the sandbox
-Time:      TODO
+Time:      12 runs of about 4 minutes on a core (assumed: 1.8 times the FLOPs of a quickstart step)
 Result:    not run yet
 Values:    configs/quickstart.py, which says what is measured; patterns: see below; else assumed
 
@@ -39,7 +39,7 @@ from cwm_jax.sweeps.ablation import (
 
 LAYERS, WINDOW, T = 8, 64, 512
 BATCH_TOKENS = 2 * T
-STEPS = 1200
+STEPS = 1000
 
 
 def get_ablation() -> Ablation:

@@ -31,7 +31,7 @@ from cwm_jax.config import (
     layer_types_3_to_1,
 )
 
-CORPUS = "runs/traces/sweeps"
+CORPUS = "runs/traces/arithmetic"  # as of configs/ablations/traces.py
 T = 256
 MICRO_ROWS = 4
 
@@ -60,7 +60,7 @@ def get_config() -> SweepConfig:
         name="traces",
         kind="traces",
         path=CORPUS,
-        generate=GeneratedTraces(programs=60_000, difficulties=(1,), kinds=("arithmetic",)),
+        generate=GeneratedTraces(programs=40_000, difficulties=(1,), kinds=("arithmetic",)),
     )
     base = RunConfig(
         run_name="sweep_cpu",

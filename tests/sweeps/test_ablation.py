@@ -19,7 +19,7 @@ from tiny import VOCAB_SIZE, tiny_run, write_corpus
 
 import train
 from cwm_jax.__main__ import main
-from cwm_jax.config import CheckpointConfig, Recipe, RunConfig, TokenizerConfig
+from cwm_jax.config import CheckpointConfig, PolicyLossConfig, Recipe, RunConfig, TokenizerConfig
 from cwm_jax.config.files import load_recipe
 from cwm_jax.sweeps.ablation import (
     Ablation,
@@ -251,6 +251,56 @@ def test_an_ablation_that_cannot_be_is_refused(tmp_path, changes, message):
         changes["arms"] = {"low": {}, "high": {"phases.0.optimizer.learning_rate": 3e-2}}
     with pytest.raises(ValueError, match=re.escape(message)):
         ablation(tmp_path, **changes)
+
+
+# The worked ones
+
+
+def test_the_arms_on_traces_differ_in_their_sources_alone():
+    found = load_ablation(str(ROOT / "configs/ablations/traces.py"))
+    configs = {arm: found.config(arm, 3) for arm in found.arms}
+    first = configs["outputs"]
+    asked = {"direct": "trace_outputs", "free_running": "traces", "single_step": "traces"}
+    for arm, config in configs.items():
+        same = dataclasses.replace(
+            config,
+            run_name=first.run_name,
+            data=dataclasses.replace(
+                config.data, sources=first.data.sources, trace_context_loss=False
+            ),
+            trace_evaluation=first.trace_evaluation,
+        )
+        assert same == first, arm
+        assert config.tokenizer.path == str(found.tokenizer_path)
+        assert config.data.trace_context_loss == (arm == "outputs_language")
+        kinds = {source.kind for source in config.data.sources}
+        assert {asked[mode] for mode in config.trace_evaluation.modes} == kinds
+        assert config.trace_evaluation.corpus == config.data.sources[0].path
+
+
+def test_the_windows_are_patterns_of_few_and_more_global_layers():
+    found = load_ablation(str(ROOT / "configs/ablations/windows.py"))
+    models = {arm: found.config(arm, 0).model for arm in found.arms}
+    counts = {arm: m.layer_types.count("full_attention") for arm, m in models.items()}
+    assert counts == {"sixteen": 2, "seventeen": 3, "all_global": 8, "all_local": 0}
+    assert [m.layer_types[-1][0] for m in models.values()] == ["s", "f", "f", "s"]
+    config = found.config("all_local", 0)
+    assert models["all_local"].sliding_window < 150 < config.batch.max_target_length
+
+
+def test_the_baselines_start_from_one_sft_model_with_the_reports_first():
+    found = load_ablation(str(ROOT / "configs/ablations/rl_baselines.py"))
+    (sft,) = [
+        p for p in load_recipe(str(ROOT / "configs/quickstart_rl.py")).phases if "sft" in p.run_name
+    ]
+    configs = [found.config(arm, 0) for arm in found.arms]
+    assert configs[0].rl.loss == PolicyLossConfig() and found.baseline == "token_mean"
+    for config in configs:
+        assert config.checkpoint.load_parameters_path == f"runs/{sft.run_name}"
+        assert config.model == sft.model
+        assert config.data.heldout_fraction == sft.data.heldout_fraction  # nothing leaks
+    losses = [(c.rl.loss.baseline, c.rl.loss.divide_by_std) for c in configs]
+    assert losses[1:] == [("mean", False), ("leave_one_out", False), ("mean", True)]
 
 
 # Measures

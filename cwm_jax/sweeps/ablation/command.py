@@ -64,12 +64,22 @@ def _run(ablation: Ablation, runs: Sequence[Run], parallel: int) -> None:
 
     prepare_shared(ablation, [run.config for run in unfinished])
     for run in unfinished:
-        Recipe(phases=run.phases).check_paths()
+        _check_paths(run)
     cores = len(cores_of_this_process())
     at_once = min(parallel, len(unfinished))
-    print(f"{at_once} at once on {cores} cores; each is killed and started again without loss")
+    print(f"{at_once} at once on {cores} cores; stopped, the same command goes on with them")
     jobs = [_job(run) for run in unfinished]
     run_jobs(jobs, parallel=at_once, note=lambda text: print(text, flush=True))
+
+
+def _check_paths(run: Run) -> None:
+    try:
+        Recipe(phases=run.phases).check_paths()
+    except ValueError as error:
+        raise ValueError(
+            f"{run.name} cannot begin: {error}; the head of the ablation's file says what comes "
+            "before it"
+        ) from error
 
 
 def _report(ablation: Ablation, runs: Sequence[Run]) -> int:

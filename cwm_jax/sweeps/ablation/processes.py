@@ -121,8 +121,13 @@ def _on_cores(cores: Sequence[int]) -> Iterator[None]:
 def _environment(num_cores: int, parallel: int) -> Mapping[str, str]:
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     values = dict(os.environ) | dict.fromkeys(threads, str(num_cores))
-    # One GPU for all: JAX would give three quarters of its memory to the first.
-    values.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / max(parallel, 1.2):.3f}")
+    share = (
+        "XLA_PYTHON_CLIENT_MEM_FRACTION",
+        "XLA_CLIENT_MEM_FRACTION",
+    )  # JAX refuses both at once
+    if parallel > 1 and not any(name in values for name in share):
+        # One GPU for all: JAX would give three quarters of its memory to the first.
+        values[share[0]] = f"{0.9 / parallel:.3f}"
     return values
 
 

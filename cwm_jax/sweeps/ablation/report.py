@@ -236,7 +236,8 @@ def _notes(report: Report) -> list[str]:
         counts = f"{items[0]:,}" if len(items) == 1 else f"{items[0]:,} to {items[-1]:,}"
         notes.append(
             f"Over seeds and items: bootstrap, {DRAWS:,} draws, {counts} items that all runs "
-            "answer; of few seeds it is too narrow as far as seeds go."
+            "answer; of few seeds it is too narrow as far as seeds go, and of one it is of items "
+            "alone."
         )
     if percent:
         notes.append(f"In per cent: {', '.join(percent)}.")
