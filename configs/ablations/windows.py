@@ -21,6 +21,7 @@ that no window reaches. Eight local layers reach 8 x 63 tokens back, by way of e
 import dataclasses
 
 from configs import quickstart
+from configs.ablations import traces
 from cwm_jax.config import (
     FULL_ATTENTION,
     SLIDING_ATTENTION,
@@ -69,13 +70,14 @@ def base() -> RunConfig:
     return dataclasses.replace(
         config,
         model=model(),
+        data=dataclasses.replace(config.data, sources=(traces.TRACES,)),
         batch=BatchConfig(
             max_target_length=T, per_device_batch_size=2, global_batch_tokens=BATCH_TOKENS
         ),
         optimizer=dataclasses.replace(config.optimizer, train_tokens=STEPS * BATCH_TOKENS),
         logging=dataclasses.replace(config.logging, eval_period=STEPS, export=None),
         trace_evaluation=TraceEvaluationConfig(
-            corpus=quickstart.CORPUS,
+            corpus=traces.CORPUS,
             episodes=200,
             max_length=T,
             modes=("teacher_forced", "free_running"),

@@ -14,24 +14,22 @@ width. One more scale, with four times the compute of the largest, tests the law
 import dataclasses
 
 from configs import quickstart
+from configs.ablations import traces
 from cwm_jax.config import (
     BatchConfig,
     ConfirmationConfig,
     DataConfig,
-    GeneratedTraces,
     LoggingConfig,
     ModelConfig,
     OptimizerConfig,
     RepetitionConfig,
     RunConfig,
-    SourceConfig,
     SweepConfig,
     SweepScale,
     TokenizerConfig,
     layer_types_3_to_1,
 )
 
-CORPUS = "runs/traces/arithmetic"  # as of configs/ablations/traces.py
 T = 256
 MICRO_ROWS = 4
 
@@ -56,16 +54,10 @@ MEDIUM = small_model(hidden_size=128, num_hidden_layers=4)  # 0.95M
 
 
 def get_config() -> SweepConfig:
-    traces = SourceConfig(
-        name="traces",
-        kind="traces",
-        path=CORPUS,
-        generate=GeneratedTraces(programs=40_000, difficulties=(1,), kinds=("arithmetic",)),
-    )
     base = RunConfig(
         run_name="sweep_cpu",
         model=MEDIUM,
-        data=DataConfig(sources=(traces,), packing="best_fit"),
+        data=DataConfig(sources=(traces.TRACES,), packing="best_fit"),
         tokenizer=TokenizerConfig(vocab_size=quickstart.VOCAB_SIZE, training_bytes=1_000_000),
         batch=BatchConfig(max_target_length=T, per_device_batch_size=MICRO_ROWS),
         optimizer=OptimizerConfig(
