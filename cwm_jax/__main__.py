@@ -11,6 +11,7 @@ from cwm_jax.planning import command as plan_command
 from cwm_jax.rl import command as rl_command
 from cwm_jax.serve import command as serve_command
 from cwm_jax.trace import command as trace_command
+from cwm_jax.training.scaling import command as laws_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     debug_command.add_parser(subparsers)
     serve_command.add_parser(subparsers)
     rl_command.add_parser(subparsers)
+    laws_command.add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
         return args.main(args)
