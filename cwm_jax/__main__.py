@@ -13,6 +13,7 @@ from cwm_jax.serve import command as serve_command
 from cwm_jax.sweeps import command as sweep_command
 from cwm_jax.sweeps.ablation import command as ablate_command
 from cwm_jax.trace import command as trace_command
+from cwm_jax.training.scaling import command as laws_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     rl_command.add_parser(subparsers)
     sweep_command.add_parser(subparsers)
     ablate_command.add_parser(subparsers)
+    laws_command.add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
         return args.main(args)

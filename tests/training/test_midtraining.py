@@ -33,7 +33,7 @@ from cwm_jax.data.mixture import source_shares
 from cwm_jax.data.prepare import prepare
 from cwm_jax.data.split import is_heldout
 from cwm_jax.training import loop
-from cwm_jax.training.checkpoint import resolve_checkpoint
+from cwm_jax.training.checkpoint import read_record, resolve_checkpoint
 from cwm_jax.training.metrics import TIMING_FIELDS, read_metrics
 from cwm_jax.training.plan import make_plan
 from cwm_jax.training.scaling.flops import flops_per_token
@@ -158,6 +158,8 @@ def test_learning_rate_and_tokens_go_on_the_shared_cosine(home, midtrained):
     )
     plan = make_plan(one_run)
     assert plan.total_steps == len(both) == PRETRAIN_STEPS + MIDTRAIN_STEPS
+    record = read_record(resolve_checkpoint(midtrained[0].folder))
+    assert record.peak_learning_rate == plan.peak_learning_rate  # what a resumed run is held to
     rate = jax.jit(jax.vmap(plan.learning_rate))
     np.testing.assert_allclose(  # two compiled programs round the last bit differently
         [line["learning_rate"] for line in both], rate(np.arange(len(both))), rtol=3e-7

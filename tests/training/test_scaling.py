@@ -107,6 +107,27 @@ def test_each_bucket_of_mid_training_is_counted_with_its_cap_and_its_longest_doc
     assert 235 < capped < 296 and whole == plan.flops_per_token / 1e9
 
 
+@pytest.mark.parametrize("name", [n for n in MODELS if n != "32b"])
+@pytest.mark.parametrize("T", [1, 7, 64])
+def test_a_laws_flops_count_the_whole_context_or_the_windows(name, T):
+    """Attention of d L S, as the report; or of every visible pair, 12 N H each."""
+    model = MODELS[name]
+    d, L, N = model.hidden_size, model.num_hidden_layers, flops.num_non_embedding_parameters(model)
+    assert flops.law_flops_per_token(model, T) == 6 * N + 6 * d * L * T
+    pairs = 0
+    for kind in model.layer_types:
+        window = model.sliding_window if kind == SLIDING_ATTENTION else None
+        pairs += sum(min(query + 1, window or T) for query in range(T))
+    expected = 6 * N + 12 * model.num_attention_heads * model.head_dim * pairs / T
+    counted = flops.law_flops_per_token(model, T, count="windows")
+    assert counted == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_unknown_count_is_refused():
+    with pytest.raises(ValueError, match="FLOPs count 'window': expected one of report, windows"):
+        flops.law_flops_per_token(MODELS["tiny"], 8, count="window")
+
+
 @pytest.mark.parametrize(
     ("compute", "learning_rate", "batch_tokens"),
     [(2e18, 1.1e-2, 0.51e6), (2e20, 4.9e-3, 1.48e6)],  # secondary: the ends of the report's sweep

@@ -101,17 +101,25 @@ class Laws:
         low, high = self.compute_range
         return f"{self.source}; fitted on {low:.3g} to {high:.3g} FLOP"
 
-    def describe_distance(self, compute_flops: float) -> str:
-        """Whether a compute lies where the laws were fitted, in words."""
+    def distance(self, compute_flops: float) -> str:
+        """To the fitted range: ``inside``, ``2.5 times below`` or ``above``, ``unknown``."""
         if self.compute_range is None:
-            return "not known whether this is an extrapolation"
+            return "unknown"
         low, high = self.compute_range
         if low <= compute_flops <= high:
-            return "inside the fitted range"
+            return "inside"
         times = max(compute_flops / high, low / compute_flops)
         number = f"{times:,.0f}" if times >= 100 else f"{times:.3g}"
-        side = "above" if compute_flops > high else "below"
-        return f"EXTRAPOLATION: {number} times {side} the fitted range"
+        return f"{number} times {'above' if compute_flops > high else 'below'}"
+
+    def describe_distance(self, compute_flops: float) -> str:
+        """As ``distance``, in plain words."""
+        distance = self.distance(compute_flops)
+        if distance == "unknown":
+            return "not known whether this is an extrapolation"
+        if distance == "inside":
+            return "inside the fitted range"
+        return f"EXTRAPOLATION: {distance} the fitted range"
 
 
 # report: section 4.3; secondary: the ends of its sweep
