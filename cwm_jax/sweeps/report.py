@@ -132,16 +132,17 @@ def _scales(scales: Sequence[ScaleOptimum]) -> list[str]:
     lines = [
         "Each scale by itself:",
         "",
-        "| FLOP | runs | near the best | least loss | best rate (95 %) | best batch (95 %) | "
-        "at an edge |",
-        "|---|---|---|---|---|---|---|",
+        "| FLOP | parameters | runs | near the best | least loss | best rate (95 %) | "
+        "best batch (95 %) | at an edge |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for scale in scales:
         rate = _value(scale.learning_rate, scale.learning_rate_interval)
         batch = _value(scale.batch_tokens, scale.batch_interval)
         lines.append(
-            f"| {scale.compute_flops:.3g} | {scale.num_runs} | {scale.num_near} | "
-            f"{scale.best_loss:.4f} | {rate} | {batch} | {', '.join(scale.at_edge) or '-'} |"
+            f"| {scale.compute_flops:.3g} | {scale.params:,.0f} | {scale.num_runs} | "
+            f"{scale.num_near} | {scale.best_loss:.4f} | {rate} | {batch} | "
+            f"{', '.join(scale.at_edge) or '-'} |"
         )
     return lines
 

@@ -60,6 +60,7 @@ class ScaleOptimum:
 
     Attributes:
         compute_flops: geometric mean of its runs'.
+        params: N of its model.
         num_runs: finite ones.
         num_near: of them, near the optimum.
         best_loss: of its runs.
@@ -69,6 +70,7 @@ class ScaleOptimum:
     """
 
     compute_flops: float
+    params: float
     num_runs: int
     num_near: int
     best_loss: float
@@ -149,9 +151,9 @@ def fit_laws(
 ) -> LawFit:
     """Fits LR = a C^b and batch = c C^d on all scales of compute together, by Huber's loss.
 
-    Runs whose compute differs by less than 5 % from the next one's are a scale. Of a scale count
-    the runs whose loss is at most ``1 + near_optimum`` times its best; they are chosen again in
-    each draw of the bootstrap, which draws runs with replacement within each scale. Where each
+    Runs of one size whose compute differs by less than 5 % from the next one's are a scale. Of it
+    count the runs whose loss is at most ``1 + near_optimum`` times its best; they are chosen again
+    in each draw of the bootstrap, which draws runs with replacement within each scale. Where each
     scale has one batch, the rate alone is fitted.
 
     Args:
@@ -224,11 +226,12 @@ def _valley(finite: Sequence[Run], near_optimum: float) -> Valley:
         )
     axes = np.log([[run.learning_rate, run.batch_tokens] for run in finite])
     losses = np.log([run.loss for run in finite])
-    return Valley.of([run.compute for run in finite], axes, losses, near_optimum)
+    compute, params = [run.compute for run in finite], [run.params for run in finite]
+    return Valley.of(compute, params, axes, losses, near_optimum)
 
 
 def _check_enough(data: Valley, near: np.ndarray, near_optimum: float) -> None:
-    if data.num_scales < 2:
+    if data.compute.max() < (1 + SAME_SCALE) * data.compute.min():
         raise ValueError(
             f"all runs have about {data.compute[0]:.3g} FLOP; expected two scales of compute or "
             "more, the further apart the better: sweep another"
@@ -277,6 +280,7 @@ def _per_scale(
 ) -> tuple[ScaleOptimum, ...]:
     point = data.free(near)
     drawn = [found for counts in draws if (found := data.free(counts)) is not None]
+    params = np.array([run.params for run in runs if math.isfinite(run.loss) and run.loss > 0])
     scales = []
     for number, compute in enumerate(data.compute):
         here = data.scale == number
@@ -290,6 +294,7 @@ def _per_scale(
         scales.append(
             ScaleOptimum(
                 compute_flops=float(compute),
+                params=float(params[here][0]),
                 num_runs=int(here.sum()),
                 num_near=int((near[here] > 0).sum()),
                 best_loss=float(np.exp(data.log_loss[here].min())),

@@ -1,7 +1,7 @@
 """The loss of many runs around its optimum: a floor for each scale of compute, one quadratic.
 
-Near its optimum the logarithm of the loss is a floor of its scale of compute plus a quadratic of
-one shape for all scales::
+A scale is a compute and the size of model that it was spent on. Near its optimum the logarithm of
+the loss is a floor of its scale plus a quadratic of one shape for all scales::
 
     log loss = floor(scale) + u P u',  u = (log rate - log LR(C), log batch - log BS(C))
 
@@ -58,10 +58,16 @@ class Valley:
 
     @classmethod
     def of(
-        cls, compute: Sequence[float], axes: np.ndarray, log_loss: np.ndarray, near_optimum: float
+        cls,
+        compute: Sequence[float],
+        params: Sequence[float],
+        axes: np.ndarray,
+        log_loss: np.ndarray,
+        near_optimum: float,
     ) -> Valley:
-        """From each run's compute, its [rate, batch] and its loss, the last two as logarithms."""
-        scale = group_by_scale(compute)
+        """From runs' compute and size, [rate, batch] and loss, the last two as logarithms."""
+        pairs = np.stack([group_by_scale(compute), np.asarray(params)], axis=1)
+        scale = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
         logs = np.log(np.asarray(compute, float))
         centers = np.array([np.exp(logs[scale == s].mean()) for s in range(scale.max() + 1)])
         batches = {(s, b) for s, b in zip(scale.tolist(), axes[:, 1].tolist(), strict=True)}
