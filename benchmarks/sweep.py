@@ -1,8 +1,8 @@
 """Eight learning rates in one process and one program, against eight processes of train.py.
 
-    python -m benchmarks.sweep [--steps 40] [--ways one_by_one map vmap] [--no-processes]
+    python -m benchmarks.sweep [--config configs/sweeps/cpu.py] [--steps 40] [--no-processes]
 
-Both sides train the middle model of configs/sweeps/cpu.py with the same eight peak rates, on the
+Both sides train the middle model of the sweep with the same eight peak rates, on the
 same rows, from nothing (compiling included; the corpus and its tokens are made before). Then, with
 everything compiled, the time of a step by each way of sharing the device, as a ratio to a step of
 train.py's own program. The losses of the first 20 steps must agree to rtol 1e-4. Several processes
@@ -34,7 +34,6 @@ from cwm_jax.training.plan import make_plan
 from cwm_jax.training.state import init_state
 from cwm_jax.training.step import compiler_options, make_train_step
 
-CONFIG = "configs/sweeps/cpu.py"
 RATES = tuple(1e-3 * 2 ** (n / 2) for n in range(8))
 BATCH_MICRO_BATCHES = 2
 RTOL = 1e-4
@@ -45,12 +44,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--config", default="configs/sweeps/cpu.py")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--ways", nargs="+", default=["one_by_one", "map", "vmap"])
     parser.add_argument("--no-processes", action="store_true", help="steady state alone")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of the sweep")
     arguments = parser.parse_args()
-    config = schema.override(load_sweep(CONFIG), *arguments.set)
+    config = schema.override(load_sweep(arguments.config), *arguments.set)
     rows = SweepRows(config.base)
     specs = make_specs(config, arguments.steps)
     runs = [design.run_config(config, spec) for spec in specs]
