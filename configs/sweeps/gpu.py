@@ -15,6 +15,7 @@ from configs.sweeps import cpu
 from cwm_jax.config import ConfirmationConfig, ExecutionConfig, SweepConfig, SweepScale
 
 TIMES = 4
+MICRO_ROWS = 8  # a device that waits for launches gains by twice as many
 
 
 def get_config() -> SweepConfig:
@@ -25,8 +26,10 @@ def get_config() -> SweepConfig:
         base=dataclasses.replace(
             small.base,
             run_name="sweep_gpu",
+            batch=dataclasses.replace(small.base.batch, per_device_batch_size=MICRO_ROWS),
             execution=ExecutionConfig(attention="reference"),
         ),
+        seeds=(0, 1),  # each a group of runs that go side by side
         scales=tuple(map(longer, small.scales)),
         confirmation=ConfirmationConfig(scale=longer(small.confirmation.scale)),
         repetition=dataclasses.replace(small.repetition, scale=longer(small.repetition.scale)),
