@@ -46,7 +46,7 @@ install_import_hook(
 )
 
 
-# Staging makes many objects and little garbage, and what was imported is not worth looking at.
+# Staging makes many objects and little garbage; what was imported is never any.
 gc.set_threshold(50_000, 20, 20)
 
 
