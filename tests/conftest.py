@@ -10,7 +10,7 @@ import tempfile
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/cwm-jax-tests-{os.getuid()}"
 )
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the time goes into compiling: XLA is asked for little optimisation.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -18,6 +18,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",  # of small programs no part is worth a thread
         *(  # 0.11 has no such flag
             ["--xla_cpu_use_fusion_emitters=false"]
             if importlib.metadata.version("jaxlib").startswith("0.10.")
@@ -43,6 +44,14 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+
+# Staging makes many objects and little garbage; what was imported is never any.
+gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_collection_finish():
+    gc.freeze()
 
 
 # A process may have 65,530 memory maps on most Linux systems, and XLA:CPU takes several for each

@@ -46,6 +46,8 @@ ALLOWED = {
 ENTRY_POINTS = {"__init__", "__main__"}  # the lazy names of the package; the command line
 WITHOUT_JAX = _TRACE | {"data", "trace"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
+# Whose code is staged: all hosts have to come to one program, and so has a run that goes on.
+STAGED = ("sharding", "kernels", "model", "training", "inference", "rl")
 GRAIN_HOME = "data/loader.py"
 # What reads a model's folder for those who serve it: the converters know files.
 REACHES_UP = ("inference/pretrained.py", "imports convert: cwm_jax stands below it")
@@ -90,6 +92,28 @@ def complaints(part_name: str, source: str) -> Iterable[str]:
     if part_name == "sandbox":
         for root in sorted(roots - set(sys.stdlib_module_names) - {"cwm_jax"}):
             yield f"imports {root}: the sandbox is the standard library alone"
+
+
+def loops_over_sets(source: str) -> list[int]:
+    """Lines that take the members of a set in its own order, which no two processes share."""
+
+    def is_set(node: ast.expr) -> bool:
+        if isinstance(node, ast.BinOp):
+            return is_set(node.left) or is_set(node.right)
+        called = isinstance(node, ast.Call) and ast.unparse(node.func) in ("set", "frozenset")
+        return called or isinstance(node, ast.Set | ast.SetComp)
+
+    taken = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.For | ast.comprehension):
+            taken.append(node.iter)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "list",
+            "tuple",
+            "enumerate",
+        ):
+            taken += node.args
+    return [node.lineno for node in taken if is_set(node)]
 
 
 def python_files(folder: Path) -> list[Path]:
@@ -156,6 +180,17 @@ def test_grain_has_one_home():
 )
 def test_wrong_imports_are_found(part_name, source, complaint):
     assert any(text.startswith(complaint) for text in complaints(part_name, source))
+
+
+def test_no_staged_code_depends_on_the_order_of_a_set():
+    found = {
+        str(file.relative_to(ROOT)): lines
+        for file in modules_of_package()
+        if part(file) in STAGED and (lines := loops_over_sets(file.read_text()))
+    }
+    assert not found, f"{found}: sort them"
+    assert loops_over_sets("for x in set(y) | {1}: pass\nlist({z for z in y})") == [1, 2]
+    assert not loops_over_sets("for x in sorted({*y}): pass")
 
 
 def test_tokenizer_and_config_load_without_jax():

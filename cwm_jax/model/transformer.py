@@ -164,7 +164,8 @@ def _views(
 ) -> dict[str, RowView]:
     """One view for each kind of layer, made once for all of its layers, of each device's tokens."""
     packed = segment_ids is not None
-    windows = {kind: config.window(kind) or attention_cap for kind in set(config.layer_types)}
+    kinds = sorted({*config.layer_types})  # a set's order changes from process to process
+    windows = {kind: config.window(kind) or attention_cap for kind in kinds}
     exchanges = {
         kind: make_exchange(layout, tokens.shape[1], window) for kind, window in windows.items()
     }

@@ -180,18 +180,15 @@ def test_scores_of_continuations_are_those_without_a_cache(params):
         params, CONFIG, rows[:, :-1], targets=rows[:, 1:], execution=EXECUTION
     )
     cache = init_cache(CONFIG, 3, LENGTH, page_tokens=PAGE)
-    given = {"rows": jnp.arange(3), "execution": EXECUTION}
-    first, rest = rows[:, :50], rows[:, 50:-1]
-    lengths = jnp.full(3, 50)
-    scores, cache = cached_score(
-        params, cache, first, targets=rows[:, 1:51], lengths=lengths, **given
-    )
-    assert np.abs(scores.logprobs - uncached.logprobs[:, :50]).max() <= LOGITS_ATOL
-    scores, cache = cached_score(
-        params, cache, rest, targets=rows[:, 51:], lengths=jnp.full(3, rest.shape[1]), **given
-    )
-    assert np.abs(scores.logprobs - uncached.logprobs[:, 50:]).max() <= LOGITS_ATOL
-    assert (scores.predictions == uncached.predictions[:, 50:]).all()
+    half = (LENGTH - 1) // 2  # in two pieces, with one program
+    given = {"lengths": jnp.full(3, half), "rows": jnp.arange(3), "execution": EXECUTION}
+    jitted_score = jax.jit(cached_score, static_argnames="execution")
+    for begin in (0, half):
+        piece, targets = ROWS[:, begin:][:, :half], ROWS[:, begin + 1 :][:, :half]
+        scores, cache = jitted_score(params, cache, piece, targets=targets, **given)
+        expected = uncached.logprobs[:, begin:][:, :half]
+        assert np.abs(scores.logprobs - expected).max() <= LOGITS_ATOL
+    assert (scores.predictions == uncached.predictions[:, half:][:, :half]).all()
 
 
 @pytest.mark.parametrize(("last_global", "gib"), [(False, 9.5), (True, 10.0)])

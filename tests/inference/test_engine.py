@@ -432,7 +432,7 @@ def test_weights_change_between_steps(params, make_engine, expected):
 
 
 def test_what_overflowed_is_gone_with_its_request(params, make_engine, expected):
-    engine = make_engine(num_pages=13)  # the same pages again
+    engine = make_engine(num_pages=14)  # the same pages again
     engine.update_weights(jax.tree.map(lambda x: x * jnp.nan, params))
     run(engine, PROMPTS[:3], greedy())
     engine.update_weights(params)

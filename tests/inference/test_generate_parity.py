@@ -16,7 +16,7 @@ from cwm_jax.tokenizer import train_tokenizer
 LLAMA3 = RopeParameters(rope_type="llama3", rope_theta=100.0, original_max_position_embeddings=64)
 MODELS = {
     "gqa2, last layer global": tiny_model(
-        num_hidden_layers=10, layer_types=layer_types_3_to_1(10, last_global=True)
+        num_hidden_layers=6, layer_types=layer_types_3_to_1(6, last_global=True)
     ),
     "gqa6, llama3": tiny_model(
         num_hidden_layers=8,
@@ -28,7 +28,7 @@ MODELS = {
     ),
 }
 LENGTHS = (5, 40, 97, 1)  # most are longer than three windows of 8
-NUM_NEW = 60
+NUM_NEW = 40  # five windows
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,18 +1,19 @@
 """Context parallelism: exchanges equal one device, and a local layer's do not grow with the row."""
 
 import dataclasses
+import functools
 from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_batch, tiny_model
+from tiny import random_batch, sharp_params, tiny_model
 from tolerances import ACCUMULATION_RTOL, LOSS_RTOL
 
 from cwm_jax.config import ExecutionConfig, MeshConfig
 from cwm_jax.model.context import Exchange, Gathered, Halo, RowLayout, make_exchange, row_layout
-from cwm_jax.model.transformer import abstract_params, hidden_states, init, logical_axes
+from cwm_jax.model.transformer import abstract_params, hidden_states, logical_axes
 from cwm_jax.planning.collectives import collectives
 from cwm_jax.sharding import batch_sharding, make_mesh, put_batch, tree_shardings
 from cwm_jax.training.losses import loss_sums
@@ -22,7 +23,8 @@ MESH = MeshConfig(fsdp=1, context=8)
 
 
 def gradients(model, layout, attention_cap=None):
-    execution = ExecutionConfig(loss_chunk_tokens=16, context_layout=layout, attention="chunked")
+    in_order = {"context_layout": layout} if layout else {}
+    execution = ExecutionConfig(loss_chunk_tokens=16, attention="chunked", **in_order)
 
     def mean_loss(params, batch):
         sums = loss_sums(
@@ -78,13 +80,19 @@ def test_what_a_local_layer_exchanges_does_not_grow_with_the_row(layout):
     assert long_all.total() - short_all.total() > 10 * halos
 
 
+@functools.cache
+def of_one_device(model, attention_cap):
+    """Parameters, a batch, its loss and their gradient."""
+    params, batch = sharp_params(model), random_batch((2, 64))
+    return params, batch, gradients(model, None, attention_cap)(params, batch)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("window", "attention_cap"), [(2, 24), (8, None), (21, None), (60, None)])
 def test_every_exchange_equals_one_device(layout, window, attention_cap):
     """With pieces of 8 or 4 positions: windows within one, of several, and of the whole row."""
     model = tiny_model(num_hidden_layers=2, sliding_window=window)
-    params, batch = init(model, jax.random.key(1)), random_batch((2, 64))
-    expected = gradients(model, layout, attention_cap)(params, batch)
+    params, batch, expected = of_one_device(model, attention_cap)
     mesh = make_mesh(MESH)
     with jax.set_mesh(mesh):
         shardings = tree_shardings(mesh, logical_axes(model), abstract_params(model))

@@ -6,6 +6,7 @@ Each run is a process of its own: train.py with a config file made by the fixtur
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,13 @@ class Runs:
         assert process.returncode == 0, output
         return output
 
+    def cut(self, name: str, other: str, step: int) -> None:
+        """Makes a run of what another one had written when it had just saved that step."""
+        shutil.copytree(self.folder / "runs" / other, self.folder / "runs" / name)
+        for saved in self.checkpoints(name).iterdir():
+            if int(saved.name) > step:
+                shutil.rmtree(saved)
+
     def metrics(self, name: str) -> list[dict]:
         return read_metrics(self.folder / "runs" / name / "metrics.jsonl")
 
@@ -121,10 +129,10 @@ def test_kill_at_random_moments_also_during_a_save(runs, uninterrupted):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     kills = 0
-    for round_number in range(4):
+    for round_number in range(3):
         process = runs.start("killed")
         seen = len(list(folder.glob("0*")))
-        if round_number % 2:  # while a save is being written
+        if round_number != 1:  # while a save is being written
             wait_for(lambda: list(folder.glob(".tmp-*")), process)
         else:  # somewhere after the next checkpoint
             wait_for(lambda seen=seen: len(list(folder.glob("0*"))) > seen, process)
@@ -134,7 +142,7 @@ def test_kill_at_random_moments_also_during_a_save(runs, uninterrupted):
             kills += 1
         process.communicate()
     runs.finish("killed")
-    assert kills >= 3
+    assert kills >= 2
     assert_same_run(runs, "killed", uninterrupted)
 
 
@@ -153,7 +161,7 @@ def test_sigterm_saves_exits_0_and_says_how_to_resume(runs, uninterrupted):
 
 @pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_only_time(runs, uninterrupted):
-    runs.finish("damaged", "--set", "steps=9")
+    runs.cut("damaged", uninterrupted, 9)
     newest = runs.checkpoints("damaged") / "00000009"
     chunk = next(newest.glob("state/params.embed_tokens*/0.0"))
     data = bytearray(chunk.read_bytes())
@@ -168,7 +176,7 @@ def test_a_damaged_newest_checkpoint_costs_only_time(runs, uninterrupted):
 
 @pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(runs, uninterrupted):
-    runs.finish("full", "--set", "steps=8")  # evaluated there in every run
+    runs.cut("full", uninterrupted, 9)
 
     # every file beyond 8 KiB fails: EFBIG stands for ENOSPC
     process = runs.start("full", shell='trap "" XFSZ; ulimit -f 8; exec "$0" "$@"')
@@ -176,9 +184,9 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(runs, uninterrupted)
     assert process.returncode == 2, output
     assert (
         "could not save a checkpoint" in output
-        and "newest complete checkpoint is 00000008" in output
+        and "newest complete checkpoint is 00000009" in output
     )
-    assert damage(runs.checkpoints("full") / "00000008") == []
+    assert damage(runs.checkpoints("full") / "00000009") == []
     assert not list(runs.checkpoints("full").glob(".tmp-*"))
     runs.finish("full")
     assert_same_run(runs, "full", uninterrupted)

@@ -353,7 +353,7 @@ def _best_losses(runs: Iterable[Run]) -> dict[tuple[float, float], float]:
     """Of each (N, D); lengths that differ by less than 5 % are one, as are scales of compute."""
     best = {}
     finite = [run for run in runs if math.isfinite(run.loss) and run.loss > 0]
-    for params in {run.params for run in finite}:
+    for params in sorted({run.params for run in finite}):
         of_size = [run for run in finite if run.params == params]
         lengths = group_by_scale([run.tokens for run in of_size])
         for length in range(lengths.max() + 1):
