@@ -21,7 +21,6 @@ from cwm_jax.inference.pretrained import load_pretrained
 from cwm_jax.inference.requests import QueueFullError, RequestError, SamplingParams
 from cwm_jax.inference.service import EngineService, ServiceClosedError, Stream
 from cwm_jax.storage import file_sha256
-from cwm_jax.tokenizer import Tokenizer
 
 _MAX_LENGTH = 32_768  # assumed, as of the server: the cache of all rows grows with it
 _EXPORT = "export"

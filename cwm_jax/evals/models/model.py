@@ -56,7 +56,7 @@ class Model(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends what it holds; calls that wait for an answer raise ModelFailure where that can be."""
+        """Ends what it holds; calls that wait for an answer may raise ModelFailure."""
         ...
 
 
