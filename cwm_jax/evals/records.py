@@ -22,7 +22,7 @@ RUN_FILE, ITEMS_FILE = "run.json", "items.jsonl"
 KIND, SCHEMA_VERSION = "evaluation", 1
 Key = tuple[str, int]
 # Of run.json, what may differ between the starts of a run.
-_FREE = ("versions", "started", "url", "notes")
+_FREE = ("versions", "started", "url", "notes", "metrics", "published", "about")
 
 
 class RecordsError(ValueError):
@@ -184,23 +184,28 @@ def merge(folders: Sequence[Path], out: Path) -> None:
     """
     runs = [read_run(folder) for folder in folders]
     for folder, run in zip(folders[1:], runs[1:], strict=True):
-        first, other = ({**r, "settings": {**r["settings"], "shard": None}} for r in (runs[0], run))
+        first, other = (_without_shard(r) for r in (runs[0], run))
         if changed := list(_differences(first, other)):
             raise RecordsError(
                 f"{folder} is no shard of the run in {folders[0]}: {'; '.join(changed)}"
             )
-    settings = {**runs[0]["settings"], "shard": None}
-    notes = list(dict.fromkeys(note for run in runs for note in run.get("notes", ())))
+    whole = _without_shard(runs[0])
+    whole["num_problems"] = sum(run["num_problems"] for run in runs)
+    whole["notes"] = list(dict.fromkeys(note for run in runs for note in run.get("notes", ())))
     found: dict[Key, Record] = {}
     for folder in folders:
         for key, record in read_records(folder).items():
             if key in found:
                 raise RecordsError(f"{folder}: {key} is in another shard, too; name each once")
             found[key] = record
-    with RecordFile(out, {**runs[0], "settings": settings, "notes": notes}) as file:
+    with RecordFile(out, whole) as file:
         for key, record in found.items():
             if key not in file.records:
                 file.add(record)
+
+
+def _without_shard(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {**run, "settings": {**run["settings"], "shard": None}, "num_problems": None}
 
 
 def _lock(file: IO[bytes], folder: Path) -> None:

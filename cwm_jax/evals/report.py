@@ -1,0 +1,507 @@
+"""A run's records as a report: Markdown and JSON, a picture, and two runs compared."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+import re
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cwm_jax.evals.contamination import Contamination, contamination_from_json
+from cwm_jax.evals.metrics import (
+    Estimate,
+    Metric,
+    Sample,
+    difference,
+    estimate,
+    parse,
+    samples_of,
+    values_of,
+)
+from cwm_jax.evals.records import Record, RecordsError, read_records, read_run
+
+REPORT = "report"  # .md, .json, .png
+CONTAMINATION_FILE = "contamination.json"
+_MAX_VALUES = 30  # of a label that is broken down
+_MAX_LISTED = 50  # void or contaminated items by name
+_NUM_EXAMPLES = 2  # of right and wrong answers each
+_MAX_CHARACTERS = 1500  # of an example
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """A run as it lies in its folder.
+
+    Attributes:
+        run: what ``run.json`` says.
+        records: sorted by problem and sample.
+        contamination: of the set, where it was looked for.
+    """
+
+    run: Mapping[str, Any]
+    records: Sequence[Record]
+    contamination: Contamination | None
+
+    @property
+    def problems(self) -> dict[str, list[Sample]]:
+        """The samples of each problem that has some that are not void."""
+        return samples_of(self.records)
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """The set's, those that have enough samples; then the mean of each score."""
+        samples = self.run["settings"]["samples"]
+        scores = sorted({name for record in self.records for name in record.scores})
+        names = [*self.run["metrics"], "mean", *(f"{name}:mean" for name in scores)]
+        found = [parse(name) for name in dict.fromkeys(names)]
+        return [metric for metric in found if metric.k <= samples]
+
+    @property
+    def num_samples(self) -> int:
+        """That a whole run has."""
+        return self.run["num_problems"] * self.run["settings"]["samples"]
+
+    def with_status(self, status: str) -> list[Record]:
+        return [record for record in self.records if record.status == status]
+
+
+def read_results(folder: Path) -> Results:
+    """Raises RecordsError for a folder that is no run's."""
+    run = read_run(folder)
+    records = sorted(read_records(folder).values(), key=lambda r: (_natural(r.problem), r.sample))
+    path = folder / CONTAMINATION_FILE
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return Results(run, records, contamination_from_json(found) if found else None)
+
+
+def write_report(folder: Path) -> tuple[Path, Path, Path]:
+    """Writes ``report.md``, ``.json`` and ``.png`` of the run in a folder; returns their paths."""
+    results = read_results(folder)
+    paths = tuple(folder / f"{REPORT}.{suffix}" for suffix in ("md", "json", "png"))
+    beside = [path.with_name(f".partial-{path.name}") for path in paths]
+    beside[0].write_text(markdown(results), encoding="utf-8", errors="backslashreplace")
+    beside[1].write_text(json.dumps(to_json(results), indent=1) + "\n", encoding="utf-8")
+    _plot(results, beside[2])
+    for partial, path in zip(beside, paths, strict=True):
+        os.replace(partial, path)
+    return paths[0], paths[1], paths[2]
+
+
+def to_json(results: Results) -> dict[str, Any]:
+    """Every number of the report."""
+    problems = results.problems
+    return {
+        "run": dict(results.run),
+        "num_records": len(results.records),
+        "num_samples": results.num_samples,
+        "scores": _scores(results.metrics, problems),
+        "by_label": {
+            label: {value: _scores(results.metrics, group) for value, group in groups.items()}
+            for label, groups in _by_label(results).items()
+        },
+        "tokens": _tokens(results.records),
+        "failures": dict(_failures(results.records)),
+        "void": [[r.problem, r.sample, r.reason] for r in results.with_status("void")],
+        "too_long": [[r.problem, r.sample] for r in results.with_status("too_long")],
+        "contamination": results.contamination and results.contamination.to_json(),
+        "scores_without_contaminated": (
+            _scores(results.metrics, _clean(results)) if results.contamination else None
+        ),
+    }
+
+
+def markdown(results: Results) -> str:
+    """The report for people."""
+    run = results.run
+    parts = [
+        f"# {run['set']}: {run['model']['name']}",
+        *_incomplete(results),
+        _score_table(results),
+        _published(run["published"]),
+        _settings(run),
+        *_break_downs(results),
+        _token_table(results.records),
+        _failure_table(results),
+        *_contaminated(results),
+        *_examples(results.records),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def headline(folder: Path) -> str:
+    """One line: the first metric of the run in a folder."""
+    results = read_results(folder)
+    metric = results.metrics[0]
+    score, interval, count = _with_interval(metric, estimate(metric, results.problems))
+    return f"{results.run['set']}: {metric.name} {score} ({interval}) on {count:,} problems"
+
+
+def compare(before: Path, after: Path) -> str:
+    """A table of two runs on the problems of both, with paired intervals, in Markdown.
+
+    Raises:
+        RecordsError: they are of different sets, modes or files.
+    """
+    old, new = read_results(before), read_results(after)
+    for name in ("set", "file"):
+        if old.run[name] != new.run[name]:
+            raise RecordsError(
+                f"{before} and {after} differ in their {name}: {old.run[name]} and "
+                f"{new.run[name]}; expected two runs on the same problems"
+            )
+    first, second = old.problems, new.problems
+    both = [name for name in first if name in second]
+    first, second = ({n: problems[n] for n in both} for problems in (first, second))
+    rows = []
+    for metric in (m for m in old.metrics if m.name in {m.name for m in new.metrics}):
+        change = difference(metric, first, second)
+        means = [estimate(metric, problems).mean for problems in (first, second)]
+        signed = _signed(metric, change)
+        rows.append([metric.name, *(_number(metric, mean) for mean in means), *signed])
+    names = [_run_name(results, folder) for results, folder in ((old, before), (new, after))]
+    return "\n\n".join(
+        [
+            f"# {old.run['set']}: {names[0]} and {names[1]}",
+            f"{len(both):,} problems are in both. Intervals (95 %) are of the difference, paired "
+            "by problem, from bootstrap over problems.",
+            _table(["metric", names[0], names[1], "difference", "95 % interval"], rows),
+            _changes(first, second),
+            *_other_settings(old.run, new.run),
+        ]
+    )
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _incomplete(results: Results) -> Iterator[str]:
+    count, total = len(results.records), results.num_samples
+    if count < total:
+        yield f"**Not finished: {count:,} of {total:,} samples.** The same command goes on."
+    if void := results.with_status("void"):
+        yield (
+            f"**{len(void):,} samples are void**: their environment failed in every try. They "
+            "count as nothing; the same command tries them again."
+        )
+
+
+def _score_table(results: Results) -> str:
+    rows = [
+        [metric.name, *_with_interval(metric, estimate(metric, results.problems))]
+        for metric in results.metrics
+    ]
+    note = (
+        "Shares are in per cent; a score NAME:... is in its own unit. Intervals are of the mean "
+        "over problems (bootstrap, 2,000 resamples of problems): what other problems of the kind "
+        "would give, not other samples alone."
+    )
+    return (
+        f"## Scores\n\n{_table(['metric', 'score', '95 % interval', 'problems'], rows)}\n\n{note}"
+    )
+
+
+def _published(published: Mapping[str, float]) -> str:
+    if not published:
+        return ""
+    rows = [[model, f"{score:.1f}"] for model, score in published.items()]
+    return (
+        f"## Published\n\n{_table(['model', 'score'], rows)}\n\nAs their authors give them: "
+        "prompts, sampling, token limits, graders and sometimes the problems themselves are others, and "
+        "few come with intervals."
+    )
+
+
+def _settings(run: Mapping[str, Any]) -> str:
+    values = {
+        "file": run["file"] and f"{run['file']['name']}, sha256 {run['file']['sha256']}",
+        "problems": run["num_problems"],
+        **run["settings"],
+        **{f"model {name}": value for name, value in run["model"].items()},
+        "server": run.get("url"),
+        **{f"version of {name}": value for name, value in run["versions"].items()},
+        "started": run["started"],
+    }
+    rows = [[name, _cell(value)] for name, value in values.items() if value not in (None, {}, [])]
+    notes = "".join(f"\n\n{note}." for note in run.get("notes", ()))
+    about = f"\n\n{run['about']}" if run["about"] else ""
+    return f"## Settings\n\n{_table(['setting', 'value'], rows)}{notes}{about}"
+
+
+def _break_downs(results: Results) -> Iterator[str]:
+    metric = results.metrics[0]
+    for label, groups in _by_label(results).items():
+        rows = [
+            [value, *_with_interval(metric, estimate(metric, group))]
+            for value, group in groups.items()
+        ]
+        yield f"## By {label}\n\n" + _table([label, metric.name, "95 % interval", "problems"], rows)
+
+
+def _token_table(records: Sequence[Record]) -> str:
+    names = ("mean", "median", "90th percentile", "most")
+    rows = [
+        [name, *(f"{values[n]:,.0f}" for n in names)]
+        for name, values in _tokens(records).items()
+        if isinstance(values, dict)
+    ]
+    cut = sum(turn.finish_reason == "length" for record in records for turn in record.turns)
+    turns = sum(len(record.turns) for record in records)
+    known = _table(["tokens of a sample", *names], rows) if rows else "The server does not tell."
+    return f"## Tokens\n\n{known}\n\n{cut:,} of {turns:,} answers were cut at their limit."
+
+
+def _failure_table(results: Results) -> str:
+    failures, too_long = _failures(results.records), results.with_status("too_long")
+    parts = []
+    if failures:
+        parts.append(
+            _table(["failures by reason", "samples"], [[_cell(r), n] for r, n in failures])
+        )
+    if too_long:
+        parts.append(
+            f"{len(too_long):,} samples had a prompt that leaves the model no room to answer. They "
+            "count as failed; a model that reads more may do otherwise."
+        )
+    void = results.with_status("void")
+    for record in void[:_MAX_LISTED]:
+        parts.append(f"Void: {record.problem}, sample {record.sample}: {_line(record.reason)}")
+    if len(void) > _MAX_LISTED:
+        parts.append(f"... and {len(void) - _MAX_LISTED:,} more")
+    return "## Failures\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _contaminated(results: Results) -> Iterator[str]:
+    check = results.contamination
+    if check is None:
+        return
+    metric = results.metrics[0]
+    groups = {
+        "all problems": results.problems,
+        "without those found": _clean(results),
+        "those found alone": {
+            n: s for n, s in results.problems.items() if n in {f.problem for f in check.found}
+        },
+    }
+    rows = [
+        [name, *_with_interval(metric, estimate(metric, group))] for name, group in groups.items()
+    ]
+    found = [
+        [_cell(f.problem), f"{100 * f.share:.0f} %", f"{f.jaccard:.2f}", _cell(f.document)]
+        for f in check.found[:_MAX_LISTED]
+    ]
+    more = len(check.found) - _MAX_LISTED
+    yield (
+        f"## Contamination\n\n{len(check.found):,} of {check.num_problems:,} problems stand in the "
+        f"training data ({', '.join(check.paths)}; {check.num_documents:,} documents): 13 words "
+        "in a row, or a near-duplicate (MinHash of 5-word shingles, Jaccard 0.8). "
+        f"{check.num_short:,} of fewer than 8 words were not looked for.\n\n"
+        f"{_table(['', metric.name, '95 % interval', 'problems'], rows)}"
+    )
+    if found:
+        head = ["problem", "of its 13-grams", "near-duplicate", "first document"]
+        yield _table(head, found) + (f"\n\n... and {more:,} more" if more > 0 else "")
+
+
+def _examples(records: Sequence[Record]) -> Iterator[str]:
+    for passed, title in ((True, "right"), (False, "wrong")):
+        chosen = [r for r in records if r.status == "graded" and r.passed == passed]
+        for record in chosen[:_NUM_EXAMPLES]:
+            yield f"## An answer that is {title}: {record.problem}, sample {record.sample}"
+            if record.turns and record.turns[-1].reasoning:
+                yield "Reasoning:\n\n" + _fenced(record.turns[-1].reasoning)
+            yield _fenced(record.turns[-1].text if record.turns else "")
+            read = f"read as `{_line(record.answer)}`" if record.answer is not None else ""
+            said = [part for part in (read, _line(record.reason)) if part]
+            if said:
+                yield "; ".join(said)
+
+
+def _changes(first: Mapping[str, list[Sample]], second: Mapping[str, list[Sample]]) -> str:
+    mean = parse("mean")
+    old, new = values_of(mean, first), values_of(mean, second)
+    better = sum(new[name] > old[name] for name in old)
+    worse = sum(new[name] < old[name] for name in old)
+    return (
+        f"{better:,} problems are solved more often by the second, {worse:,} more often by the "
+        f"first, {len(old) - better - worse:,} as often."
+    )
+
+
+def _other_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    before = {**old["settings"], **{f"model {n}": v for n, v in old["model"].items()}}
+    after = {**new["settings"], **{f"model {n}": v for n, v in new["model"].items()}}
+    rows = [
+        [name, _cell(before.get(name)), _cell(after.get(name))]
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    ]
+    if rows:
+        yield "They differ in:"
+        yield _table(["setting", "first", "second"], rows)
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def _scores(metrics: Sequence[Metric], problems: Mapping[str, list[Sample]]) -> dict[str, Any]:
+    return {m.name: dataclasses.asdict(estimate(m, problems)) for m in metrics}
+
+
+def _by_label(results: Results) -> dict[str, dict[str, dict[str, list[Sample]]]]:
+    """Label -> its value -> problems; labels with one or very many values say nothing."""
+    labels = {record.problem: record.labels for record in results.records}
+    problems = results.problems
+    found: dict[str, dict[str, dict[str, list[Sample]]]] = {}
+    for name, samples in problems.items():
+        for label, value in labels[name].items():
+            found.setdefault(label, {}).setdefault(value, {})[name] = samples
+    return {
+        label: {value: groups[value] for value in sorted(groups, key=_natural)}
+        for label, groups in found.items()
+        if 1 < len(groups) <= _MAX_VALUES
+    }
+
+
+def _clean(results: Results) -> dict[str, list[Sample]]:
+    assert results.contamination is not None
+    found = {item.problem for item in results.contamination.found}
+    return {name: samples for name, samples in results.problems.items() if name not in found}
+
+
+def _tokens(records: Sequence[Record]) -> dict[str, Any]:
+    graded = [record for record in records if record.status == "graded"]
+    counted = {
+        "answered": [r.num_tokens for r in graded],
+        "answered, right": [r.num_tokens for r in graded if r.passed],
+        "answered, wrong": [r.num_tokens for r in graded if not r.passed],
+        "read": [r.num_prompt_tokens for r in graded],
+    }
+    known = {name: sorted(n for n in counts if n is not None) for name, counts in counted.items()}
+    described: dict[str, Any] = {name: _described(n) for name, n in known.items() if n}
+    return {**described, "total": sum(known["answered"])}
+
+
+def _described(ordered: Sequence[int]) -> dict[str, float]:
+    return {
+        "mean": statistics.fmean(ordered),
+        "median": statistics.median(ordered),
+        "90th percentile": ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))],
+        "most": ordered[-1],
+    }
+
+
+def _failures(records: Sequence[Record]) -> list[tuple[str, int]]:
+    """By what is said before the first colon: what follows it is the item's own."""
+    failed = (r for r in records if not r.passed and not r.is_void)
+    reasons = (_line(r.reason).partition(":")[0][:100] or "no reason given" for r in failed)
+    return sorted(collections.Counter(reasons).items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+# ---------------------------------------------------------------- text
+
+
+def _with_interval(metric: Metric, found: Estimate) -> list[Any]:
+    low, high = _number(metric, found.low), _number(metric, found.high)
+    return [_number(metric, found.mean), f"{low} to {high}", found.num_problems]
+
+
+def _number(metric: Metric, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" if metric.score is None else f"{value:.4g}"
+
+
+def _signed(metric: Metric, found: Estimate) -> list[str]:
+    texts = []
+    for value in (found.mean, found.low, found.high):
+        text = _number(metric, value)
+        texts.append(text if value is None or text.startswith("-") else f"+{text}")
+    return [texts[0], f"{texts[1]} to {texts[2]}"]
+
+
+def _run_name(results: Results, folder: Path) -> str:
+    return f"{results.run['model']['name']} ({folder.name})"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return _line(text).replace("|", "\\|")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:300]
+
+
+def _fenced(text: str) -> str:
+    if len(text) > _MAX_CHARACTERS:
+        half = _MAX_CHARACTERS // 2
+        text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters ...]\n{text[-half:]}"
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _natural(name: str) -> tuple:
+    """``p10`` after ``p9``."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p)
+
+
+# ---------------------------------------------------------------- picture
+
+
+def _plot(results: Results, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    groups = next(iter(_by_label(results).items()), None)
+    figure, axes = pyplot.subplots(1, 3 if groups else 2, figsize=(5.5 * (3 if groups else 2), 4))
+    shares = [m for m in results.metrics if m.score is None]
+    _bars(axes[0], {m.name: estimate(m, results.problems) for m in shares})
+    for model, score in list(results.run["published"].items())[:8]:
+        axes[0].axhline(score, linewidth=0.8, linestyle=":", color="grey")
+        axes[0].text(-0.45, score + 0.5, f"{model} (published)", fontsize=6)
+    axes[0].set(title=f"{results.run['set']}", ylabel="per cent")
+    if groups:
+        label, found = groups
+        _bars(axes[1], {v: estimate(shares[0], group) for v, group in found.items()})
+        axes[1].set(title=f"{shares[0].name} by {label}")
+    _histogram(axes[-1], results.records)
+    figure.suptitle(results.run["model"]["name"], fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def _bars(axis: Any, estimates: Mapping[str, Estimate]) -> None:
+    known = {name: e for name, e in estimates.items() if e.mean is not None}
+    means = [100 * (e.mean or 0) for e in known.values()]
+    below = [m - 100 * (e.low or 0) for m, e in zip(means, known.values(), strict=True)]
+    above = [100 * (e.high or 0) - m for m, e in zip(means, known.values(), strict=True)]
+    errors = [[max(0.0, x) for x in side] for side in (below, above)]
+    axis.bar(range(len(means)), means, yerr=errors if means else None, capsize=4)
+    axis.set_xticks(range(len(means)), list(known), rotation=30, ha="right", fontsize=7)
+    axis.set(ylim=(0, 105))
+
+
+def _histogram(axis: Any, records: Sequence[Record]) -> None:
+    counts = [
+        [r.num_tokens for r in records if r.passed == passed and r.num_tokens and not r.is_void]
+        for passed in (True, False)
+    ]
+    if any(counts):
+        axis.hist(counts, bins=20, stacked=True, label=["right", "wrong"])
+        axis.legend(fontsize=7)
+    axis.set(title="tokens of a sample", xlabel="tokens", ylabel="samples")
