@@ -8,26 +8,25 @@ import importlib.util
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cwm_jax.config.schema import nearest_hint
-from cwm_jax.evals.problem import EvalSet, SetEntry, SetOptions
+from cwm_jax.evals.problem import SetEntry
 from cwm_jax.storage import file_sha256, write_json
 
-# Below cwm_jax.evals.sets; each has ENTRIES: dict[str, SetEntry].
+# Each has ENTRIES: dict[str, SetEntry].
 MODULES = (
-    "cruxeval",
-    "code_problems",
-    "livecodebench",
-    "math_problems",
-    "swe",
-    "trace_prediction",
-    "halting",
-    "retrieval",
+    "cwm_jax.evals.sets.cruxeval",
+    "cwm_jax.evals.sets.code_problems",
+    "cwm_jax.evals.sets.livecodebench",
+    "cwm_jax.evals.sets.math_problems",
+    "cwm_jax.evals.sets.swe",
+    "cwm_jax.evals.sets.trace_prediction",
+    "cwm_jax.evals.sets.halting",
+    "cwm_jax.evals.sets.retrieval",
 )
-_PACKAGE = "cwm_jax.evals.sets"
 _TIMEOUT_S = 60.0
 _PIECE_BYTES = 1 << 20
 
@@ -53,19 +52,16 @@ def entry(name: str) -> SetEntry:
     return found[name]
 
 
-def load(name: str, path: Path | None, options: SetOptions) -> EvalSet:
-    """Loads a set of a file, after the options have been checked.
+def check(name: str, path: Path | None, mode: str, values: Mapping[str, str]) -> None:
+    """Whether a set can be loaded so.
 
     Raises:
-        ValueError: a mode or option that it does not have, a file too many or none, or as its
-            loader does.
+        ValueError: no such set; a mode or option that it does not have; a file too many, or none.
     """
     chosen = entry(name)
-    if options.mode not in chosen.modes:
-        raise ValueError(
-            f"{name} has no mode {options.mode!r}; expected one of {', '.join(chosen.modes)}"
-        )
-    for option in options.values:
+    if mode not in chosen.modes:
+        raise ValueError(f"{name} has no mode {mode!r}; expected one of {', '.join(chosen.modes)}")
+    for option in values:
         if option not in chosen.options:
             known = ", ".join(chosen.options) or "none at all"
             raise ValueError(f"{name} has no option {option!r}; expected one of: {known}")
@@ -76,7 +72,6 @@ def load(name: str, path: Path | None, options: SetOptions) -> EvalSet:
         raise ValueError(f"{name} is generated and reads no file; leave out --data")
     if path is not None and not path.exists():
         raise ValueError(f"{path} is not there; expected {name}'s official file: see --download")
-    return chosen.load(path, options)
 
 
 def describe() -> Iterator[str]:
@@ -154,8 +149,7 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256("".join(names).encode()).hexdigest()
 
 
-def _module_entries(module: str) -> dict[str, SetEntry]:
-    name = f"{_PACKAGE}.{module}"
-    if importlib.util.find_spec(name) is None:  # of a set that this copy is without
+def _module_entries(module: str) -> Mapping[str, SetEntry]:
+    if importlib.util.find_spec(module) is None:  # of a set that this copy is without
         return {}
-    return importlib.import_module(name).ENTRIES
+    return importlib.import_module(module).ENTRIES

@@ -7,13 +7,13 @@ import contextlib
 import datetime
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cwm_jax.evals.models import Model
-    from cwm_jax.evals.problem import EvalSet, SetEntry
+    from cwm_jax.evals.problem import EvalSet
     from cwm_jax.evals.runner import Outcome, RunSettings
 
 _ACTIONS = {
@@ -126,7 +126,7 @@ def _add_run(group: Any) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    """0: done; 1: some samples are void; 2: it could not begin; 3: the model failed; 128 + signal."""
+    """0: done, 1: some samples are void, 2: refused, 3: the model failed, 128 + signal: stopped."""
     from cwm_jax.evals.models import ModelFailure
     from cwm_jax.rl.environment import EnvironmentFailure
     from cwm_jax.sandbox import SandboxError
@@ -145,7 +145,7 @@ def _eval(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace) -> int:
     from cwm_jax.evals import catalog, contamination
     from cwm_jax.evals.records import RecordFile
-    from cwm_jax.evals.report import CONTAMINATION_FILE
+    from cwm_jax.evals.results import CONTAMINATION_FILE
     from cwm_jax.evals.runner import RunLimits, run
     from cwm_jax.storage import write_json
 
@@ -155,13 +155,15 @@ def _measure(args: argparse.Namespace) -> int:
         raise ValueError("--model is missing; expected a folder or a URL")
     if args.parallel < 1:
         raise ValueError(f"--parallel is {args.parallel}; expected 1 or more")
+    values = dict(_options(args.option))
     if args.download:
         if args.data is None:
             raise ValueError("--download is given without --data; expected where the file goes")
         print(catalog.download(args.set, args.data), flush=True)
+    catalog.check(args.set, args.data, mode, values)  # before a model is loaded
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(contextlib.closing(_model(args)))
-        found = _load(args, entry, mode, model)
+        found = _load(args, mode, values, model)
         problems = stack.enter_context(found.opened())
         settings = _run_settings(args, found)
         folder = args.out or _default_folder(args, mode, model.name)
@@ -257,19 +259,18 @@ def _api_key(args: argparse.Namespace) -> str | None:
     return key
 
 
-def _load(args: argparse.Namespace, entry: SetEntry, mode: str, model: Model) -> EvalSet:
+def _load(args: argparse.Namespace, mode: str, values: Mapping[str, str], model: Model) -> EvalSet:
     from cwm_jax.evals import catalog
     from cwm_jax.evals.problem import SetOptions
 
-    found = catalog.load(
-        args.set,
+    found = catalog.entry(args.set).load(
         args.data,
         SetOptions(
             mode=mode,
             max_tokens=args.max_tokens,
             tokenizer=model.tokenizer,
             unsafe=args.unsafe,
-            values=dict(_options(args.option)),
+            values=values,
         ),
     )
     names = [problem.name for problem in found.problems]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import json
 import os
 import re
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.evals.contamination import Contamination, contamination_from_json
 from cwm_jax.evals.metrics import (
     Estimate,
     Metric,
@@ -20,63 +16,24 @@ from cwm_jax.evals.metrics import (
     difference,
     estimate,
     parse,
-    samples_of,
     values_of,
 )
-from cwm_jax.evals.records import Record, RecordsError, read_records, read_run
+from cwm_jax.evals.records import Record, RecordsError
+from cwm_jax.evals.results import (
+    Results,
+    by_label,
+    failures_by_reason,
+    one_line,
+    read_results,
+    to_json,
+    token_counts,
+    without_contaminated,
+)
 
 REPORT = "report"  # .md, .json, .png
-CONTAMINATION_FILE = "contamination.json"
-_MAX_VALUES = 30  # of a label that is broken down
 _MAX_LISTED = 50  # void or contaminated items by name
 _NUM_EXAMPLES = 2  # of right and wrong answers each
 _MAX_CHARACTERS = 1500  # of an example
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """A run as it lies in its folder.
-
-    Attributes:
-        run: what ``run.json`` says.
-        records: sorted by problem and sample.
-        contamination: of the set, where it was looked for.
-    """
-
-    run: Mapping[str, Any]
-    records: Sequence[Record]
-    contamination: Contamination | None
-
-    @property
-    def problems(self) -> dict[str, list[Sample]]:
-        """The samples of each problem that has some that are not void."""
-        return samples_of(self.records)
-
-    @property
-    def metrics(self) -> list[Metric]:
-        """The set's, those that have enough samples; then the mean of each score."""
-        samples = self.run["settings"]["samples"]
-        scores = sorted({name for record in self.records for name in record.scores})
-        names = [*self.run["metrics"], "mean", *(f"{name}:mean" for name in scores)]
-        found = [parse(name) for name in dict.fromkeys(names)]
-        return [metric for metric in found if metric.k <= samples]
-
-    @property
-    def num_samples(self) -> int:
-        """That a whole run has."""
-        return self.run["num_problems"] * self.run["settings"]["samples"]
-
-    def with_status(self, status: str) -> list[Record]:
-        return [record for record in self.records if record.status == status]
-
-
-def read_results(folder: Path) -> Results:
-    """Raises RecordsError for a folder that is no run's."""
-    run = read_run(folder)
-    records = sorted(read_records(folder).values(), key=lambda r: (_natural(r.problem), r.sample))
-    path = folder / CONTAMINATION_FILE
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return Results(run, records, contamination_from_json(found) if found else None)
 
 
 def write_report(folder: Path) -> tuple[Path, Path, Path]:
@@ -90,29 +47,6 @@ def write_report(folder: Path) -> tuple[Path, Path, Path]:
     for partial, path in zip(beside, paths, strict=True):
         os.replace(partial, path)
     return paths[0], paths[1], paths[2]
-
-
-def to_json(results: Results) -> dict[str, Any]:
-    """Every number of the report."""
-    problems = results.problems
-    return {
-        "run": dict(results.run),
-        "num_records": len(results.records),
-        "num_samples": results.num_samples,
-        "scores": _scores(results.metrics, problems),
-        "by_label": {
-            label: {value: _scores(results.metrics, group) for value, group in groups.items()}
-            for label, groups in _by_label(results).items()
-        },
-        "tokens": _tokens(results.records),
-        "failures": dict(_failures(results.records)),
-        "void": [[r.problem, r.sample, r.reason] for r in results.with_status("void")],
-        "too_long": [[r.problem, r.sample] for r in results.with_status("too_long")],
-        "contamination": results.contamination and results.contamination.to_json(),
-        "scores_without_contaminated": (
-            _scores(results.metrics, _clean(results)) if results.contamination else None
-        ),
-    }
 
 
 def markdown(results: Results) -> str:
@@ -211,8 +145,8 @@ def _published(published: Mapping[str, float]) -> str:
     rows = [[model, f"{score:.1f}"] for model, score in published.items()]
     return (
         f"## Published\n\n{_table(['model', 'score'], rows)}\n\nAs their authors give them: "
-        "prompts, sampling, token limits, graders and sometimes the problems themselves are others, and "
-        "few come with intervals."
+        "prompts, sampling, token limits, graders and sometimes the problems themselves are "
+        "others, and few come with intervals."
     )
 
 
@@ -234,7 +168,7 @@ def _settings(run: Mapping[str, Any]) -> str:
 
 def _break_downs(results: Results) -> Iterator[str]:
     metric = results.metrics[0]
-    for label, groups in _by_label(results).items():
+    for label, groups in by_label(results).items():
         rows = [
             [value, *_with_interval(metric, estimate(metric, group))]
             for value, group in groups.items()
@@ -246,7 +180,7 @@ def _token_table(records: Sequence[Record]) -> str:
     names = ("mean", "median", "90th percentile", "most")
     rows = [
         [name, *(f"{values[n]:,.0f}" for n in names)]
-        for name, values in _tokens(records).items()
+        for name, values in token_counts(records).items()
         if isinstance(values, dict)
     ]
     cut = sum(turn.finish_reason == "length" for record in records for turn in record.turns)
@@ -256,7 +190,7 @@ def _token_table(records: Sequence[Record]) -> str:
 
 
 def _failure_table(results: Results) -> str:
-    failures, too_long = _failures(results.records), results.with_status("too_long")
+    failures, too_long = failures_by_reason(results.records), results.with_status("too_long")
     parts = []
     if failures:
         parts.append(
@@ -269,7 +203,7 @@ def _failure_table(results: Results) -> str:
         )
     void = results.with_status("void")
     for record in void[:_MAX_LISTED]:
-        parts.append(f"Void: {record.problem}, sample {record.sample}: {_line(record.reason)}")
+        parts.append(f"Void: {record.problem}, sample {record.sample}: {one_line(record.reason)}")
     if len(void) > _MAX_LISTED:
         parts.append(f"... and {len(void) - _MAX_LISTED:,} more")
     return "## Failures\n\n" + "\n\n".join(parts) if parts else ""
@@ -282,7 +216,7 @@ def _contaminated(results: Results) -> Iterator[str]:
     metric = results.metrics[0]
     groups = {
         "all problems": results.problems,
-        "without those found": _clean(results),
+        "without those found": without_contaminated(results),
         "those found alone": {
             n: s for n, s in results.problems.items() if n in {f.problem for f in check.found}
         },
@@ -315,8 +249,8 @@ def _examples(records: Sequence[Record]) -> Iterator[str]:
             if record.turns and record.turns[-1].reasoning:
                 yield "Reasoning:\n\n" + _fenced(record.turns[-1].reasoning)
             yield _fenced(record.turns[-1].text if record.turns else "")
-            read = f"read as `{_line(record.answer)}`" if record.answer is not None else ""
-            said = [part for part in (read, _line(record.reason)) if part]
+            read = f"read as `{one_line(record.answer)}`" if record.answer is not None else ""
+            said = [part for part in (read, one_line(record.reason)) if part]
             if said:
                 yield "; ".join(said)
 
@@ -343,63 +277,6 @@ def _other_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[
     if rows:
         yield "They differ in:"
         yield _table(["setting", "first", "second"], rows)
-
-
-# ---------------------------------------------------------------- numbers
-
-
-def _scores(metrics: Sequence[Metric], problems: Mapping[str, list[Sample]]) -> dict[str, Any]:
-    return {m.name: dataclasses.asdict(estimate(m, problems)) for m in metrics}
-
-
-def _by_label(results: Results) -> dict[str, dict[str, dict[str, list[Sample]]]]:
-    """Label -> its value -> problems; labels with one or very many values say nothing."""
-    labels = {record.problem: record.labels for record in results.records}
-    problems = results.problems
-    found: dict[str, dict[str, dict[str, list[Sample]]]] = {}
-    for name, samples in problems.items():
-        for label, value in labels[name].items():
-            found.setdefault(label, {}).setdefault(value, {})[name] = samples
-    return {
-        label: {value: groups[value] for value in sorted(groups, key=_natural)}
-        for label, groups in found.items()
-        if 1 < len(groups) <= _MAX_VALUES
-    }
-
-
-def _clean(results: Results) -> dict[str, list[Sample]]:
-    assert results.contamination is not None
-    found = {item.problem for item in results.contamination.found}
-    return {name: samples for name, samples in results.problems.items() if name not in found}
-
-
-def _tokens(records: Sequence[Record]) -> dict[str, Any]:
-    graded = [record for record in records if record.status == "graded"]
-    counted = {
-        "answered": [r.num_tokens for r in graded],
-        "answered, right": [r.num_tokens for r in graded if r.passed],
-        "answered, wrong": [r.num_tokens for r in graded if not r.passed],
-        "read": [r.num_prompt_tokens for r in graded],
-    }
-    known = {name: sorted(n for n in counts if n is not None) for name, counts in counted.items()}
-    described: dict[str, Any] = {name: _described(n) for name, n in known.items() if n}
-    return {**described, "total": sum(known["answered"])}
-
-
-def _described(ordered: Sequence[int]) -> dict[str, float]:
-    return {
-        "mean": statistics.fmean(ordered),
-        "median": statistics.median(ordered),
-        "90th percentile": ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))],
-        "most": ordered[-1],
-    }
-
-
-def _failures(records: Sequence[Record]) -> list[tuple[str, int]]:
-    """By what is said before the first colon: what follows it is the item's own."""
-    failed = (r for r in records if not r.passed and not r.is_void)
-    reasons = (_line(r.reason).partition(":")[0][:100] or "no reason given" for r in failed)
-    return sorted(collections.Counter(reasons).items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 # ---------------------------------------------------------------- text
@@ -435,11 +312,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _cell(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return _line(text).replace("|", "\\|")
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:300]
+    return one_line(text).replace("|", "\\|")
 
 
 def _fenced(text: str) -> str:
@@ -451,12 +324,6 @@ def _fenced(text: str) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
-def _natural(name: str) -> tuple:
-    """``p10`` after ``p9``."""
-    parts = re.split(r"(\d+)", name)
-    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p)
-
-
 # ---------------------------------------------------------------- picture
 
 
@@ -466,7 +333,7 @@ def _plot(results: Results, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    groups = next(iter(_by_label(results).items()), None)
+    groups = next(iter(by_label(results).items()), None)
     figure, axes = pyplot.subplots(1, 3 if groups else 2, figsize=(5.5 * (3 if groups else 2), 4))
     shares = [m for m in results.metrics if m.score is None]
     _bars(axes[0], {m.name: estimate(m, results.problems) for m in shares})

@@ -28,15 +28,17 @@ class ModelFailure(RuntimeError):  # noqa: N818
 
 
 class Model(Protocol):
-    """Answers prompts of many threads at a time.
+    """Answers prompts of many threads at a time."""
 
-    Attributes:
-        name: for people and reports.
-        tokenizer: None where it is not known.
-    """
+    @property
+    def name(self) -> str:
+        """For people and reports."""
+        ...
 
-    name: str
-    tokenizer: Tokenizer | None
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """None where it is not known."""
+        ...
 
     def identity(self) -> Mapping[str, Any]:
         """What a run that is resumed must find again, as JSON can hold it."""
