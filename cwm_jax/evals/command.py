@@ -210,14 +210,14 @@ def _end(folder: Path, outcome: Outcome) -> int:
 
 def _model(args: argparse.Namespace) -> Model:
     if not args.model.startswith(("http://", "https://")):
-        from cwm_jax.evals.models.in_process import open_folder
-
         for name in ("tokenizer", "model_name", "api_key", "api_key_file"):
             if getattr(args, name) is not None or args.completions:
                 raise ValueError(
                     f"--{name.replace('_', '-')} or --completions is given with the model folder "
                     f"{args.model}; expected them with a server's URL alone"
                 )
+        from cwm_jax.evals.models.in_process import open_folder
+
         return open_folder(
             Path(args.model),
             parallel=args.parallel,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
 import queue
 import signal
 import sys
@@ -299,6 +300,8 @@ def _stop_signals(workers: _Workers) -> Iterator[list[signal.Signals]]:
         if caught:
             raise KeyboardInterrupt
         caught.append(signal.Signals(number))
+        text = f"\n{caught[0].name}: recording what is finished; a second one ends at once\n"
+        os.write(2, text.encode())  # print is not safe inside a handler
         workers.stop()
         workers.results.put(None)
 
