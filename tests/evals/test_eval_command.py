@@ -224,9 +224,7 @@ def test_the_report_has_what_readers_need(uninterrupted):
     assert scores["mean"]["low"] < scores["mean"]["mean"] < scores["mean"]["high"]
 
 
-def test_shards_merge_into_the_run_that_was_not_divided(
-    fake, data, tmp_path, toy, uninterrupted, capfd
-):
+def test_shards_merge_into_the_run_that_was_whole(fake, data, tmp_path, toy, uninterrupted, capfd):
     for shard in range(2):
         out = tmp_path / f"shard{shard}"
         assert main(command(fake.url, data, out, "--shard", f"{shard}/2")) == 0

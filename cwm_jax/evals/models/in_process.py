@@ -134,9 +134,8 @@ def fingerprint(folder: Path) -> str:
 
 def _model_folder(path: Path) -> Path:
     """A run's folder stands for its export."""
-    is_run = (path / "checkpoints").is_dir() or (path / "config.json").is_file()
     has_weights = any(path.glob("*.safetensors"))
-    if is_run and not has_weights and (path / _EXPORT).is_dir():
+    if not has_weights and (path / _EXPORT).is_dir():
         return path / _EXPORT
     if (path / "checkpoints").is_dir() and not has_weights:
         raise ValueError(
