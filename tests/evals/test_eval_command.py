@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -321,6 +322,24 @@ def test_files_are_fetched_once_and_whole(tmp_path, data):
         "toy.jsonl.download.json",
     ]
     assert "is there: sha256" in catalog.download("toy", target)
+
+
+def test_a_file_that_does_not_come_whole_leaves_nothing(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nten bytes.")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/toy.jsonl"
+        with pytest.raises(ValueError, match=r"10 bytes came of 100.*name it by --data"):
+            catalog.fetch(url, tmp_path / "toy.jsonl")
+        thread.join()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_list_names_sets_with_their_modes_and_options(toy, capsys):

@@ -93,9 +93,18 @@ def test_texts_shards_and_trace_corpora_are_read(tmp_path):
     with pytest.raises(ValueError, match="expected the tokenizer"):
         found(shards.folder)
 
-    episode = trace_corpora.episode("p", 3, context=f"# {LONG}\n" + trace_corpora.CONTEXT)
-    trace_corpora.write_trace_corpus(tmp_path / "traces", [episode])
+
+def test_traces_are_read_from_corpora_and_from_shards_whose_tokens_are_marked(tmp_path):
+    context = f"# {LONG}\n" + trace_corpora.CONTEXT
+    episodes = [trace_corpora.episode(f"p{n}", 3, context=context) for n in range(12)]
+    trace_corpora.write_trace_corpus(tmp_path / "traces", episodes)
     assert found(tmp_path / "traces") == ["long"]
+    tokenizer = train_tokenizer([Path(textwrap.__file__).read_text()], 576)
+    source = SourceConfig(name="traces", kind="traces", path=str(tmp_path / "traces"))
+    config = DataConfig(
+        sources=(source,), cache_directory=str(tmp_path / "cache"), heldout_fraction=0.3
+    )
+    assert found(prepare(source, config, tokenizer).folder, tokenizer) == ["long"]
 
 
 def test_what_is_no_training_data_is_refused(tmp_path):

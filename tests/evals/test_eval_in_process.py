@@ -16,7 +16,7 @@ from convert import save_hf
 from cwm_jax.__main__ import main
 from cwm_jax.data.chat import Message
 from cwm_jax.evals import catalog
-from cwm_jax.evals.models import ModelFailure, PromptTooLongError
+from cwm_jax.evals.models import ModelFailure, PromptTooLongError, in_process
 from cwm_jax.evals.models.in_process import EngineModel, fingerprint, open_folder
 from cwm_jax.evals.models.openai import ServerModel, ServerOptions
 from cwm_jax.evals.problem import Prompt
@@ -112,7 +112,9 @@ def test_threads_share_the_batch_and_change_nothing(model):
         assert [*found] == alone
 
 
-def test_a_runs_folder_stands_for_its_export_and_checkpoints_for_none(folder, model, tmp_path):
+def test_a_runs_folder_stands_for_its_export_and_checkpoints_for_none(
+    folder, model, tmp_path, monkeypatch
+):
     assert model.name == "tiny/export"
     assert model.identity()["fingerprint"] == fingerprint(folder / "export")
     (tmp_path / "checkpoints").mkdir()
@@ -120,9 +122,15 @@ def test_a_runs_folder_stands_for_its_export_and_checkpoints_for_none(folder, mo
         open_folder(tmp_path, parallel=1)
     copy = tmp_path / "copy"
     shutil.copytree(folder / "export", copy)
+    monkeypatch.setattr(in_process, "_FINGERPRINT_BYTES", 64)
     (weights,) = copy.glob("*.safetensors")
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    assert fingerprint(copy) != fingerprint(folder / "export")
+    content = weights.read_bytes()
+    assert fingerprint(copy) == fingerprint(folder / "export")
+    for place in (8, len(content) - 1):  # at either end
+        changed = bytearray(content)
+        changed[place] ^= 1
+        weights.write_bytes(changed)
+        assert fingerprint(copy) != fingerprint(folder / "export")
 
 
 def test_the_command_measures_a_folder(folder, tmp_path, monkeypatch, capfd):

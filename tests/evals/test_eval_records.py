@@ -44,6 +44,19 @@ def test_records_are_read_as_they_were_written(tmp_path):
     assert record(turns=(unknown, unknown)).num_tokens is None
 
 
+def test_a_record_is_on_the_disk_before_the_next_is_taken_up(tmp_path, monkeypatch):
+    synced = []
+
+    def fsync(descriptor):
+        synced.append((tmp_path / ITEMS_FILE).read_bytes().count(b"\n"))
+
+    with RecordFile(tmp_path, RUN) as file:
+        monkeypatch.setattr("os.fsync", fsync)
+        file.add(record())
+        file.add(record("q"))
+    assert synced == [1, 2]
+
+
 @pytest.mark.parametrize("rest", [b'{"problem": "q", "sam', b"\xff\x00", b"{}"])
 def test_a_torn_last_line_is_cut_off(tmp_path, rest):
     with RecordFile(tmp_path, RUN) as file:

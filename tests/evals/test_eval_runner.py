@@ -21,7 +21,8 @@ class FakeModel:
     name, tokenizer = "fake", None
 
     def __init__(self, fails=lambda count, prompt: None):
-        self._fails, self._lock, self.count, self.is_closed = fails, threading.Lock(), 0, False
+        self._fails, self._lock, self.count = fails, threading.Lock(), 0
+        self.closed = threading.Event()
 
     def identity(self):
         return {}
@@ -38,7 +39,7 @@ class FakeModel:
         return Answer(text=str(number), finish_reason="stop", num_prompt_tokens=4, num_tokens=1)
 
     def close(self):
-        self.is_closed = True
+        self.closed.set()
 
 
 @pytest.fixture
@@ -140,12 +141,25 @@ def test_a_model_that_fails_ends_the_run_and_what_was_done_stays(tmp_path, probl
 
     model = FakeModel(fails)
     outcome = played(tmp_path, problems, model)
-    assert outcome == Outcome(num_left=15, num_void=0, failure="gone") and model.is_closed
+    assert outcome == Outcome(num_left=15, num_void=0, failure="gone") and model.closed.is_set()
     before = answers(tmp_path)
     model = FakeModel()
     assert played(tmp_path, problems, model).num_left == 0 and model.count == 15
     after = answers(tmp_path)
     assert len(after) == 24 and before.items() <= after.items()
+
+
+def test_what_is_answered_while_a_run_ends_is_recorded(tmp_path, problems):
+    def fails(count, prompt):
+        if count == 1:
+            assert model.closed.wait(30)
+        elif count == 4:
+            raise ModelFailure("gone")
+
+    model = FakeModel(fails)
+    outcome = played(tmp_path, problems, model, limits=RunLimits(parallel=2))
+    assert outcome.failure == "gone" and outcome.num_left == 24 - 3
+    assert ("sum/0", 0) in read_records(tmp_path)
 
 
 def test_a_problem_that_is_wrong_itself_is_named_and_what_was_done_stays(tmp_path, problems):

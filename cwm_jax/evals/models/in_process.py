@@ -50,15 +50,14 @@ class EngineModel:
     def answer(self, prompt: Prompt, *, temperature: float, top_p: float, seed: int) -> Answer:
         """As `Model.answer`."""
         ids = prompt_ids(prompt, self.tokenizer)
-        room = self._service.max_length - len(ids)
-        if room < 1:
+        if len(ids) >= self._service.max_length:
             raise PromptTooLongError(
                 f"the prompt has {len(ids):,} tokens; the model's rows hold "
                 f"{self._service.max_length:,}"
             )
         stop_ids, strings = split_stops(prompt.stop, self.tokenizer)
         sampling = SamplingParams(
-            max_tokens=min(prompt.max_tokens, room),
+            max_tokens=prompt.max_tokens,  # or as many as there is room for
             temperature=temperature,
             top_p=top_p,
             seed=seed,
