@@ -25,12 +25,12 @@ class FakeServer:
         self.url = ""
         self._lock = threading.Lock()
 
-    def reply(self, path: str, body: dict | None, headers):
-        if path.endswith("/models"):
-            return 200, {"data": self.models}, {}
+    def number_of(self, path: str, body: dict) -> int:
         with self._lock:
             self.seen.append((path, body))
-            number = len(self.seen)
+            return len(self.seen)
+
+    def reply(self, number: int, path: str, body: dict):
         refused = self.refuse(number, path, body)
         if refused is not None:
             return refused
@@ -59,7 +59,10 @@ def fake_server():
         def do_POST(self):
             size = int(self.headers.get("Content-Length", 0))
             body = json.loads(self.rfile.read(size)) if size else None
-            reply = fake.reply(self.path, body, self.headers)
+            asked = not self.path.endswith("/models")
+            number = fake.number_of(self.path, body) if asked else 0
+            listed = 200, {"data": fake.models}, {}
+            reply = fake.reply(number, self.path, body) if asked else listed
             if reply == "drop":
                 self.connection.close()
                 return
@@ -73,8 +76,8 @@ def fake_server():
                 self.end_headers()
                 self.wfile.write(content)
                 self.wfile.flush()
-            if not self.path.endswith("/models"):
-                fake.answered(len(fake.seen))
+            if asked:
+                fake.answered(number)
 
         do_GET = do_POST  # noqa: N815 (the base class's names)
 

