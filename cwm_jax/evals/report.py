@@ -14,7 +14,6 @@ from cwm_jax.evals.metrics import (
     Metric,
     Sample,
     difference,
-    estimate,
     parse,
     values_of,
 )
@@ -71,7 +70,7 @@ def headline(folder: Path) -> str:
     """One line: the first metric of the run in a folder."""
     results = read_results(folder)
     metric = results.metrics[0]
-    score, interval, count = _with_interval(metric, estimate(metric, results.problems))
+    score, interval, count = _with_interval(metric, results.estimate(metric))
     return f"{results.run['set']}: {metric.name} {score} ({interval}) on {count:,} problems"
 
 
@@ -94,7 +93,7 @@ def compare(before: Path, after: Path) -> str:
     rows = []
     for metric in (m for m in old.metrics if m.name in {m.name for m in new.metrics}):
         change = difference(metric, first, second)
-        means = [estimate(metric, problems).mean for problems in (first, second)]
+        means = [results.estimate(metric, both).mean for results in (old, new)]
         signed = _signed(metric, change)
         rows.append([metric.name, *(_number(metric, mean) for mean in means), *signed])
     names = [_run_name(results, folder) for results, folder in ((old, before), (new, after))]
@@ -126,7 +125,7 @@ def _incomplete(results: Results) -> Iterator[str]:
 
 def _score_table(results: Results) -> str:
     rows = [
-        [metric.name, *_with_interval(metric, estimate(metric, results.problems))]
+        [metric.name, *_with_interval(metric, results.estimate(metric))]
         for metric in results.metrics
     ]
     note = (
@@ -170,8 +169,8 @@ def _break_downs(results: Results) -> Iterator[str]:
     metric = results.metrics[0]
     for label, groups in by_label(results).items():
         rows = [
-            [value, *_with_interval(metric, estimate(metric, group))]
-            for value, group in groups.items()
+            [value, *_with_interval(metric, results.estimate(metric, names))]
+            for value, names in groups.items()
         ]
         yield f"## By {label}\n\n" + _table([label, metric.name, "95 % interval", "problems"], rows)
 
@@ -215,14 +214,13 @@ def _contaminated(results: Results) -> Iterator[str]:
         return
     metric = results.metrics[0]
     groups = {
-        "all problems": results.problems,
+        "all problems": [*results.problems],
         "without those found": without_contaminated(results),
-        "those found alone": {
-            n: s for n, s in results.problems.items() if n in {f.problem for f in check.found}
-        },
+        "those found alone": [found.problem for found in check.found],
     }
     rows = [
-        [name, *_with_interval(metric, estimate(metric, group))] for name, group in groups.items()
+        [name, *_with_interval(metric, results.estimate(metric, group))]
+        for name, group in groups.items()
     ]
     found = [
         [_cell(f.problem), f"{100 * f.share:.0f} %", f"{f.jaccard:.2f}", _cell(f.document)]
@@ -336,14 +334,14 @@ def _plot(results: Results, path: Path) -> None:
     groups = next(iter(by_label(results).items()), None)
     figure, axes = pyplot.subplots(1, 3 if groups else 2, figsize=(5.5 * (3 if groups else 2), 4))
     shares = [m for m in results.metrics if m.score is None]
-    _bars(axes[0], {m.name: estimate(m, results.problems) for m in shares})
+    _bars(axes[0], {m.name: results.estimate(m) for m in shares})
     for model, score in list(results.run["published"].items())[:8]:
         axes[0].axhline(score, linewidth=0.8, linestyle=":", color="grey")
         axes[0].text(-0.45, score + 0.5, f"{model} (published)", fontsize=6)
     axes[0].set(title=f"{results.run['set']}", ylabel="per cent")
     if groups:
         label, found = groups
-        _bars(axes[1], {v: estimate(shares[0], group) for v, group in found.items()})
+        _bars(axes[1], {v: results.estimate(shares[0], names) for v, names in found.items()})
         axes[1].set(title=f"{shares[0].name} by {label}")
     _histogram(axes[-1], results.records)
     figure.suptitle(results.run["model"]["name"], fontsize=9)

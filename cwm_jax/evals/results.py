@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cwm_jax.evals.contamination import Contamination, contamination_from_json
-from cwm_jax.evals.metrics import Metric, Sample, estimate, parse, samples_of
+from cwm_jax.evals.metrics import (
+    Estimate,
+    Metric,
+    Sample,
+    interval,
+    parse,
+    samples_of,
+    values_of,
+)
 from cwm_jax.evals.records import Record, read_records, read_run
 
 CONTAMINATION_FILE = "contamination.json"
@@ -33,13 +42,14 @@ class Results:
     run: Mapping[str, Any]
     records: Sequence[Record]
     contamination: Contamination | None
+    _values: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict, repr=False)
 
-    @property
+    @functools.cached_property
     def problems(self) -> dict[str, list[Sample]]:
         """The samples of each problem that has some that are not void."""
         return samples_of(self.records)
 
-    @property
+    @functools.cached_property
     def metrics(self) -> list[Metric]:
         """The set's, those that have enough samples; then the mean of each score."""
         samples = self.run["settings"]["samples"]
@@ -52,6 +62,14 @@ class Results:
     def num_samples(self) -> int:
         """That a whole run has."""
         return self.run["num_problems"] * self.run["settings"]["samples"]
+
+    def estimate(self, metric: Metric, names: Iterable[str] | None = None) -> Estimate:
+        """Of all problems, or of those; what a problem comes to is computed once."""
+        if metric.name not in self._values:
+            self._values[metric.name] = values_of(metric, self.problems)
+        values = self._values[metric.name]
+        chosen = self.problems if names is None else names
+        return interval([values[name] for name in chosen if name in values])
 
     def with_status(self, status: str) -> list[Record]:
         return [record for record in self.records if record.status == status]
@@ -68,14 +86,13 @@ def read_results(folder: Path) -> Results:
 
 def to_json(results: Results) -> dict[str, Any]:
     """Every number of the report."""
-    problems = results.problems
     return {
         "run": dict(results.run),
         "num_records": len(results.records),
         "num_samples": results.num_samples,
-        "scores": scores_of(results.metrics, problems),
+        "scores": _scores(results),
         "by_label": {
-            label: {value: scores_of(results.metrics, group) for value, group in groups.items()}
+            label: {value: _scores(results, names) for value, names in groups.items()}
             for label, groups in by_label(results).items()
         },
         "tokens": token_counts(results.records),
@@ -84,26 +101,22 @@ def to_json(results: Results) -> dict[str, Any]:
         "too_long": [[r.problem, r.sample] for r in results.with_status("too_long")],
         "contamination": results.contamination and results.contamination.to_json(),
         "scores_without_contaminated": (
-            scores_of(results.metrics, without_contaminated(results))
-            if results.contamination
-            else None
+            _scores(results, without_contaminated(results)) if results.contamination else None
         ),
     }
 
 
-def scores_of(metrics: Sequence[Metric], problems: Mapping[str, list[Sample]]) -> dict[str, Any]:
-    """Each metric by its name, with its interval."""
-    return {m.name: dataclasses.asdict(estimate(m, problems)) for m in metrics}
+def _scores(results: Results, names: Sequence[str] | None = None) -> dict[str, Any]:
+    return {m.name: dataclasses.asdict(results.estimate(m, names)) for m in results.metrics}
 
 
-def by_label(results: Results) -> dict[str, dict[str, dict[str, list[Sample]]]]:
+def by_label(results: Results) -> dict[str, dict[str, list[str]]]:
     """Label -> its value -> problems; labels with one or very many values say nothing."""
     labels = {record.problem: record.labels for record in results.records}
-    problems = results.problems
-    found: dict[str, dict[str, dict[str, list[Sample]]]] = {}
-    for name, samples in problems.items():
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in results.problems:
         for label, value in labels[name].items():
-            found.setdefault(label, {}).setdefault(value, {})[name] = samples
+            found.setdefault(label, {}).setdefault(value, []).append(name)
     return {
         label: {value: groups[value] for value in sorted(groups, key=_natural)}
         for label, groups in found.items()
@@ -111,11 +124,11 @@ def by_label(results: Results) -> dict[str, dict[str, dict[str, list[Sample]]]]:
     }
 
 
-def without_contaminated(results: Results) -> dict[str, list[Sample]]:
+def without_contaminated(results: Results) -> list[str]:
     """The problems that were not found in training data."""
     assert results.contamination is not None
     found = {item.problem for item in results.contamination.found}
-    return {name: samples for name, samples in results.problems.items() if name not in found}
+    return [name for name in results.problems if name not in found]
 
 
 def token_counts(records: Sequence[Record]) -> dict[str, Any]:
