@@ -33,6 +33,7 @@ REPORT = "report"  # .md, .json, .png
 _MAX_LISTED = 50  # void or contaminated items by name
 _NUM_EXAMPLES = 2  # of right and wrong answers each
 _MAX_CHARACTERS = 1500  # of an example
+_MAX_PUBLISHED = 8  # in the picture
 
 
 def write_report(folder: Path) -> tuple[Path, Path, Path]:
@@ -334,10 +335,8 @@ def _plot(results: Results, path: Path) -> None:
     groups = next(iter(by_label(results).items()), None)
     figure, axes = pyplot.subplots(1, 3 if groups else 2, figsize=(5.5 * (3 if groups else 2), 4))
     shares = [m for m in results.metrics if m.score is None]
-    _bars(axes[0], {m.name: results.estimate(m) for m in shares})
-    for model, score in list(results.run["published"].items())[:8]:
-        axes[0].axhline(score, linewidth=0.8, linestyle=":", color="grey")
-        axes[0].text(-0.45, score + 0.5, f"{model} (published)", fontsize=6)
+    published = dict([*results.run["published"].items()][:_MAX_PUBLISHED])
+    _bars(axes[0], {m.name: results.estimate(m) for m in shares}, published)
     axes[0].set(title=f"{results.run['set']}", ylabel="per cent")
     if groups:
         label, found = groups
@@ -350,14 +349,21 @@ def _plot(results: Results, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _bars(axis: Any, estimates: Mapping[str, Estimate]) -> None:
+def _bars(
+    axis: Any, estimates: Mapping[str, Estimate], published: Mapping[str, float] | None = None
+) -> None:
+    """Bars with their intervals; published scores beside them in grey."""
     known = {name: e for name, e in estimates.items() if e.mean is not None}
     means = [100 * (e.mean or 0) for e in known.values()]
     below = [m - 100 * (e.low or 0) for m, e in zip(means, known.values(), strict=True)]
     above = [100 * (e.high or 0) - m for m, e in zip(means, known.values(), strict=True)]
     errors = [[max(0.0, x) for x in side] for side in (below, above)]
     axis.bar(range(len(means)), means, yerr=errors if means else None, capsize=4)
-    axis.set_xticks(range(len(means)), list(known), rotation=30, ha="right", fontsize=7)
+    others = published or {}
+    places = range(len(means), len(means) + len(others))
+    axis.bar(places, list(others.values()), color="lightgrey")
+    names = [*known, *(f"{model}, published" for model in others)]
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=7)
     axis.set(ylim=(0, 105))
 
 
