@@ -40,7 +40,7 @@ ALLOWED = {
     "cwm": _INFERENCE | {"trace", "debugger", "data"},
     "forager": _INFERENCE | {"trace", "sandbox", "data"},
     "rl": _INFERENCE | _TRAINING | {"trace", "sandbox", "forager"},
-    "evals": _INFERENCE | {"trace", "sandbox", "data", "rl"},
+    "evals": _INFERENCE | {"trace", "sandbox", "data", "debugger", "rl"},
     "sweeps": _INFERENCE | _TRAINING | {"trace", "sandbox", "rl", "sweeps"},
 }
 ENTRY_POINTS = {"__init__", "__main__"}  # the lazy names of the package; the command line

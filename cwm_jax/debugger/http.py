@@ -1,13 +1,14 @@
-"""A model behind any server that completes prompts of tokens: OpenAI's ``/completions``."""
+"""OpenAI-compatible servers over HTTP, and a model behind the ``/completions`` of one."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cwm_jax.debugger.prediction import PredictionError, PredictionRequest
@@ -24,6 +25,124 @@ _OPTIONAL: dict[str, Any] = {
     "include_stop_str_in_output": True,
     "stop_token_ids": [],
 }
+
+
+class ServerError(RuntimeError):
+    """A server that gives no answer, or none that can be read.
+
+    Attributes:
+        is_answer: it has answered, and not in JSON.
+    """
+
+    def __init__(self, message: str, *, is_answer: bool = False) -> None:
+        super().__init__(message)
+        self.is_answer = is_answer
+
+
+class RefusalError(RuntimeError):
+    """A status that is an error.
+
+    Attributes:
+        status: of HTTP.
+        text: the body.
+        retry_after: the header of that name.
+    """
+
+    def __init__(self, status: int, text: str, retry_after: str | None) -> None:
+        super().__init__(f"the server answers {status}: {error_message(text)}")
+        self.status, self.text, self.retry_after = status, text, retry_after
+
+
+class JsonServer:
+    """Posts JSON to a server and gives the JSON of its answer; for many threads.
+
+    Args:
+        url: with or without ``/v1``: without, both places are tried, once.
+        api_key: sent as a bearer token.
+        timeout_s: of one answer.
+    """
+
+    def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"server {url!r}; expected a URL, as http://127.0.0.1:8000")
+        root = url.rstrip("/")
+        self._bases = [root] if root.endswith("/v1") else [root + prefix for prefix in _PREFIXES]
+        self._timeout_s = timeout_s
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+
+    @property
+    def base(self) -> str:
+        """Where its paths begin, as far as it is known."""
+        return self._bases[0]
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The JSON of the answer.
+
+        Raises:
+            RefusalError: a status that is an error.
+            ServerError: no answer, or none in JSON.
+        """
+        content = json.dumps(body).encode()
+        while True:
+            bases = self._bases
+            try:
+                return self._call(bases[0] + path, content)
+            except RefusalError as refusal:
+                if refusal.status not in (404, 405) or len(bases) == 1:
+                    raise
+                self._bases = bases[1:]  # from now on
+
+    def models(self) -> list[dict[str, Any]]:
+        """What it lists; nothing where it lists none. Raises as `post`, but for such places."""
+        problem: Exception | None = None
+        for base in self._bases:
+            try:
+                listed = self._call(f"{base}/models", None)["data"]
+                found = [model for model in listed if isinstance(model["id"], str)]
+                self._bases = [base]
+                return found
+            except (RefusalError, ServerError) as error:
+                problem = problem or error
+            except (LookupError, TypeError):
+                pass
+        if isinstance(problem, ServerError) and not problem.is_answer:
+            raise problem
+        if isinstance(problem, RefusalError) and problem.status in (401, 403):
+            raise problem
+        return []
+
+    def _call(self, url: str, body: bytes | None) -> Any:
+        request = urllib.request.Request(url, data=body, headers=self._headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
+                content = response.read(_MAX_ANSWER_BYTES + 1)
+        except urllib.error.HTTPError as error:
+            with error:
+                text = error.read(1 << 16).decode("utf-8", "replace")
+                raise RefusalError(error.code, text, error.headers.get("Retry-After")) from None
+        except (TimeoutError, urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            raise ServerError(self._failure(url, error)) from None
+        try:
+            if len(content) > _MAX_ANSWER_BYTES:
+                raise ValueError(f"more than {_MAX_ANSWER_BYTES} bytes")
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ServerError(
+                f"{url} answered {content[:60]!r} ({error}); expected JSON of an OpenAI-compatible "
+                "server: is the address right?",
+                is_answer=True,
+            ) from None
+
+    def _failure(self, url: str, error: Exception) -> str:
+        reason = getattr(error, "reason", error)
+        if isinstance(error, TimeoutError) or isinstance(reason, TimeoutError):
+            return (
+                f"{url} did not answer within {self._timeout_s:g} s; is the server busy? Ask "
+                "again, or allow more by --timeout"
+            )
+        return f"{url} cannot be reached: {reason}; is the server running, and the address right?"
 
 
 class HttpPredictor:
@@ -46,14 +165,7 @@ class HttpPredictor:
         model: str | None = None,
         timeout_s: float = _TIMEOUT_S,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"server {url!r}; expected a URL, as http://127.0.0.1:8000")
-        root = url.rstrip("/")
-        self._bases = [root] if root.endswith("/v1") else [root + prefix for prefix in _PREFIXES]
-        self._root, self._tokenizer, self._timeout_s = root, tokenizer, timeout_s
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._server = JsonServer(url, api_key=api_key, timeout_s=timeout_s)
         self._left_out: set[str] = set()
         self._model, self._asked_for_model = model, model is not None
 
@@ -61,28 +173,19 @@ class HttpPredictor:
         """As `Predictor.predict`."""
         while True:
             try:
-                answer = self._call(f"{self._bases[0]}/completions", self._body(request))
-            except urllib.error.HTTPError as error:
-                with error:
-                    text = error.read(1 << 16).decode("utf-8", "replace")
-                if error.code in (404, 405) and len(self._bases) > 1:
-                    self._bases = self._bases[1:]  # from now on
-                elif (field := self._optional_field(error.code, text)) is not None:
-                    self._left_out.add(field)
-                else:
-                    raise PredictionError(self._refusal(error.code, text, request)) from None
+                answer = self._server.post("/completions", self._body(request))
+            except RefusalError as refusal:
+                left = [name for name in _OPTIONAL if name not in self._left_out]
+                field = optional_field(refusal, left)
+                if field is None:
+                    raise PredictionError(self._refusal(refusal, request)) from None
+                self._left_out.add(field)
+            except ServerError as error:
+                raise PredictionError(str(error)) from None
             else:
                 return self._tokens(answer, request)
 
-    def _optional_field(self, status: int, text: str) -> str | None:
-        """The field that a refusal is about, if the request can do without it."""
-        if status not in (400, 422):
-            return None
-        left = [name for name in _OPTIONAL if name not in self._left_out]
-        named = _named_fields(text)
-        return next((name for name in left if (name in named if named else name in text)), None)
-
-    def _body(self, request: PredictionRequest) -> bytes:
+    def _body(self, request: PredictionRequest) -> dict[str, Any]:
         body: dict[str, Any] = {
             **{name: value for name, value in _OPTIONAL.items() if name not in self._left_out},
             "prompt": [*request.prompt],
@@ -103,55 +206,21 @@ class HttpPredictor:
                 "choices": [[*choice] for choice in constraint.choices],
                 "then": [*constraint.then],
             }
-        return json.dumps(body).encode()
+        return body
 
     def _model_name(self) -> str | None:
         """The first that the server lists, asked once; None where it lists none."""
         if not self._asked_for_model:
             self._asked_for_model = True
-            for base in self._bases:
-                try:
-                    listed = self._call(f"{base}/models", None)
-                    self._model = str(listed["data"][0]["id"])
-                    break
-                except urllib.error.HTTPError as error:
-                    error.close()
-                except (PredictionError, LookupError, TypeError):
-                    pass  # the completion itself says what is wrong
+            with contextlib.suppress(
+                ServerError, RefusalError
+            ):  # the completion says what is wrong
+                self._model = next((model["id"] for model in self._server.models()), None)
         return self._model
 
-    def _call(self, url: str, body: bytes | None) -> Any:
-        """The JSON of an answer; raises HTTPError for a status that is an error."""
-        request = urllib.request.Request(url, data=body, headers=self._headers)
-        try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
-                content = response.read(_MAX_ANSWER_BYTES + 1)
-        except urllib.error.HTTPError:
-            raise
-        except (TimeoutError, urllib.error.URLError, http.client.HTTPException, OSError) as error:
-            raise PredictionError(self._failure(url, error)) from None
-        try:
-            if len(content) > _MAX_ANSWER_BYTES:
-                raise ValueError(f"more than {_MAX_ANSWER_BYTES} bytes")
-            return json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise PredictionError(
-                f"{url} answered {content[:60]!r} ({error}); expected JSON of an OpenAI-compatible "
-                "server: is the address right?"
-            ) from None
-
-    def _failure(self, url: str, error: Exception) -> str:
-        reason = getattr(error, "reason", error)
-        if isinstance(error, TimeoutError) or isinstance(reason, TimeoutError):
-            return (
-                f"{url} did not answer within {self._timeout_s:g} s; is the server busy? `step` "
-                "asks again, --timeout allows more"
-            )
-        return f"{url} cannot be reached: {reason}; is the server running, and the address right?"
-
-    def _refusal(self, status: int, text: str, request: PredictionRequest) -> str:
+    def _refusal(self, refusal: RefusalError, request: PredictionRequest) -> str:
         """A status that is an error, in plain words, with the next step."""
-        said = f"the server answers {status}: {_message(text)}"
+        said, status, text = str(refusal), refusal.status, refusal.text
         if status in (401, 403):
             return f"{said}; expected a key that it knows: give --api-key"
         is_refused = "allowed" in _named_fields(text) or re.search(r"(?<!not )\ballowed\b", text)
@@ -161,7 +230,7 @@ class HttpPredictor:
                 "take: go on with --no-constrain"
             )
         if status == 404:
-            return f"{said}; expected {self._bases[0]}/completions there: is the address right?"
+            return f"{said}; expected {self._server.base}/completions there: is the address right?"
         if status >= 500 and request.temperature == 0:
             return f"{said}; some servers divide by the temperature: try --temperature 0.01"
         return said
@@ -190,6 +259,14 @@ class HttpPredictor:
         raise KeyError("token_ids")
 
 
+def optional_field(refusal: RefusalError, fields: Sequence[str]) -> str | None:
+    """Which of the fields that a request can do without a refusal is about, if it is about one."""
+    if refusal.status not in (400, 422):
+        return None
+    named = _named_fields(refusal.text)
+    return next((f for f in fields if (f in named if named else f in refusal.text)), None)
+
+
 def _named_fields(text: str) -> set[str]:
     """Names of the fields that an error's body is about: OpenAI's ``param``, FastAPI's ``loc``."""
     try:
@@ -207,7 +284,7 @@ def _named_fields(text: str) -> set[str]:
     return {str(part) for path in paths for part in path[:2]}
 
 
-def _message(text: str) -> str:
+def error_message(text: str) -> str:
     """What an error's body says: OpenAI's, FastAPI's, or any."""
     try:
         body = json.loads(text)
