@@ -10,9 +10,11 @@ from random import Random
 from cwm_jax.evals.generated.filler import function, new_words, note, number, sentence
 from cwm_jax.tokenizer import Tokenizer
 
-_SENTENCES, _FUNCTIONS = 4096, 8192  # assumed: after so many a haystack repeats itself
+_SENTENCES = 4096  # assumed: after so many a haystack repeats itself
 _TOKENS_FOR_EACH_RESERVED = 32_768  # measured: a cut costs one or two, 400,000 characters apart
-_LEAST_TOKENS_OF_A_NOTE, _LEAST_TOKENS_OF_A_WORD = 12, 2
+# Assumed, from below: pools are so large that nothing else comes twice.
+_TOKENS_OF_A_SENTENCE, _TOKENS_OF_A_NOTE, _TOKENS_OF_A_FUNCTION, _TOKENS_OF_A_WORD = 5, 12, 16, 2
+_MORE = 200  # pieces than that, so that lengths can be met
 
 
 class TooShortError(ValueError):
@@ -73,43 +75,44 @@ class Pool:
 
 
 class Pools:
-    """The pools of a set, made when they are first needed.
+    """What prompts of one length are made of; each pool is made when it is first needed.
 
     Args:
         tokenizer: of the model.
         seed: of the set.
-        largest: tokens of its longest prompt.
+        length: tokens of the prompts.
         text: sentences or lines to use instead of made ones.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, seed: int, largest: int, text: list[str] | None = None
+        self, tokenizer: Tokenizer, *, seed: int, length: int, text: list[str] | None = None
     ) -> None:
-        self.tokenizer, self._seed, self._largest, self._text = tokenizer, seed, largest, text
+        self.tokenizer, self._seed, self._length, self._text = tokenizer, seed, length, text
 
     @functools.cached_property
     def sentences(self) -> Pool:
         rng = Random(f"{self._seed} sentences")
-        made = self._text or [*dict.fromkeys(sentence(rng) for _ in range(_SENTENCES))]
+        count = min(_SENTENCES, self._length // _TOKENS_OF_A_SENTENCE + _MORE)
+        made = self._text or [*dict.fromkeys(sentence(rng) for _ in range(count))]
         return Pool(made, self.tokenizer)
 
     @functools.cached_property
     def notes(self) -> Pool:
         """Of the form of the one that is asked for."""
         rng = Random(f"{self._seed} notes")
-        keys = new_words(rng, self._largest // _LEAST_TOKENS_OF_A_NOTE + 100)
+        keys = new_words(rng, self._length // _TOKENS_OF_A_NOTE + _MORE)
         return Pool([note(key, number(rng)) for key in keys], self.tokenizer, {*keys})
 
     @functools.cached_property
     def functions(self) -> Pool:
         rng = Random(f"{self._seed} functions")
-        names = new_words(rng, _FUNCTIONS)
+        names = new_words(rng, self._length // _TOKENS_OF_A_FUNCTION + _MORE)
         return Pool([function(rng, name) for name in names], self.tokenizer, {*names})
 
     @functools.cached_property
     def words(self) -> Pool:
         rng = Random(f"{self._seed} words")
-        count = self._largest // (3 * _LEAST_TOKENS_OF_A_WORD) + 500
+        count = self._length // _TOKENS_OF_A_WORD // 3 + _MORE  # most come three times
         return Pool([f"{made}\n" for made in new_words(rng, count)], self.tokenizer)
 
 

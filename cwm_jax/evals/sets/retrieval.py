@@ -42,11 +42,10 @@ def load(path: Path | None, options: SetOptions) -> EvalSet:
         )
     seed = whole_number(options, "seed", 0, least=0)
     lengths = whole_numbers(options, "lengths", _LENGTHS)
-    pools = Pools(
-        options.tokenizer, seed=seed, largest=max(lengths), text=_text(options.values.get("text"))
-    )
+    text = _text(options.values.get("text"))
+    pools = {n: Pools(options.tokenizer, seed=seed, length=n, text=text) for n in lengths}
     problems = [
-        _problem(task, length, depth, number, seed=seed, pools=pools, options=options)
+        _problem(task, length, depth, number, seed=seed, pools=pools[length], options=options)
         for task in names(options, "tasks", tuple(TASKS))
         for length in lengths
         for depth in _depths(task, options)
