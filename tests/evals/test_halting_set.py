@@ -138,6 +138,7 @@ def test_a_predicted_trace_says_what_it_comes_to():
             assert true.passed
             assert true.answer == ("yes" if halts else "no")
             assert judged(problem, "".join(rest[:-2]), "length").answer == "no"
+            assert judged(problem, "".join(rest[:-1])).answer is None  # main is not left
             broken = judged(problem, "".join(rest[:-1]) + "<|line_sep|>")
             assert (broken.passed, broken.answer) == (False, None)
             assert broken.reason == "the trace ends before the entry is left"

@@ -161,6 +161,17 @@ def test_a_haystack_repeats_itself_only_when_it_must(load):
     assert sum(count - 1 for count in keys.values()) <= 3  # what meets the length
 
 
+def test_what_is_asked_for_is_there_once(load, monkeypatch):
+    """Where there are few names to draw from."""
+    monkeypatch.setattr(filler, "_CONSONANTS", "bd")
+    monkeypatch.setattr(filler, "_VOWELS", "aei")
+    for problem in load(tasks="all_keys,code_constant", lengths="2500", count="4").problems:
+        text = text_of(problem.attempt().start())
+        question = text.rpartition("Question: ")[2]
+        (name,) = re.findall(r"code of (\w+)|(get_\w+)", question)
+        assert len(re.findall(rf"\b{''.join(name)}\b", haystack(text))) == 1
+
+
 def test_lines_of_a_file_take_the_place_of_made_ones(load, tokenizer, tmp_path):
     words = ["alpha", "beta", "gamma", "delta", "of", "to"]
     lines = [" ".join(c) for n in (1, 2, 3, 4) for c in itertools.permutations(words, n)]

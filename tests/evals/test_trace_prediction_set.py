@@ -80,7 +80,8 @@ def test_the_true_answer_is_right_and_no_other(corpus, episodes, mode):
         assert {*verdict.scores.values()} <= {1.0}
         for wrong in (answer + "x", "x" + answer, ""):
             assert not judged(problem, wrong).passed
-        assert not judged(problem, answer, "length").passed
+        for cut in (answer, answer.rstrip("\n")):
+            assert not judged(problem, cut, "length").passed
 
 
 def test_where_a_trace_goes_wrong_is_scored_by_frame(tmp_path):
