@@ -165,7 +165,7 @@ def test_what_is_asked_for_is_there_once(load, monkeypatch):
     """Where there are few names to draw from."""
     monkeypatch.setattr(filler, "_CONSONANTS", "bd")
     monkeypatch.setattr(filler, "_VOWELS", "aei")
-    for problem in load(tasks="all_keys,code_constant", lengths="2500", count="4").problems:
+    for problem in load(tasks="all_keys,code_constant", lengths="2500", count="40").problems:
         text = text_of(problem.attempt().start())
         question = text.rpartition("Question: ")[2]
         (name,) = re.findall(r"code of (\w+)|(get_\w+)", question)
