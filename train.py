@@ -232,8 +232,9 @@ def _check_evaluation(config: RunConfig) -> None:
 
 def _evaluate_traces(config: RunConfig, result) -> None:
     """Predicts traces; prints the shares and one predicted trace beside the true one."""
+    from cwm_jax.evals.episodes import take_episodes
     from cwm_jax.evals.trace_report import format_evaluation, side_by_side, write_evaluation
-    from cwm_jax.evals.traces import evaluate_traces, shown_prediction, take_episodes
+    from cwm_jax.evals.traces import evaluate_traces, shown_prediction
 
     wanted = config.trace_evaluation
     failed: list[str] = []
@@ -274,24 +275,16 @@ def _evaluate_traces(config: RunConfig, result) -> None:
 
 def _episodes_to_predict(config: RunConfig, failed: list[str]):
     """Episodes of the evaluation; names of programs without a trace are added to ``failed``."""
-    from cwm_jax.data.split import is_heldout
-    from cwm_jax.trace import TraceError, Tracer
-    from cwm_jax.trace.corpus import read_corpus
+    from cwm_jax.evals.episodes import heldout_episodes, traced_episodes
+    from cwm_jax.trace import Tracer
     from cwm_jax.trace.episodes import jsonl_programs
 
     wanted = config.trace_evaluation
     if wanted.jsonl is None:
-        for episode in read_corpus(wanted.corpus):
-            if is_heldout(episode.group, config.data.heldout_fraction):
-                yield episode
+        yield from heldout_episodes(wanted.corpus, config.data.heldout_fraction)
         return
     with Tracer(unsafe=wanted.unsafe) as tracer:
-        for program in jsonl_programs(Path(wanted.jsonl)):
-            try:
-                yield from program.episodes(tracer)
-            except TraceError as error:
-                failed.append(program.name)
-                print(f"{program.name}: {error}")
+        yield from traced_episodes(jsonl_programs(Path(wanted.jsonl)), tracer, failed)
 
 
 def _export(config: RunConfig, result) -> None:

@@ -19,47 +19,23 @@ import jax
 import numpy as np
 
 from cwm_jax.config import ExecutionConfig, ModelConfig
-from cwm_jax.evals.trace_metrics import (
-    FrameScore,
-    ScoredFrame,
-    group_order,
-    score_frame,
-    score_trace,
-    summarise,
+from cwm_jax.evals.episodes import EpisodeTokens
+from cwm_jax.evals.predicted_trace import (
+    PredictedTrace,
+    direct_output,
+    predicted_trace,
+    single_step_output,
 )
+from cwm_jax.evals.trace_metrics import ScoredFrame, group_order, score_frame, summarise
 from cwm_jax.inference.decoder import Decoder
 from cwm_jax.inference.scoring import score
 from cwm_jax.model.transformer import DEFAULT_EXECUTION, Params
 from cwm_jax.tokenizer import END_OF_TEXT, FRAME_SEP, RETURN_SEP, Tokenizer
-from cwm_jax.trace.episodes import Episode, direct_answer, direct_prompt
-from cwm_jax.trace.format import parse_frame, parse_frames, render_each, scope_locals
-from cwm_jax.trace.frames import TraceFrame, is_left, returned_value
+from cwm_jax.trace.episodes import Episode, direct_prompt
+from cwm_jax.trace.format import parse_frame, parse_frames, scope_locals
 
 MODES = ("teacher_forced", "free_running", "single_step", "direct")
 _SHORTEST_ROW = 128
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictedTrace:
-    """One trace as the model continued it from the entry's call.
-
-    Attributes:
-        episode: the true one.
-        text: what the model wrote.
-        valid: well-formed from end to end: its last frame leaves the entry, and
-            ``<|end_of_text|>`` follows.
-        divergence: place of the first frame, after the entry's call, that differs, the end counted
-            as one; None if none.
-        output: value of the entry's return, if the trace ends with it.
-        scores: of the true frames after the entry's call, at their places.
-    """
-
-    episode: Episode
-    text: str
-    valid: bool
-    divergence: int | None
-    output: str | None
-    scores: tuple[FrameScore, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,7 +154,7 @@ def evaluate_traces(
     unknown = sorted({*modes} - {*MODES})
     if unknown or not modes:
         raise ValueError(f"modes has {unknown or 'nothing'}; expected some of {MODES}")
-    traces = [_Tokens.of(episode, tokenizer) for episode in episodes]
+    traces = [EpisodeTokens.of(episode, tokenizer) for episode in episodes]
     _check_traces(traces, max_length, modes)
     run = _Runner(params, model_config, tokenizer, max_length, batch_size, execution)
     results: dict[str, Any] = {}
@@ -199,35 +175,6 @@ def evaluate_traces(
     )
 
 
-def take_episodes(
-    episodes: Iterable[Episode], tokenizer: Tokenizer, *, count: int, max_length: int
-) -> tuple[list[Episode], dict[str, int]]:
-    """The first ``count`` finished ones of at most ``max_length`` tokens, and who was passed over.
-
-    Returns:
-        The episodes, and how many were ``cut`` by a limit and ``too_long``.
-
-    Raises:
-        ValueError: there is none.
-    """
-    taken, passed = [], {"cut": 0, "too_long": 0}
-    for episode in episodes:
-        if len(taken) == count:
-            break
-        if not episode.finished:
-            passed["cut"] += 1
-        elif _Tokens.of(episode, tokenizer).num_tokens > max_length:
-            passed["too_long"] += 1
-        else:
-            taken.append(episode)
-    if not taken:
-        raise ValueError(
-            f"no episode to predict has at most {max_length} tokens ({passed}); raise max_length, "
-            "or heldout_fraction for a small corpus"
-        )
-    return taken, passed
-
-
 def shown_prediction(predictions: Sequence[PredictedTrace]) -> PredictedTrace:
     """One for people to look at: that of the median number of frames before the first wrong one."""
 
@@ -236,28 +183,6 @@ def shown_prediction(predictions: Sequence[PredictedTrace]) -> PredictedTrace:
         return len(prediction.scores) if right is None else right
 
     return sorted(predictions, key=rank)[len(predictions) // 2]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tokens:
-    """An episode in tokens: the prompt with the entry's call, then each frame, then the end."""
-
-    episode: Episode
-    frames: list[TraceFrame]
-    prompt: list[int]
-    given: list[int]  # the entry's call, which no model can know
-    rest: list[list[int]]
-
-    @classmethod
-    def of(cls, episode: Episode, tokenizer: Tokenizer) -> _Tokens:
-        frames = parse_frames(episode.frames)
-        first, *rest = [tokenizer.encode_with_special_tokens(t) for t in render_each(frames)]
-        prompt = tokenizer.encode_with_special_tokens(episode.prompt)
-        return cls(episode, frames, prompt, first, rest)
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt) + len(self.given) + sum(map(len, self.rest)) + 1
 
 
 class _Runner:
@@ -278,13 +203,13 @@ class _Runner:
             execution=execution,
         )
 
-    def teacher_forced(self, traces: Sequence[_Tokens]) -> dict[str, dict[str, float]]:
+    def teacher_forced(self, traces: Sequence[EpisodeTokens]) -> dict[str, dict[str, float]]:
         scored: list[ScoredFrame] = []
         for start in range(0, len(traces), self._batch_size):  # bounds the prompts in memory
             scored += self._forced_frames(traces[start : start + self._batch_size])
         return summarise(scored)
 
-    def _forced_frames(self, traces: Sequence[_Tokens]) -> Iterable[ScoredFrame]:
+    def _forced_frames(self, traces: Sequence[EpisodeTokens]) -> Iterable[ScoredFrame]:
         prompts, asked = [], []
         for trace in traces:
             prompt, previous = [*trace.prompt, *trace.given], scope_locals(trace.frames[0], None)
@@ -299,7 +224,7 @@ class _Runner:
             score = score_frame(frame, ours, valid=not problems)
             yield ScoredFrame(event=frame.event.value, difficulty=difficulty, score=score)
 
-    def token_accuracy(self, traces: Sequence[_Tokens]) -> float:
+    def token_accuracy(self, traces: Sequence[EpisodeTokens]) -> float:
         """Of the tokens after the entry's call, the final ``<|end_of_text|>`` included."""
         right, total = 0, 0
         by_length = sorted(traces, key=lambda trace: trace.num_tokens)
@@ -310,7 +235,7 @@ class _Runner:
                 right, total = right + int(counted.sum()), total + len(counted)
         return right / total
 
-    def _hits(self, traces: Sequence[_Tokens]) -> list[np.ndarray]:
+    def _hits(self, traces: Sequence[EpisodeTokens]) -> list[np.ndarray]:
         """Whether each token of a trace after its first is the most likely one there."""
         eos = [self._tokenizer.eos_id]
         rows = [[*itertools.chain(t.prompt, t.given, *t.rest, eos)] for t in traces]
@@ -329,25 +254,25 @@ class _Runner:
         hits = np.asarray(scores.predictions) == tokens[:, 1:]
         return [hits[row, : len(values) - 1] for row, values in enumerate(rows)]
 
-    def free_running(self, traces: Sequence[_Tokens]) -> list[PredictedTrace]:
+    def free_running(self, traces: Sequence[EpisodeTokens]) -> list[PredictedTrace]:
         prompts = [[*trace.prompt, *trace.given] for trace in traces]
         texts = self._generate(prompts, END_OF_TEXT)
-        return [_predicted_trace(t, text) for t, text in zip(traces, texts, strict=True)]
+        return [
+            predicted_trace(t.episode, t.frames, text)
+            for t, text in zip(traces, texts, strict=True)
+        ]
 
-    def single_step(self, traces: Sequence[_Tokens]) -> list[str | None]:
+    def single_step(self, traces: Sequence[EpisodeTokens]) -> list[str | None]:
         """The entry's ``return`` forced right after its call."""
         forced = self._tokenizer.special_tokens[RETURN_SEP]
         prompts = [[*trace.prompt, *trace.given, forced] for trace in traces]
         texts = self._generate(prompts, FRAME_SEP)
-        parsed = [parse_frame(RETURN_SEP + text, None) for text in texts]
-        return [None if frame is None or problems else frame.arg for frame, problems in parsed]
+        return [single_step_output(text) for text in texts]
 
-    def direct(self, traces: Sequence[_Tokens]) -> list[str | None]:
-        """The whole rest of the assertion: one that does not end is no output."""
+    def direct(self, traces: Sequence[EpisodeTokens]) -> list[str | None]:
         texts = [direct_prompt(trace.episode.context) for trace in traces]
         prompts = [self._tokenizer.encode_with_special_tokens(text) for text in texts if text]
-        answers, end = self._generate(prompts, END_OF_TEXT), direct_answer("")
-        return [a.removesuffix(end) if a.endswith(end) else None for a in answers]
+        return [direct_output(text) for text in self._generate(prompts, END_OF_TEXT)]
 
     def _generate(
         self, prompts: Sequence[Sequence[int]], stop: str, *, max_new_tokens: int | None = None
@@ -359,39 +284,6 @@ class _Runner:
             stop_ids={self._tokenizer.special_tokens[stop], self._tokenizer.eos_id},
         )
         return [self._tokenizer.decode(generation.tokens) for generation in generations]
-
-
-def _predicted_trace(trace: _Tokens, text: str) -> PredictedTrace:
-    frames, malformed = _read(text, trace.frames[0])
-    whole = [trace.frames[0], *frames]
-    valid = text.endswith(END_OF_TEXT) and not malformed and is_left(whole)
-    scores, divergence = score_trace(trace.frames[1:], frames, malformed=malformed)
-    if divergence is None and not valid:  # all but the end
-        divergence = len(scores)
-    return PredictedTrace(
-        episode=trace.episode,
-        text=text,
-        valid=valid,
-        divergence=divergence,
-        output=returned_value(whole) if valid else None,
-        scores=tuple(scores),
-    )
-
-
-def _read(text: str, entry: TraceFrame) -> tuple[list[TraceFrame | None], frozenset[int]]:
-    """Frames at their places, None where there is no readable event, and places with problems."""
-    parts = text.removesuffix(END_OF_TEXT).split(FRAME_SEP)
-    closed = [part + FRAME_SEP for part in parts[:-1]]
-    frames, malformed = [], set()
-    previous = scope_locals(entry, None)
-    for place, part in enumerate(closed + parts[-1:] if parts[-1] else closed):
-        frame, problems = parse_frame(part, previous)
-        frames.append(frame)
-        if problems:
-            malformed.add(place)
-        if frame is not None:
-            previous = scope_locals(frame, previous)
-    return frames, frozenset(malformed)
 
 
 def _scored_frames(predictions: Iterable[PredictedTrace]) -> list[ScoredFrame]:
@@ -409,7 +301,7 @@ def _mean(values: Iterable[bool]) -> float:
     return sum(values) / len(values)
 
 
-def _check_traces(traces: Sequence[_Tokens], max_length: int, modes: Sequence[str]) -> None:
+def _check_traces(traces: Sequence[EpisodeTokens], max_length: int, modes: Sequence[str]) -> None:
     if not traces:
         raise ValueError("no episode to evaluate; give at least one")
     for trace in traces:
