@@ -15,6 +15,7 @@ from typing import IO, Any, TypeVar, cast
 from cwm_jax.rl.envs.fields import short
 
 T = TypeVar("T")
+_GZIP = b"\x1f\x8b"  # how such a file begins
 
 
 def read_records(
@@ -29,8 +30,7 @@ def read_records(
     """What ``read`` makes of the lines of a file; blank ones are skipped.
 
     Args:
-        path: of lines of JSON; of one array, which begins the file; either of them gzipped, if its
-            name ends with ``.gz``.
+        path: of lines of JSON, or of one array, which begins the file; gzipped or not.
         read: of a line's value: its name, which no other line has, and what is kept of it; raises
             ValueError for what it cannot use.
         form: of a line, in words: what is expected of the file.
@@ -69,7 +69,8 @@ def read_records(
 
 
 def _opened(path: Path) -> IO[bytes]:
-    zipped = path.suffix == ".gz"
+    with path.open("rb") as file:
+        zipped = file.read(len(_GZIP)) == _GZIP
     return cast(IO[bytes], gzip.open(path, "rb")) if zipped else path.open("rb")
 
 

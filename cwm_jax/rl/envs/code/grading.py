@@ -62,11 +62,13 @@ class Grade:
         verdict: of the first test that failed, else that it passed.
         num_passed: tests before that one; of assertions, the calls that were answered.
         detail: for people.
+        returned: by the calls of assertions, as `inside.encode` spells it; nobody trusts it.
     """
 
     verdict: Verdict
     num_passed: int
     detail: str = ""
+    returned: tuple[Any, ...] = ()
 
 
 class _FailedError(Exception):
@@ -110,8 +112,14 @@ class Grader:
                 run.programs(tests)
         except _FailedError as failure:
             verdict, detail = failure.args
-            return Grade(verdict=verdict, num_passed=run.num_passed, detail=_shown(detail))
-        return Grade(verdict=Verdict.PASSED, num_passed=run.num_passed)
+        else:
+            verdict, detail = Verdict.PASSED, ""
+        return Grade(
+            verdict=verdict,
+            num_passed=run.num_passed,
+            detail=_shown(detail),
+            returned=tuple(run.returned),
+        )
 
     def returned(self, code: str, name: str, calls: Sequence[Any]) -> list[Any]:
         """What a function of trusted code returns, as `inside.encode` spells it.
@@ -148,6 +156,7 @@ class _Run:
         self._limits, self._call_limits = limits, call_limits
         self._candidates, self._code = candidates, code
         self._used_s, self.num_passed = 0.0, 0
+        self.returned: list[Any] = []
 
     def programs(self, tests: StdinTests) -> None:
         for case in tests.cases:
@@ -183,6 +192,7 @@ class _Run:
         if answer.get("failed") == "compile":
             _check_returned(answer)
         known.append((asked, answer))
+        self.returned += [answer["value"]] if "value" in answer else []
         self.num_passed = max(0, len(known) - 1)
         self._check_time(self._limits.assertions_s)
 

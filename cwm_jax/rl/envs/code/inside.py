@@ -98,15 +98,14 @@ def call(compiled, names, task):
     exec(compiled, names)
     function = find(names, task["name"])
 
-    def make(recipe):
-        name, args, kwargs, attributes = recipe
-        made = find(names, name)(*args, **dict(kwargs))
-        for attribute, value in attributes:
+    def make(name, args, kwargs, attributes):
+        made = find(names, name)(*args, **kwargs)
+        for attribute, value in attributes.items():
             setattr(made, attribute, value)
         return made
 
-    args, kwargs = decode(task["args"], make), decode(task["kwargs"], make)
-    return {"value": encode(function(*args, **kwargs))}
+    arguments = [decode(task[key], make) for key in ("args", "kwargs")]
+    return {"value": encode(function(*arguments[0], **arguments[1]))}
 
 
 def find(names, name):
@@ -174,10 +173,13 @@ class Maker:
     def __call__(self, *args, **kwargs):
         return Made(self.name, args, kwargs)
 
-    def unusable(self, *_):
+    def __eq__(self, other):
+        return self.unusable(other)
+
+    def unusable(self, _):
         end({"unusable": f"the tests use {self.name}, which they do not define"})
 
-    __eq__ = __getattr__ = __instancecheck__ = unusable
+    __getattr__ = __instancecheck__ = unusable
 
 
 class Made:
@@ -327,8 +329,8 @@ def decode(value, make=None):
     ((kind, content),) = value.items()
     if kind == "made" and make:
         name, args, *pairs = content
-        kwargs, attributes = ([[k, decode(item, make)] for k, item in d] for d in pairs)
-        return make([name, [decode(item, make) for item in args], kwargs, attributes])
+        kwargs, attributes = ({k: decode(item, make) for k, item in d} for d in pairs)
+        return make(name, [decode(item, make) for item in args], kwargs, attributes)
     if kind not in DECODERS:
         raise ValueError(f"it is no plain data: {kind}")
     try:
