@@ -32,7 +32,7 @@ from cwm_jax.evals.sets.asking import (
     judge_with,
     option,
 )
-from cwm_jax.evals.sets.code_rows import (
+from cwm_jax.evals.sets.code.rows import (
     MBPP_SPLITS,
     Row,
     read_humaneval,

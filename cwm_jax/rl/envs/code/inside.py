@@ -310,7 +310,7 @@ def encode(value):
     raise TypeError(f"a value of type {kind.__name__} is no plain data")
 
 
-def decode(value, make=None):
+def decode(value, make=None) -> typing.Any:
     """The inverse, of exact builtin types whoever wrote it.
 
     Args:

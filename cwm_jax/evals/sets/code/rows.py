@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cwm_jax.evals.sets.asking import name_of, row_of
-from cwm_jax.evals.sets.plus_tests import PlusTests, read_plus
+from cwm_jax.evals.sets.code.plus_tests import PlusTests, read_plus
 from cwm_jax.rl.envs.code.tests import AssertTests
 from cwm_jax.rl.envs.fields import each, identifier, listed, optional_text, text
 from cwm_jax.rl.envs.record_files import read_records
