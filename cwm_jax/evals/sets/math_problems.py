@@ -70,8 +70,9 @@ _MARK = "####"
 # Common spellings of AIME's keys.
 _PROBLEM_KEYS = ("problem", "question", "Problem", "Question")
 _ANSWER_KEYS = ("answer", "Answer", "expected_answer", "final_answer")
+_SOLUTION_KEYS = ("solution", "Solution")  # some files have nothing but the box there
 _ID_KEYS = ("id", "ID", "unique_id", "problem_idx", "problem_id")
-_AIME_ANSWER = re.compile(r"\d{1,3}")
+_AIME_ANSWER = re.compile(r"(?:\\boxed\{)?0*(\d{1,3})(?:\^\\circ)?\}?")
 _LABELS = ("subject", "level", "type")
 # Ours; a base model learns from them where the answer stands.
 _SHOTS = (
@@ -234,7 +235,7 @@ def _read_rows(path: Path, read: Callable[[Any, int], Row], form: str) -> list[R
 def _read_gsm8k(value: Any, number: int) -> Row:
     row = row_of(value, ("question", "answer"))
     solution = text(row["answer"], "answer")
-    before, mark, answer = solution.rpartition(_MARK)
+    _, mark, answer = solution.rpartition(_MARK)
     if not mark or not answer.strip():
         raise ValueError(
             f"answer is {short(solution)}; expected its end to be {_MARK} and a number"
@@ -258,18 +259,20 @@ def _read_math(value: Any, number: int) -> Row:
 
 def _read_aime(value: Any, number: int) -> Row:
     row = row_of(value, ())
-    problem, answer = _key(row, _PROBLEM_KEYS), _key(row, _ANSWER_KEYS)
+    has_answer = any(key in row for key in _ANSWER_KEYS)
+    problem = _key(row, _PROBLEM_KEYS)
+    answer = _key(row, _ANSWER_KEYS if has_answer else (*_ANSWER_KEYS, *_SOLUTION_KEYS))
     said = row[answer]
     if isinstance(said, int) and not isinstance(said, bool):
         said = str(said)
-    said = text(said, answer).strip()
-    if not _AIME_ANSWER.fullmatch(said):
+    found = _AIME_ANSWER.fullmatch(text(said, answer).strip())
+    if not found:
         raise ValueError(f"{answer} is {short(said)}; expected a whole number from 0 to 999")
     named = next((key for key in _ID_KEYS if key in row), None)
     return Row(
         name=name_of(row, named) if named else str(number),
         problem=text(row[problem], problem),
-        answer=said,
+        answer=found[1],
     )
 
 
@@ -283,10 +286,10 @@ def _key(row: Mapping[str, Any], known: tuple[str, ...]) -> str:
 
 
 _ABOUT = (
-    r"Prompt: the problem and, in our own words, that the answer stands in one \boxed{}; completion "
-    "gives three solved problems of our own, and the answer stands after ####. Grader: exact "
-    "numbers, tidied LaTeX, and math-verify where these do not decide; unlike Meta's, 100001 is not "
-    r"100002, 50\% is not 50, and the box needs no dollar signs."
+    "Prompt: the problem and, in our own words, that the answer stands in one "
+    r"\boxed{}; completion gives three solved problems of our own, and the answer stands after "
+    "####. Grader: exact numbers, tidied LaTeX, and math-verify where these do not decide; unlike "
+    r"Meta's, 100001 is not 100002, 50\% is not 50, and the box needs no dollar signs."
 )
 _OPTIONS = {"math_verify": "yes (the default; it has to be installed) or no: ours alone decides"}
 _SAMPLES = 20  # released

@@ -142,7 +142,7 @@ def _pickled_string(content: bytes) -> str:
 
 
 def _rows_of(path: Path, window: Window | None) -> list[Row]:
-    lines = iter(_places(path))
+    lines = _places(path)
 
     def read(value: Any) -> tuple[str, Row]:
         row = _read(value, (path, *next(lines)))
@@ -155,10 +155,16 @@ def _rows_of(path: Path, window: Window | None) -> list[Row]:
 
 
 def _places(path: Path) -> Iterator[tuple[int, int]]:
-    """(first byte, number of bytes) of each line that is not blank."""
+    """(first byte, number of bytes) of each line that is not blank.
+
+    Raises:
+        ValueError: the file has no lines of its own: it is an array, or packed.
+    """
     start = 0
     with path.open("rb") as file:
         for line in file:
+            if not start and line.lstrip()[:1] not in (b"{", b""):
+                raise ValueError(f"the file begins with {line[:20]!r}; expected JSONL: unpack it")
             if line.strip():
                 yield start, len(line)
             start += len(line)
