@@ -31,6 +31,7 @@ from cwm_jax.evals.sets.code.rows import Row, read_humaneval, read_mbpp
 from cwm_jax.evals.sets.code_problems import grade, make_grader
 from cwm_jax.evals.sets.math_problems import read_gsm8k, read_math500
 from cwm_jax.rl.environment import EnvironmentFailure
+from cwm_jax.rl.envs.code.tests import AssertTests
 from cwm_jax.rl.envs.math.comparison import Comparison, compare
 from cwm_jax.rl.envs.math.verifying import MathVerifier
 from cwm_jax.rl.envs.swe.shipped.mutations import mutations
@@ -111,6 +112,7 @@ def mutant_of(row: Row, seed: int) -> str:
 def passes_directly(row: Row, code: str) -> bool:
     """Whether the tests hold in one module with the code, as the official graders run them."""
     tests = row.tests
+    assert isinstance(tests, AssertTests)
     call = f"check({row.entry})" if "def check(" in tests.code else ""
     setup = "" if row.prompt in code else tests.setup
     module = "\n\n".join([code, setup, tests.code, call])
@@ -207,7 +209,7 @@ def checks(options: argparse.Namespace) -> Iterator[Check]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     for name in ("humaneval", "mbpp", "cruxeval", "math500", "gsm8k"):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE")
     parser.add_argument("--seed", type=int, default=0, help="of the mutants")

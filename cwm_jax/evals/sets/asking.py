@@ -61,7 +61,8 @@ def row_of(value: Any, required: Collection[str]) -> Mapping[str, Any]:
         ValueError: it is none, or one is not there.
     """
     if not isinstance(value, Mapping):
-        raise ValueError(f"the line is {short(value)}; expected an object with {listed(required)}")
+        keys = f" with {listed(required)}" if required else ""
+        raise ValueError(f"the line is {short(value)}; expected an object{keys}")
     for key in required:
         if key not in value:
             raise ValueError(

@@ -108,7 +108,13 @@ _INPUT_QUESTION = (
 
 
 def load_output(path: Path | None, options: SetOptions) -> EvalSet:
-    """Output prediction; raises ValueError as `read_rows`."""
+    """Output prediction.
+
+    Raises:
+        ValueError: as `read_rows`; there is a form for a mode that has one alone.
+    """
+    if "form" in options.values and options.mode != DIRECT:
+        raise ValueError(f"--option form is of the mode {DIRECT}, not of {options.mode}: drop it")
     form = option(options, "form", _FORMS, _FORMS[0])
     rows, judge = _opened(path), Judge(unsafe=options.unsafe)
 
