@@ -25,6 +25,12 @@ ROWS = [
         "input": "'x', str.upper",
         "output": "'X'",
     },
+    {
+        "id": "d",
+        "code": "def g(n):\n    return n + 1\n\ndef f(n):\n    return g(n)",
+        "input": "4",
+        "output": "5",
+    },
 ]
 
 
@@ -60,7 +66,7 @@ def test_every_mode_loads_and_asks(path):
         for mode in entry.modes:
             evaluation = loaded(path, name, mode)
             assert evaluation.name == f"{name}/{mode}"
-            assert [problem.name for problem in evaluation.problems] == ["a", "b", "c"]
+            assert [problem.name for problem in evaluation.problems] == [*"abcd"]
             prompt = prompt_of(evaluation)
             assert prompt.max_tokens > 500 and prompt.think == (mode == "reasoning")
             shown = prompt.text or prompt.messages[-1].content
@@ -209,6 +215,10 @@ def test_a_completion_that_is_cut_is_no_answer(path):
         (0, "f.__setattr__('__code__', (lambda xs, n: [2, 4, 6]).__code__)", False),
         (0, "[g.gi_frame for g in [(x for x in [1])]]", False),
         (0, "__import__('sys')", False),
+        (3, "(g := lambda n: 5)", False),
+        (3, "(lambda: 0).__globals__.update(g=lambda n: 5) or 1", False),
+        (3, "[x.gi_frame.f_globals.update(g=lambda n: 5) for x in [(0 for _ in [])]]", False),
+        (3, "g(3)", False),
         (0, "cruxeval_input('1')", False),
         (0, "f([1, 2, 3])", True),
         (2, "'X', type('T', (), {'__call__': lambda s, x: x})()", False),

@@ -139,9 +139,8 @@ def test_a_completion_says_its_answer_after_the_mark(tmp_path):
 
 
 def test_what_ours_does_not_know_is_asked(tmp_path):
-    with (
-        evaluation := loaded(tmp_path, "math500", "reasoning", MATH | {"answer": "p - q"})
-    ).opened():
+    row = MATH | {"answer": "p - q"}
+    with (evaluation := loaded(tmp_path, "math500", "reasoning", row)).opened():
         assert answered(evaluation, 0, r"\boxed{-q + p}").passed
         assert not answered(evaluation, 0, r"\boxed{q - p}").passed
     ours = loaded(tmp_path, "math500", "reasoning", row, math_verify="no")
@@ -175,7 +174,7 @@ def test_spellings_of_aime_s_keys(tmp_path, row, answer, name):
 @pytest.mark.parametrize(
     ("read", "row", "said"),
     [
-        (read_gsm8k, GSM8K | {"answer": "36"}, ':1: answer is "36"; expected ####'),
+        (read_gsm8k, GSM8K | {"answer": "36"}, ':1: answer is "36"; expected its end to be ####'),
         (read_gsm8k, GSM8K | {"answer": "#### "}, ":1: answer is"),
         (read_gsm8k, GSM8K | {"question": 3}, ":1: question is 3; expected text"),
         (read_gsm8k, {"answer": "#### 3"}, ":1: the line has no 'question'"),
