@@ -97,10 +97,9 @@ def load_mbpp(path: Path | None, options: SetOptions) -> EvalSet:
     grader = Grader(_LIMITS, unsafe=options.unsafe)
 
     def problem(row: Row) -> Problem:
-        question = (
-            f"{code_question(row.prompt, AssertTests(row.entry, ''))}\n\n"
-            "These are some of the tests:\n```python\n" + "\n".join(row.shown) + "\n```"
-        )
+        tests = "\n".join(row.shown)
+        task = f"{row.prompt.strip()}\n\nIt has to pass these tests:\n```python\n{tests}\n```"
+        question = code_question(task, AssertTests(row.entry, ""))
         prompt = Prompt(
             text=f"{BEGIN_OF_TEXT}{shots}{_mbpp_shown(row)}",
             max_tokens=options.max_tokens or MAX_COMPLETION_TOKENS,

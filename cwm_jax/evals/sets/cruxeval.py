@@ -24,6 +24,7 @@ from cwm_jax.evals.problem import (
     one_answer,
 )
 from cwm_jax.evals.sets.asking import (
+    MAX_REASONING_TOKENS,
     THINKING,
     chat,
     final_text,
@@ -71,8 +72,8 @@ _PUBLISHED_INPUT: dict[str, dict[str, float]] = {
     },
     THINKING: {"GPT-4 with chain of thought (paper)": 75.0},
 }
-# Assumed, in tokens: a trace takes about 500 (report), and is at most a few thousand frames.
-_MAX_TOKENS = {DIRECT: 1_024, FULL_TRACE: 32_768, SINGLE_STEP: 1_024, THINKING: None}
+# Assumed; a trace takes 500 on average (report), the longest of CruxEval's some 40,000.
+_MAX_TOKENS = {DIRECT: 1_024, FULL_TRACE: MAX_REASONING_TOKENS, SINGLE_STEP: 1_024}
 _ANSWER, _ANSWER_END = "[ANSWER]", "[/ANSWER]"
 _FORMS = ("main", "few_shot")
 
@@ -182,7 +183,7 @@ def _output_prompt(row: Row, options: SetOptions, form: str) -> Prompt:
         begun = render_prompt(row.context) + _ENTRY_CALL
         return Prompt(
             text=begun if full else begun + RETURN_SEP,
-            max_tokens=options.max_tokens or _MAX_TOKENS[options.mode] or 0,
+            max_tokens=options.max_tokens or _MAX_TOKENS[options.mode],
             stop=() if full else (FRAME_SEP,),
         )
     if options.mode == DIRECT and form == "main":
@@ -201,7 +202,7 @@ def _asked(question: str, few_shot: str, options: SetOptions) -> Prompt:
 
 
 def _text(prompt: str, stop: str, options: SetOptions) -> Prompt:
-    most = options.max_tokens or _MAX_TOKENS[DIRECT] or 0
+    most = options.max_tokens or _MAX_TOKENS[DIRECT]
     return Prompt(text=prompt, max_tokens=most, stop=(stop,))
 
 
