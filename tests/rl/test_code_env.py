@@ -13,7 +13,7 @@ from cwm_jax.rl.envs.code.comparison import is_same_output, is_same_value
 from cwm_jax.rl.envs.code.environment import PROFILES, Code
 from cwm_jax.rl.envs.code.grading import Grader, Verdict
 from cwm_jax.rl.envs.code.inside import decode, encode
-from cwm_jax.rl.envs.code.tests import parse_tests
+from cwm_jax.rl.envs.code.tests import AssertTests, parse_tests
 from cwm_jax.rl.envs.kinds import make_environments
 from cwm_jax.sandbox import Outcome
 
@@ -187,6 +187,65 @@ def test_assertions_see_an_exception_that_they_expect(grader):
 def test_unusable_assertions_are_a_failure_of_the_environment(grader, tests, why):
     with pytest.raises(EnvironmentFailure, match=f"(?s){why}"):
         grade(grader, RIGHT, {**ASSERTS, **tests})
+
+
+PAIR = "class Pair:\n    def __init__(self, a, b=5):\n        self.a, self.b = a, b\n\n"
+SUM = (
+    "def more(p):\n    return p.more.a if hasattr(p, 'more') else 0\n\n"
+    "def total(pairs):\n    return sum(p.a * p.b + more(p) for p in pairs)"
+)
+MADE = {
+    "style": "asserts",
+    "entry": "total",
+    "setup": "p = Pair(1, b=2)\np.more = Pair(7)\np.more.a = 100",
+    "code": "assert total([Pair(3), p]) == 117\nassert total([Pair(1, 1)]) == 1",
+}
+
+
+def test_assertions_make_objects_of_classes_that_the_answer_defines(grader):
+    assert grade(grader, PAIR + SUM, MADE).verdict is Verdict.PASSED
+    wrong = grade(grader, PAIR + SUM.replace("p.b", "1"), MADE)
+    assert wrong.verdict is Verdict.WRONG_ANSWER
+    lacking = grade(grader, SUM, MADE)
+    assert lacking.verdict is Verdict.RUNTIME_ERROR and "no 'Pair'" in lacking.detail
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("assert total([Pair(1)]) == Pair", "use Pair"),
+        ("assert total([Pair(1)]) == Pair(1)", "compare a Pair"),
+        ("assert total([Pair(1)]) == Pair(1).a", r"read \.a of a Pair"),
+        ("assert total([Pair(1)]) == Pair.zero", "use Pair"),
+        ("assert isinstance(total([Pair(1)]), Pair)", "use Pair"),
+        ("a = Pair(1)\na.more = a\nassert total([a])", "cannot be sent"),
+    ],
+)
+def test_assertions_that_do_more_with_them_are_a_failure_of_the_environment(grader, code, why):
+    with pytest.raises(EnvironmentFailure, match=why):
+        grade(grader, PAIR + SUM, {**MADE, "setup": "", "code": code})
+
+
+def test_an_answer_makes_nothing_in_the_assertions():
+    with pytest.raises(ValueError, match="no plain data: made"):
+        decode({"made": ["Pair", [1], [], []]})
+
+
+def test_calls_that_are_known_are_answered_first(grader):
+    calls = tuple({"args": encode((a, 1)), "kwargs": encode({})} for a in range(20))
+    code = "for a in range(20):\n    assert add(a, 1) == a + 1"
+    tests = AssertTests("add", code, calls=calls)
+    assert grader.grade(RIGHT, tests) == grader.grade(RIGHT, AssertTests("add", code))
+    assert grader.grade(RIGHT.replace("+ b", "+ 2"), tests).verdict is Verdict.WRONG_ANSWER
+    with pytest.raises(EnvironmentFailure, match="differently each time"):
+        grader.grade(RIGHT, AssertTests("add", code, calls=calls[1:]))
+
+
+def test_reference_code_says_what_it_returns(grader):
+    calls = [{"args": encode((a, b)), "kwargs": encode({})} for a, b in ((1, 2), ([3], [4]))]
+    assert grader.returned(RIGHT, "add", calls) == [3, [3, 4]]
+    with pytest.raises(EnvironmentFailure, match="the reference add fails"):
+        grader.returned("def add(a, b):\n    return 1 / 0", "add", calls)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,10 @@ from cwm_jax.rl.envs.prompts import encode_problem
 from cwm_jax.tokenizer import Tokenizer
 
 _MIB = 1 << 20
+ONE_BLOCK = (
+    "Your answer must contain exactly one block of code, which holds the whole solution:\n"
+    "```python\n# your code\n```"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,10 +99,10 @@ class Code:
         self._grader = grader
 
     def start(self) -> Observation:
-        profile = self._profile
+        profile, data = self._profile, self._data
         tokens = encode_problem(
             self._tokenizer,
-            self._question(),
+            code_question(data.problem, data.tests, data.starter),
             max_tokens=profile.max_prompt_tokens,
             think=profile.think,
             system_prompt=profile.system_prompt,
@@ -127,24 +131,21 @@ class Code:
     def close(self) -> None:
         pass
 
-    def _question(self) -> str:
-        data, tests = self._data, self._data.tests
-        parts = [data.problem.strip()]
-        if isinstance(tests, StdinTests):
-            parts.append(
-                "Write a Python program that reads its input from standard input and prints its "
-                "answer to standard output."
-            )
-        else:
-            name = tests.name if isinstance(tests, FunctionTests) else tests.entry
-            parts.append(f"Write Python code that defines `{name}`; it will be called with tests.")
-        if data.starter:
-            parts.append(f"Begin with this code:\n```python\n{data.starter.rstrip()}\n```")
+
+def code_question(problem: str, tests: Tests, starter: str = "") -> str:
+    """Asks for code: what it is to do, what will call or run it, and the answer's form."""
+    parts = [problem.strip()]
+    if isinstance(tests, StdinTests):
         parts.append(
-            "Your answer must contain exactly one block of code, which holds the whole solution:\n"
-            "```python\n# your code\n```"
+            "Write a Python program that reads its input from standard input and prints its "
+            "answer to standard output."
         )
-        return "\n\n".join(parts)
+    else:
+        name = tests.name if isinstance(tests, FunctionTests) else tests.entry
+        parts.append(f"Write Python code that defines `{name}`; it will be called with tests.")
+    if starter:
+        parts.append(f"Begin with this code:\n```python\n{starter.rstrip()}\n```")
+    return "\n\n".join([*parts, ONE_BLOCK])
 
 
 def _read(data: Mapping[str, Any]) -> CodeData:

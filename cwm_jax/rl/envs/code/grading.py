@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,13 @@ class Grade:
         verdict: of the first test that failed, else that it passed.
         num_passed: tests before that one; of assertions, the calls that were answered.
         detail: for people.
+        returned: by the calls of assertions, as `inside.encode` spells it; nobody trusts it.
     """
 
     verdict: Verdict
     num_passed: int
     detail: str = ""
+    returned: tuple[Any, ...] = ()
 
 
 class _FailedError(Exception):
@@ -109,8 +112,34 @@ class Grader:
                 run.programs(tests)
         except _FailedError as failure:
             verdict, detail = failure.args
-            return Grade(verdict=verdict, num_passed=run.num_passed, detail=_shown(detail))
-        return Grade(verdict=Verdict.PASSED, num_passed=run.num_passed)
+        else:
+            verdict, detail = Verdict.PASSED, ""
+        return Grade(
+            verdict=verdict,
+            num_passed=run.num_passed,
+            detail=_shown(detail),
+            returned=tuple(run.returned),
+        )
+
+    def returned(self, code: str, name: str, calls: Sequence[Any]) -> list[Any]:
+        """What a function of trusted code returns, as `inside.encode` spells it.
+
+        Args:
+            code: of a data set: a reference solution.
+            name: of the function.
+            calls: as of `AssertTests`.
+
+        Raises:
+            EnvironmentFailure: if there is no sandbox, or the code fails.
+        """
+        run = _Run(self._limits, self._call_limits, self._candidates, code)
+        try:
+            answers = [run.answer(name, asked) for asked in calls]
+            for answer in answers:
+                _check_returned(answer)
+        except _FailedError as failure:
+            raise EnvironmentFailure(f"the reference {name} fails: {failure.args}") from None
+        return [answer["value"] for answer in answers]
 
     def close(self) -> None:
         """Ends the sandboxes; a later answer starts them again."""
@@ -127,6 +156,7 @@ class _Run:
         self._limits, self._call_limits = limits, call_limits
         self._candidates, self._code = candidates, code
         self._used_s, self.num_passed = 0.0, 0
+        self.returned: list[Any] = []
 
     def programs(self, tests: StdinTests) -> None:
         for case in tests.cases:
@@ -139,7 +169,7 @@ class _Run:
 
     def calls(self, tests: FunctionTests) -> None:
         for case in tests.cases:
-            answer = self._answer(tests.name, {"args": encode(case.args), "kwargs": {"dict": []}})
+            answer = self.answer(tests.name, {"args": encode(case.args), "kwargs": {"dict": []}})
             _check_returned(answer)
             if not is_same_value(answer["value"], case.expected):
                 raise _FailedError(Verdict.WRONG_ANSWER, f"it returned {answer['value']!r}")
@@ -148,21 +178,23 @@ class _Run:
     def assertions(self, tests: AssertTests, sandboxes: Sandboxes) -> None:
         known: list[tuple[Any, Any]] = []
         request = {"tests": tests.code, "setup": tests.setup, "entry": tests.entry, "known": known}
-        while True:
-            message = self._asserted(request, sandboxes)
-            asked = message.get("ask")
-            if asked is None:
-                break
-            if len(known) == self._limits.calls:
-                raise _FailedError(Verdict.TIMEOUT, f"more than {len(known)} calls")
-            answer = self._answer(tests.entry, asked)
-            if answer.get("failed") == "compile":
-                _check_returned(answer)
-            known.append((asked, answer))
-            self.num_passed = max(0, len(known) - 1)
-            self._check_time(self._limits.assertions_s)
+        for asked in tests.calls:
+            self._learn(tests.entry, asked, known)
+        while (asked := (message := self._asserted(request, sandboxes)).get("ask")) is not None:
+            self._learn(tests.entry, asked, known)
         _check_assertions(message, known)
         self.num_passed = len(known)
+
+    def _learn(self, entry: str, asked: Any, known: list[tuple[Any, Any]]) -> None:
+        if len(known) == self._limits.calls:
+            raise _FailedError(Verdict.TIMEOUT, f"more than {len(known)} calls")
+        answer = self.answer(entry, asked)
+        if answer.get("failed") == "compile":
+            _check_returned(answer)
+        known.append((asked, answer))
+        self.returned += [answer["value"]] if "value" in answer else []
+        self.num_passed = max(0, len(known) - 1)
+        self._check_time(self._limits.assertions_s)
 
     def _asserted(self, request: dict[str, Any], sandboxes: Sandboxes) -> dict[str, Any]:
         """What the assertions say, given the answers so far."""
@@ -174,7 +206,7 @@ class _Run:
             raise EnvironmentFailure(f"the tests do not run: {reply.outcome} {reply.detail}")
         raise _FailedError(_ENDS.get(reply.outcome, Verdict.WRONG_ANSWER), "in the assertions")
 
-    def _answer(self, name: str, asked: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, name: str, asked: dict[str, Any]) -> dict[str, Any]:
         """What the candidate's function returns, or how it failed."""
         reply = self._call(self._candidates, {"code": self._code, "name": name, **asked})
         if reply.outcome is not Outcome.OK:

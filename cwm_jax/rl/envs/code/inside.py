@@ -10,10 +10,13 @@ JSON; values in them are spelt by `encode`.
   in a sandbox where the policy's code never is. The function that they call is a proxy: a call
   whose answer is known returns it, the first other one ends the process with ``{"ask": ...}``. The
   host has it answered, and starts the assertions again with one answer more; up to there every run
-  is the same. At last ``{"passed": true}`` or ``{"failed": ...}``, or ``{"unusable": WHY}``.
+  is the same. At last ``{"passed": true}`` or ``{"failed": ...}``, or ``{"unusable": WHY}``. Where
+  the assertions make objects of classes that only the policy's code defines, these are recipes
+  (`Made`), which the call follows in the policy's sandbox.
 """
 
 import array
+import ast
 import atexit
 import bisect
 import builtins
@@ -94,7 +97,15 @@ def run_code(task):
 def call(compiled, names, task):
     exec(compiled, names)
     function = find(names, task["name"])
-    return {"value": encode(function(*decode(task["args"]), **decode(task["kwargs"])))}
+
+    def make(name, args, kwargs, attributes):
+        made = find(names, name)(*args, **kwargs)
+        for attribute, value in attributes.items():
+            setattr(made, attribute, value)
+        return made
+
+    arguments = [decode(task[key], make) for key in ("args", "kwargs")]
+    return {"value": encode(function(*arguments[0], **arguments[1]))}
 
 
 def find(names, name):
@@ -118,6 +129,7 @@ def end_program():
 def run_tests(task):
     random.seed(0)  # the same draws in every run
     proxy, names = Proxy(task["known"]), dict[str, object](__name__="tests")
+    names |= {name: Maker(name) for name in undefined_names(task["setup"] + "\n" + task["tests"])}
     exec(compile(task["setup"], "setup.py", "exec"), names)
     names[task["entry"]] = proxy
     show_lines("tests.py", task["tests"])
@@ -141,7 +153,7 @@ class Proxy:
     def __call__(self, *args, **kwargs):
         try:
             asked = {"args": encode(args), "kwargs": encode(kwargs)}
-        except TypeError as error:
+        except (TypeError, RecursionError) as error:
             end({"unusable": f"the tests call the function with what cannot be sent: {error}"})
         if self.count == len(self.known):
             end({"ask": asked})
@@ -150,6 +162,66 @@ class Proxy:
         if question != asked:
             end({"unusable": "the tests call the function differently each time"})
         return told(answer)
+
+
+class Maker:
+    """A class that the tests name and do not define: only the policy's code can have it."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, *args, **kwargs):
+        return Made(self.name, args, kwargs)
+
+    def __eq__(self, other):
+        return self.unusable(other)
+
+    def unusable(self, _):
+        end({"unusable": f"the tests use {self.name}, which they do not define"})
+
+    __getattr__ = __instancecheck__ = unusable
+
+
+class Made:
+    """A recipe: what the tests gave to a `Maker`, and the attributes that they set afterwards."""
+
+    def __init__(self, name, args, kwargs):
+        self.__dict__["recipe"] = (name, args, kwargs, {})
+
+    def __getattribute__(self, name):
+        if name.startswith("__"):
+            return object.__getattribute__(self, name)
+        made, _, _, attributes = self.__dict__["recipe"]
+        if name not in attributes:
+            end({"unusable": f"the tests read .{name} of a {made}, which they do not define"})
+        return attributes[name]
+
+    def __setattr__(self, name, value):
+        self.__dict__["recipe"][3][name] = value
+
+    def __eq__(self, other):
+        end({"unusable": f"the tests compare a {self.__dict__['recipe'][0]}, which they only make"})
+
+
+def undefined_names(source):
+    """What the tests read and bind nowhere."""
+    read, bound = set(), {*dir(builtins), "__file__"}
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # compiling says where
+        return read
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            bound.add(node.name)
+    return read - bound
 
 
 def told(answer):
@@ -231,11 +303,19 @@ def encode(value):
         return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
     if issubclass(kind, tuple) and hasattr(kind, "_fields"):  # a named tuple
         return {"tuple": [encode(item) for item in tuple(value)]}
+    if kind is Made:
+        name, args, kwargs, attributes = value.__dict__["recipe"]
+        pairs = [[[key, encode(item)] for key, item in d.items()] for d in (kwargs, attributes)]
+        return {"made": [name, [encode(item) for item in args], *pairs]}
     raise TypeError(f"a value of type {kind.__name__} is no plain data")
 
 
-def decode(value):
+def decode(value, make=None) -> typing.Any:
     """The inverse, of exact builtin types whoever wrote it.
+
+    Args:
+        value: what `encode` wrote, or not.
+        make: follows a recipe of tests; without it there is none.
 
     Raises:
         ValueError: if it is not what `encode` writes.
@@ -243,27 +323,32 @@ def decode(value):
     if value is None or type(value) in (bool, str, int):
         return value
     if type(value) is list:
-        return [decode(item) for item in value]
+        return [decode(item, make) for item in value]
     if type(value) is not dict or len(value) != 1:
         raise ValueError("it is no plain data")
     ((kind, content),) = value.items()
+    if kind == "made" and make:
+        name, args, *pairs = content
+        kwargs, attributes = ({k: decode(item, make) for k, item in d} for d in pairs)
+        return make(name, [decode(item, make) for item in args], kwargs, attributes)
     if kind not in DECODERS:
         raise ValueError(f"it is no plain data: {kind}")
     try:
-        return DECODERS[kind](content)
+        return DECODERS[kind](content, lambda item: decode(item, make))
     except (TypeError, ValueError, LookupError, AttributeError, OverflowError, MemoryError):
         raise ValueError(f"it is no {kind}") from None
 
 
+# Of the content, and what decodes the items in it.
 DECODERS = {
-    "int": lambda text: int(text, 16),  # of which Python limits no length
-    "float": lambda text: float.fromhex(text),
-    "complex": lambda pair: complex(float.fromhex(pair[0]), float.fromhex(pair[1])),
-    "bytes": lambda text: bytes.fromhex(text),
-    "bytearray": lambda text: bytearray.fromhex(text),
-    "tuple": lambda items: tuple(map(decode, items)),
-    "set": lambda items: set(map(decode, items)),
-    "frozenset": lambda items: frozenset(map(decode, items)),
-    "range": lambda items: range(*map(decode, items)),
-    "dict": lambda items: {decode(key): decode(item) for key, item in items},
+    "int": lambda text, _: int(text, 16),  # of which Python limits no length
+    "float": lambda text, _: float.fromhex(text),
+    "complex": lambda pair, _: complex(float.fromhex(pair[0]), float.fromhex(pair[1])),
+    "bytes": lambda text, _: bytes.fromhex(text),
+    "bytearray": lambda text, _: bytearray.fromhex(text),
+    "tuple": lambda items, inner: tuple(map(inner, items)),
+    "set": lambda items, inner: set(map(inner, items)),
+    "frozenset": lambda items, inner: frozenset(map(inner, items)),
+    "range": lambda items, inner: range(*map(inner, items)),
+    "dict": lambda items, inner: {inner(key): inner(item) for key, item in items},
 }

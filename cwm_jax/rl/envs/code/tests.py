@@ -53,11 +53,15 @@ class AssertTests:
         entry: the function that they call.
         code: assertions, or a function ``check`` that is given the entry (HumanEval's style).
         setup: runs before the entry has its name: imports, and what a problem's prompt defines.
+        calls: those that begin the assertions, if they are known, as ``{"args": ..., "kwargs":
+            ...}`` that `inside.encode` spells: they are answered before the assertions start, which
+            otherwise start again after each.
     """
 
     entry: str
     code: str
     setup: str = ""
+    calls: tuple[Mapping[str, Any], ...] = ()
 
 
 Tests = StdinTests | FunctionTests | AssertTests

@@ -27,7 +27,7 @@ from cwm_jax.rl.envs.math.verifying import MathVerifier
 from cwm_jax.rl.envs.prompts import encode_opening, encode_problem
 from cwm_jax.tokenizer import END_OF_TURN, Tokenizer
 
-_BOX = r"Put your final answer, and nothing else, into \boxed{}."
+BOX = r"Put your final answer, and nothing else, into \boxed{}."
 _TOOL = (
     "You can run Python programs before you answer, at most {calls} of them, each for up to "
     "{seconds:g} seconds. A program that you write as\n\n<tool: python>\nprint(1 + 1)\n</tool>\n\n"
@@ -139,7 +139,7 @@ class Math:
         pass
 
     def _question(self) -> list[str]:
-        return [self._data.problem.strip(), _BOX]
+        return [self._data.problem.strip(), BOX]
 
     def _judged(self, text: str) -> Step:
         try:

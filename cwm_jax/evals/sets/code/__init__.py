@@ -1,0 +1,1 @@
+"""What sets of code read from their files, and how they judge."""
