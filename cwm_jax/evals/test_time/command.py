@@ -1,4 +1,4 @@
-"""``python -m cwm_jax tts``: choose one of many patches of each problem by tests, and measure it."""
+"""``python -m cwm_jax tts``: choose one of many patches of each problem by tests; measure it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from cwm_jax.evals.test_time.selection import NUM_TESTS, Choice, select
 from cwm_jax.rl.environment import EnvironmentFailure, Task
 from cwm_jax.rl.envs.swe.profiles import PROFILES, SWEProfile
 from cwm_jax.rl.envs.swe.shipped.tasks import shipped_tasks
+from cwm_jax.rl.envs.swe.suite import FORMATS
 from cwm_jax.sandbox import SandboxError
 from cwm_jax.storage import write_json, write_whole
 
@@ -111,16 +112,18 @@ def _existing(path: Path | None) -> Mapping[str, Any]:
     if path is None:
         return {}
     found = json.loads(path.read_text(encoding="utf-8"))
-    wanted = {"command", "format", "canary"}
     values = found.values() if isinstance(found, dict) else [found]
-    if not all(
-        value is None or (isinstance(value, dict) and {*value} == wanted) for value in values
-    ):
+    if not all(value is None or _is_existing(value) for value in values):
         raise ValueError(
-            f"{path}: expected an object of objects with {', '.join(sorted(wanted))}, or null, by "
-            "the problem's name, its repository or *: mend it"
+            f"{path}: expected an object of objects with command, canary and format "
+            f"({', '.join(FORMATS)}), or null, by the problem's name, its repository or *: mend it"
         )
     return found
+
+
+def _is_existing(value: Any) -> bool:
+    wanted = {"command", "format", "canary"}
+    return isinstance(value, dict) and {*value} == wanted and value["format"] in FORMATS
 
 
 def _ks(text: str | None, most: int) -> list[int]:
