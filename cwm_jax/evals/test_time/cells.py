@@ -77,7 +77,10 @@ class Cells:
         Raises:
             EnvironmentFailure: of some runs, after all others are done and kept.
         """
-        missing = {cell.key: cell for cell in cells if cell.key not in self._known}
+        missing: dict[str, Cell] = {}
+        for cell in cells:
+            if cell.key not in self._known:
+                missing.setdefault(cell.key, cell)
         failures: list[str] = []
         pool = concurrent.futures.ThreadPoolExecutor(num_workers)
         try:
