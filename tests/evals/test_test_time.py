@@ -399,6 +399,7 @@ def test_what_cannot_be_used_is_said(runs, capsys, tmp_path):
         ([str(tmp_path), "--out", out], "no readable run.json"),
         ([patches, "--out", out, "--count", "1"], "1 problems of the runs, '"),
         ([patches, "--out", out, "--count", "2", "--ks", "7"], "numbers from 1 to 5"),
+        ([patches, "--out", out, "--workers", "0"], "--workers is 0; expected 1 or more"),
     ):
         assert main(["tts", *arguments]) == 2
         assert said in capsys.readouterr().err

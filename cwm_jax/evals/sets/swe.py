@@ -12,13 +12,12 @@ from cwm_jax.evals.swe.attempt import EpisodeAttempt, patch_answer
 from cwm_jax.evals.swe.rows import load_tasks
 from cwm_jax.rl.environment import Task
 from cwm_jax.rl.envs.swe.environment import SoftwareEngineering
-from cwm_jax.rl.envs.swe.issue_tests import IssueTest
+from cwm_jax.rl.envs.swe.issue_tests import TEST_S, IssueTest
 from cwm_jax.rl.envs.swe.profiles import PROFILES, SWEProfile
 from cwm_jax.rl.envs.swe.shipped.tasks import shipped_tasks
 from cwm_jax.tokenizer import Tokenizer
 
 _MODES = ("eval", "small")
-_TEST_S = 120.0  # Source: Meta's evaluation of tests
 # Of SWE-bench Verified, one try each. Source: cwm_report section 10 (model card).
 _PUBLISHED = {"CWM": 53.9, "Devstral-1.1-24B": 53.6, "Qwen3-Coder": 51.6, "gpt-oss-20B high": 60.7}
 _ABOUT = """\
@@ -78,7 +77,7 @@ def _profile(kind: _Kind, options: SetOptions) -> SWEProfile:
         raise ValueError(f"mode is {options.mode!r}; expected {' or '.join(_MODES)}")
     profile = PROFILES[options.mode]
     if kind is IssueTest:
-        limit_s = min(profile.test_timeout_s, _TEST_S)
+        limit_s = min(profile.test_timeout_s, TEST_S)
         profile = dataclasses.replace(profile, test_timeout_s=limit_s)
     if options.max_tokens is not None:
         profile = dataclasses.replace(profile, action_tokens=options.max_tokens)

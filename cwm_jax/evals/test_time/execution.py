@@ -20,7 +20,7 @@ from cwm_jax.rl.environment import Task
 from cwm_jax.rl.envs.swe.data import read_data
 from cwm_jax.rl.envs.swe.environment import workspace_maker
 from cwm_jax.rl.envs.swe.grading import apply_inside, read_inside
-from cwm_jax.rl.envs.swe.issue_tests import complaint_of_source, run_test
+from cwm_jax.rl.envs.swe.issue_tests import TEST_S, complaint_of_source, run_test
 from cwm_jax.rl.envs.swe.profiles import SWEProfile
 from cwm_jax.rl.envs.swe.suite import Suite, SuiteFailed, suite_results
 from cwm_jax.rl.envs.swe.workspaces.protocol import Workspace
@@ -171,9 +171,9 @@ def _candidate(patch: PatchSample, form: PatchForm | None) -> Candidate:
 def _test_cell(bench: Bench, source: str | None, form: PatchForm | None) -> Cell:
     assert source is not None
     patches = form.patches if form else ()
+    timeout_s = min(bench.profile.test_timeout_s, TEST_S)
 
     def run(workspace: Workspace) -> dict[str, Any]:
-        timeout_s = bench.profile.test_timeout_s
         try:
             found = run_test(workspace, source, timeout_s=timeout_s, patch=patches)
         except ValueError as error:  # a link or a folder is where the patch has a file

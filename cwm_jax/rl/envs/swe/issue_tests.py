@@ -23,6 +23,7 @@ from cwm_jax.rl.envs.swe.workspaces.protocol import Workspace
 from cwm_jax.sandbox import ShellReply
 
 TEST_PATH = "test_issue.py"  # Source: Meta's, in the repository's root
+TEST_S = 120.0  # of a run, at most. Source: Meta's evaluation of tests
 _SHOWN = 500  # assumed: characters of a run's output that a reason has
 # Images of SWE-bench have the repository's packages in this environment of conda's; others, and the
 # local sandbox, have none. Source: SWE-bench's evaluation scripts.
