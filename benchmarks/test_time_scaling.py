@@ -1,9 +1,10 @@
 """Plays test-time scaling from end to end, with a script in place of a model.
 
-The script knows the faults of the shipped tasks. By lot it mends a fault, mends half of it, breaks
-the module or changes nothing, and writes tests of the issue: thorough and weak ones, and ones that
-say the same of any code. The sandboxes, the records and the choice are the real ones. It shows what
-the machinery does, and measures no model.
+The script knows the faults of the shipped tasks. By lot it mends a fault, mends half of it or the
+call of the issue alone, breaks the module or changes nothing, and writes tests of the issue:
+thorough ones, weak ones that make the issue's call, and ones that say the same of any code. The
+sandboxes, the records and the choice are the real ones. It shows what the machinery does, and
+measures no model.
 
     python -m benchmarks.test_time_scaling --out runs/tts
 """
@@ -11,6 +12,7 @@ the machinery does, and measures no model.
 from __future__ import annotations
 
 import argparse
+import ast
 import random
 import re
 import sys
@@ -30,8 +32,9 @@ from cwm_jax.rl.envs.swe.prompts import OTHER, REPRODUCED, RESOLVED
 from cwm_jax.rl.envs.swe.shipped.tasks import diff_of, half_mended, shipped_tasks
 from cwm_jax.tokenizer import END_OF_TURN, Tokenizer
 
-PATCHES = {"right": 25, "commented": 5, "half": 40, "breaking": 15, "nothing": 15}  # in percent
-TESTS = {"thorough": 35, "weak": 30, "always": 20, "never": 15}
+# In percent. Most patches are wrong, and most tests cannot tell a patch for the issue's call alone.
+PATCHES = {"right": 20, "commented": 5, "half": 25, "shown": 25, "breaking": 10, "nothing": 15}
+TESTS = {"thorough": 15, "weak": 45, "always": 20, "never": 20}
 _MOST_TURNS = 4
 _MOST_CALLS = 8  # of a thorough test
 _TEST = f"""\
@@ -146,6 +149,7 @@ def patch_of(task: Task, kind: str) -> str:
         "right": whole,
         "commented": {path: f"# Mended.\n{text}" for path, text in whole.items()},
         "half": {path: half_mended(before[path], text) for path, text in whole.items()},
+        "shown": {path: before[path] + _for_the_call(task) for path in whole},
         "breaking": {path: before[path] + "\nraise RuntimeError\n" for path in whole},
         "nothing": {"README.md": before["README.md"] + "\nMended.\n"},
     }
@@ -181,6 +185,25 @@ def _shown(task: Task) -> tuple[str, str]:
     found = re.search(r"In the names of `(.+)`,\n\n    (.+)\n", task.data["issue"])
     assert found, task.data["issue"]
     return found[1], found[2]
+
+
+def _for_the_call(task: Task) -> str:
+    """Code that makes the issue's call right, and no other; nothing where it is no plain call."""
+    module, shown = _shown(task)
+    tree = ast.parse(shown, mode="eval").body
+    if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.keywords:
+        return ""
+    name, args = tree.func.id, [ast.unparse(arg) for arg in tree.args]
+    (call,) = [
+        c for c in task.data["tests"]["calls"] if (c["module"], c["call"]) == (module, shown)
+    ]
+    if call.get("expected") is None:
+        return ""
+    return (
+        f"\n\n_before = globals().get({name!r})\n\n\ndef {name}(*args, **more):\n"
+        f"    if repr(args) == repr(({''.join(f'{arg}, ' for arg in args)})):\n"
+        f"        return {call['expected']}\n    return _before(*args, **more)\n"
+    )
 
 
 def _submitting(name: str, text: str) -> list[str]:
