@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rl.swe.fake_engine import IMAGE, FakeEngine
@@ -333,3 +334,14 @@ def test_what_the_runners_of_swe_bench_write_is_read():
     }
     sympy = "sympy/a.py[3] \ntest_a ok\ntest_b F\ntest_c E\ntest_d f                    [FAIL]\n"
     assert parse_sympy(sympy) == {"test_a": True, "test_b": False, "test_c": False, "test_d": False}
+
+
+def test_sets_and_choices_load_without_jax():
+    code = (
+        "import sys, cwm_jax.evals.sets.swe, cwm_jax.evals.test_time.scaling; print(*sys.modules)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert not {"jax", "flax", "optax"} & {name.split(".")[0] for name in done.stdout.split()}

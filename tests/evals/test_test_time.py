@@ -1,5 +1,6 @@
 """Test-time scaling: the rule, its estimates, the runs on disk, and all of it from end to end."""
 
+import errno
 import itertools
 import json
 import os
@@ -16,10 +17,12 @@ from benchmarks.test_time_scaling import evaluate, patch_turns, test_of, test_tu
 from cwm_jax.__main__ import main
 from cwm_jax.evals.test_time.cells import Cell, Cells, cell_key
 from cwm_jax.evals.test_time.estimates import curves, usual_ks, values_at
-from cwm_jax.evals.test_time.execution import existing_of
+from cwm_jax.evals.test_time.execution import Bench, existing_of, fill
+from cwm_jax.evals.test_time.samples import PatchSample, Samples, TestSample
 from cwm_jax.evals.test_time.selection import Candidate, Table, majority, majority_tests, select
 from cwm_jax.rl.environment import EnvironmentFailure, Task
 from cwm_jax.rl.envs.swe.issue_tests import read_run
+from cwm_jax.rl.envs.swe.profiles import PROFILES
 from cwm_jax.rl.envs.swe.prompts import OTHER, REPRODUCED, RESOLVED
 from cwm_jax.rl.envs.swe.shipped.tasks import shipped_tasks
 from cwm_jax.sandbox import ShellReply
@@ -296,6 +299,43 @@ def test_existing_tests_are_the_repositorys_own_and_no_hidden_ones():
     assert existing_of(hidden, {"g": given, "*": None}).command == "pytest -rA"
     assert existing_of(hidden, {"h": None, "g": given}) is None
     assert existing_of(shipped, {}).command == "python -m unittest -v"
+
+
+class LinksWorkspace:
+    """Where the patch has a file there is a folder; every test prints the same."""
+
+    root = "/tmp/testbed"
+
+    def run(self, command, timeout_s):
+        return ShellReply(output=REPRODUCED, exit_code=0, outcome="ok", detail="")
+
+    def read(self, path, max_bytes):
+        raise IsADirectoryError(errno.EISDIR, "a folder", path)
+
+    def write(self, path, content):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_a_patch_that_does_not_apply_in_the_workspace_passes_nothing(tmp_path, monkeypatch):
+    task = shipped_tasks(0, 1)[0]
+    monkeypatch.setattr(Bench, "workspace", lambda bench: LinksWorkspace())
+    bench = Bench(task=task, profile=PROFILES["small"], existing=existing_of(task, {}))
+    patch = PatchSample(sample=0, text=task.data["patch"], tokens=1, passed=True)
+    source = f"# {REPRODUCED} {RESOLVED}"
+    samples = Samples(
+        patches=(patch,),
+        tests=(TestSample(sample=0, source=source), TestSample(sample=1, source=None)),
+    )
+    with Cells(tmp_path / "cells") as cells:
+        filled = fill(bench, samples, cells, num_workers=1)
+    assert filled.table.tests == (frozenset(),) and filled.tests == (0,)
+    assert filled.num_existing == 0 and filled.table.existing == {}
+    assert "a test that fails was not reported as failed" in filled.notes[0]
+    values = [json.loads(line)["value"] for line in (tmp_path / "cells").read_text().splitlines()]
+    assert "the patch cannot be applied: a folder" in values[-1]["detail"]
 
 
 # ---------------------------------------------------------------- from end to end
