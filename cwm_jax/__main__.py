@@ -8,6 +8,7 @@ import sys
 
 from cwm_jax.debugger import command as debug_command
 from cwm_jax.evals import command as eval_command
+from cwm_jax.evals.test_time import command as tts_command
 from cwm_jax.planning import command as plan_command
 from cwm_jax.rl import command as rl_command
 from cwm_jax.serve import command as serve_command
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     ablate_command.add_parser(subparsers)
     laws_command.add_parser(subparsers)
     eval_command.add_parser(subparsers)
+    tts_command.add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
         return args.main(args)

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cwm_jax.data.chat import encode_message
+from cwm_jax.data.chat import Message, encode_message
 from cwm_jax.rl.environment import Observation, Step, Task
 from cwm_jax.rl.envs.answers import encode_cut
 from cwm_jax.rl.envs.prompts import encode_opening
-from cwm_jax.rl.envs.swe.actions import Answer, FormatError, parse_answer
+from cwm_jax.rl.envs.swe.actions import Answer, Call, FormatError, parse_answer
 from cwm_jax.rl.envs.swe.budget import with_budget
 from cwm_jax.rl.envs.swe.data import read_data
 from cwm_jax.rl.envs.swe.grading import Verdict, grade
@@ -42,7 +42,7 @@ class _Episode:
     turns: int = 0
     tokens: int = 0  # of the whole context so far
     tools_s: float = 0.0
-    patch: str | None = None
+    submission: str | None = None
     errors: int = 0  # answers out of format
 
 
@@ -67,6 +67,8 @@ class SoftwareEngineering:
         ValueError: as of `read_data`.
     """
 
+    _asked_for = "patch"  # what is submitted
+
     def __init__(
         self, task: Task, tokenizer: Tokenizer, profile: SWEProfile, *, unsafe: bool = False
     ) -> None:
@@ -81,7 +83,7 @@ class SoftwareEngineering:
         root = self._data.repository.get("root", _LOCAL_ROOT)
         if self._unsafe and "image" not in self._data.repository:
             root = self._working().root
-        system, user = opening(self._data.issue, root, profile)
+        system, user = self._opening(root)
         tokens = [
             self._tokenizer.bos_id,
             *encode_message(self._tokenizer, system),
@@ -120,6 +122,26 @@ class SoftwareEngineering:
             self._workspace.close()
         self._workspace = None
 
+    @property
+    def submission(self) -> str | None:
+        """What was submitted last."""
+        return self._episode.submission
+
+    def _opening(self, root: str) -> list[Message]:
+        return opening(self._data.issue, root, self._profile)
+
+    def _use(self, call: Call, workspace: Workspace, timeout_s: float) -> ToolReply:
+        return use_tool(call, workspace, timeout_s=timeout_s)
+
+    def _grade(self, submission: str) -> Verdict:
+        return grade(
+            self._data,
+            submission,
+            timeout_s=self._profile.test_timeout_s,
+            make_workspace=self._make_workspace,
+            unsafe=self._unsafe,
+        )
+
     def _answered(self, action: Sequence[int], *, is_whole: bool) -> tuple[str, str] | None:
         """What is said to an action, as (role, text); None for a final answer.
 
@@ -141,15 +163,15 @@ class SoftwareEngineering:
             if self._profile.strict_format:
                 raise _Ended(f"format: {error}") from None
             return "user", str(error)
-        if reply.patch is not None:
-            self._episode.patch = reply.patch
+        if reply.submission is not None:
+            self._episode.submission = reply.submission
         return f"tool: {answer.call.tool}", reply.text
 
     def _check_final(self, answer: Answer) -> None:
-        if self._episode.patch is None:
+        if self._episode.submission is None:
             raise FormatError(
-                "Your answer calls no tool, and no patch is submitted. Call a tool; submit a patch "
-                "before your final answer."
+                f"Your answer calls no tool, and no {self._asked_for} is submitted. Call a tool; "
+                f"submit a {self._asked_for} before your final answer."
             )
         if not answer.text:
             raise FormatError("Your answer is empty. Call a tool, or report what you did.")
@@ -166,7 +188,7 @@ class SoftwareEngineering:
         workspace = self._working()
         began = time.monotonic()
         timeout_s = min(profile.session_timeout_s, left_s)
-        reply = use_tool(answer.call, workspace, timeout_s=timeout_s)
+        reply = self._use(answer.call, workspace, timeout_s)
         episode.tools_s += time.monotonic() - began
         if episode.tools_s >= profile.sandbox_s:
             raise _Ended(f"out of time: the tools took {profile.sandbox_s:g} s")
@@ -197,17 +219,9 @@ class SoftwareEngineering:
         return Step(observation=observation, reward=0.0, info=self._info())
 
     def _judged(self) -> Step:
-        episode, profile = self._episode, self._profile
         self.close()
-        assert episode.patch is not None
-        verdict = grade(
-            self._data,
-            episode.patch,
-            timeout_s=profile.test_timeout_s,
-            make_workspace=self._make_workspace,
-            unsafe=self._unsafe,
-        )
-        return self._last(verdict)
+        assert self._episode.submission is not None
+        return self._last(self._grade(self._episode.submission))
 
     def _ended(self, reason: str) -> Step:
         self.close()
@@ -226,7 +240,7 @@ class SoftwareEngineering:
         episode = self._episode
         return {
             "turns": episode.turns,
-            "submitted": episode.patch is not None,
+            "submitted": episode.submission is not None,
             "format_errors": episode.errors,
         }
 

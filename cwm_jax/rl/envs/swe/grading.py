@@ -86,6 +86,26 @@ def without_tests(
     return kept
 
 
+def apply_inside(patches: Sequence[FilePatch], workspace: Workspace) -> None:
+    """Applies a patch to a workspace in which nothing has run.
+
+    Raises:
+        ValueError: it does not apply.
+        EnvironmentFailure: the workspace failed.
+    """
+    _write(workspace, apply_patch(patches, lambda path: read_inside(workspace, path)))
+
+
+def read_inside(workspace: Workspace, path: str) -> bytes | None:
+    """A file of the checkout, None where there is none; raises as `apply_inside`."""
+    try:
+        return workspace.read(posixpath.join(workspace.root, path), _FILE_BYTES)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise ValueError(f"{path}: the patch cannot be applied: {error.strerror}") from None
+
+
 def _complaint(
     data: SWEData,
     patches: Sequence[FilePatch],
@@ -102,8 +122,7 @@ def _complaint(
     workspace = make_workspace()
     try:
         try:
-            changed = apply_patch(patches, lambda path: _read(workspace, path))
-            _write(workspace, changed)
+            apply_inside(patches, workspace)
         except ValueError as error:
             return str(error)
         return run_suite(workspace, tests, timeout_s=timeout_s)
@@ -142,15 +161,6 @@ def _shadows(patch: FilePatch) -> bool:
     """Whether it adds a module that the runner would take for its own: ``unittest.py``."""
     first = PurePosixPath(patch.path).parts[0].removesuffix(".py")
     return patch.old is None and first in {*sys.stdlib_module_names, *_RUNNERS}
-
-
-def _read(workspace: Workspace, path: str) -> bytes | None:
-    try:
-        return workspace.read(posixpath.join(workspace.root, path), _FILE_BYTES)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return None
-        raise ValueError(f"{path}: the patch cannot be applied: {error.strerror}") from None
 
 
 def _write(workspace: Workspace, changed: Mapping[str, bytes | None]) -> None:

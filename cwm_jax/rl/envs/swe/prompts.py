@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cwm_jax.data.chat import REASONING_SYSTEM_PROMPT, Message
 from cwm_jax.rl.envs.swe.profiles import SWEProfile
 
@@ -22,8 +24,12 @@ content
 
 {tools}
 
-Submit before you give your final answer, which is a turn without a tool. The last patch that you \
-submitted is judged, by tests that you cannot see. What it does to existing tests does not count."""
+Submit before you give your final answer, which is a turn without a tool. {judged}"""
+_PATCH_JUDGED = (
+    "The last patch that you submitted is judged, by tests that you cannot see. What it does to "
+    "existing tests does not count."
+)
+_TEST_JUDGED = "The last test that you submitted is judged, by running it on the project as it was."
 
 _TOOLS = {
     "bash": "the content is run by a bash that lasts from call to call, so that folders and "
@@ -50,17 +56,46 @@ reports in markdown:
 ## Change
 ## Checks"""
 
+_SUBMIT_TEST = "the content is the path of the file with your test."
+
+# What a test prints. Source: Meta's environment of tests, which has them from Agentless.
+REPRODUCED, RESOLVED, OTHER = "Issue reproduced", "Issue resolved", "Other issues"
+_TEST_TASK = f"""Write a test for this issue of the repository at {{root}}:
+
+<issue>
+{{issue}}
+</issue>
+
+Do not mend the issue. Write one program, test_issue.py in that folder, that shows whether it is \
+there. It is run by `python test_issue.py`, ends by itself and soon, uses no test framework, and \
+imports of the repository what it needs. It checks what the issue says, and neighbouring cases \
+that a wrong or half fix would miss. At the end it prints just one of these lines, and never one \
+of the others:
+
+* {REPRODUCED}
+  where the behaviour is the faulty one that the issue tells of,
+* {RESOLVED}
+  where all of the behaviour is right,
+* {OTHER}
+  where anything else is in the way.
+
+Run it: as the project is now it has to print the first of them. Then call submit with its path, \
+and end with a final answer that reports in markdown:
+
+## Test
+## Checks"""
+
+
+def opening_of_test(issue: str, root: str, profile: SWEProfile) -> list[Message]:
+    """The dialog before the first turn, where a test is to be written."""
+    system = _system(root, profile, {**_TOOLS, "submit": _SUBMIT_TEST}, _TEST_JUDGED)
+    user = _TEST_TASK.format(root=root, issue=issue.strip())
+    return [Message("system", system), Message("user", user)]
+
 
 def opening(issue: str, root: str, profile: SWEProfile) -> list[Message]:
     """The dialog before the first turn."""
-    system = REASONING_SYSTEM_PROMPT if profile.think else _PLAIN_SYSTEM_PROMPT
-    limit = {"session_timeout_s": profile.session_timeout_s}
-    system += _ENVIRONMENT.format(
-        root=root,
-        max_turns=profile.max_turns,
-        context_tokens=profile.context_tokens,
-        tools="\n".join(f"* {name}: {_TOOLS[name].format(**limit)}" for name in profile.tools),
-    )
+    system = _system(root, profile, _TOOLS, _PATCH_JUDGED)
     user = _TASK.format(root=root, issue=issue.strip())
     return [Message("system", system), Message("user", user)]
 
@@ -72,3 +107,17 @@ def output_blocks() -> tuple[str, str]:
 
 def budget_block(turns: int, tokens: int) -> str:
     return f"\n\n<budget>\n* Remaining turns: {turns}\n* Remaining tokens: {tokens}\n</budget>"
+
+
+def _system(root: str, profile: SWEProfile, tools: Mapping[str, str], judged: str) -> str:
+    limit = {"session_timeout_s": profile.session_timeout_s}
+    lines = [f"* {name}: {tools[name].format(**limit)}" for name in profile.tools]
+    return (
+        REASONING_SYSTEM_PROMPT if profile.think else _PLAIN_SYSTEM_PROMPT
+    ) + _ENVIRONMENT.format(
+        root=root,
+        max_turns=profile.max_turns,
+        context_tokens=profile.context_tokens,
+        tools="\n".join(lines),
+        judged=judged,
+    )

@@ -29,14 +29,19 @@ _UNITTEST = re.compile(r"^(\w+) \(([\w.]+)\)(?:\n(?!\w+ \([\w.]+\)).*)? \.\.\. (
 _STATUS = "(PASSED|FAILED|ERROR|XFAIL|XPASS|SKIPPED)"
 _PYTEST = re.compile(rf"^(?:{_STATUS} (\S+?::.+?)(?: - .*)?|(\S+?::.+?) {_STATUS}\b.*)$", re.M)
 
+_DJANGO = re.compile(r"^(?!\w+ \([\w.]+\))(\S.*?) \.\.\. (\w+)", re.M)
+_SYMPY = re.compile(r"^(test_\w+) (ok|[FEfXsw])\b", re.M)  # f: expected to fail; w: slow, skipped
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Suite:
     """A repository's own tests.
 
     Attributes:
-        command: run in the repository; a ``{canary}`` in it becomes the canary's path.
-        format: of its output, ``unittest`` (``-v``) or ``pytest`` (``-v`` or ``-rA``).
+        command: run in the repository; a ``{canary}`` in it becomes the canary's path, and a
+            ``{canary_module}`` its module, without the first folder.
+        format: of its output, ``unittest`` (``-v``), ``pytest`` (``-v`` or ``-rA``), or one of
+            those that SWE-bench's rows are read into.
         files: texts by path, written after the patch.
         fail_to_pass: names as the format has them.
         pass_to_pass: as well.
@@ -68,6 +73,10 @@ class Format:
     parse: Callable[[str], dict[str, bool]]
 
 
+class SuiteFailed(Exception):  # noqa: N818
+    """A run of a suite that shows nothing; the text says why."""
+
+
 def run_suite(workspace: Workspace, tests: Suite, *, timeout_s: float) -> str:
     """Why the tests do not pass; empty if they do.
 
@@ -79,6 +88,25 @@ def run_suite(workspace: Workspace, tests: Suite, *, timeout_s: float) -> str:
     Raises:
         EnvironmentFailure: the workspace failed, or a test file cannot be written.
     """
+    try:
+        found = suite_results(workspace, tests, timeout_s=timeout_s)
+    except SuiteFailed as error:
+        return str(error)
+    required = [*tests.fail_to_pass, *tests.pass_to_pass]
+    wrong = [name for name in required if not found.get(name, False)]
+    return f"{len(wrong)} of {len(required)} hidden tests fail: {wrong[0]}" if wrong else ""
+
+
+def suite_results(workspace: Workspace, tests: Suite, *, timeout_s: float) -> dict[str, bool]:
+    """Whether each test that was reported passed, by name, without the canary.
+
+    Args:
+        workspace, tests, timeout_s: as of `run_suite`; which tests are required plays no part.
+
+    Raises:
+        SuiteFailed: the command did not end, or the canary was not reported as failed.
+        EnvironmentFailure: as of `run_suite`.
+    """
     form = FORMATS[tests.format]
     word = "".join(secrets.choice("bcdfghklmnprst") for _ in range(12))
     canary = f"{tests.canary}/test_{word[:6]}.py"
@@ -89,10 +117,16 @@ def run_suite(workspace: Workspace, tests: Suite, *, timeout_s: float) -> str:
             workspace.write(posixpath.join(workspace.root, path), text.encode())
         except OSError as error:
             raise EnvironmentFailure(f"the test file {path} cannot be written: {error}") from error
-    reply = workspace.run(tests.command.replace("{canary}", canary), timeout_s)
+    reply = workspace.run(_filled(tests.command, canary), timeout_s)
     if reply.outcome != "ok":
-        return f"the tests did not come to an end ({reply.outcome}): {reply.detail}"
-    return _complaint(form.parse(reply.output), tests, word)
+        raise SuiteFailed(f"the tests did not come to an end ({reply.outcome}): {reply.detail}")
+    found = form.parse(reply.output)
+    own = [name for name in found if name.endswith(f"test_{word}")]
+    if [found.pop(name) for name in own] != [False]:
+        raise SuiteFailed(
+            "a test that fails was not reported as failed: the run is not to be trusted"
+        )
+    return found
 
 
 def parse_unittest(output: str) -> dict[str, bool]:
@@ -113,27 +147,74 @@ def parse_pytest(output: str) -> dict[str, bool]:
     return found
 
 
-def _complaint(found: Mapping[str, bool], tests: Suite, word: str) -> str:
-    canary = [passed for name, passed in found.items() if name.endswith(f"test_{word}")]
-    if canary != [False]:
-        return "a test that fails was not reported as failed: the run is not to be trusted"
-    required = [*tests.fail_to_pass, *tests.pass_to_pass]
-    wrong = [name for name in required if not found.get(name, False)]
-    return f"{len(wrong)} of {len(required)} hidden tests fail: {wrong[0]}" if wrong else ""
+def parse_swebench_pytest(output: str) -> dict[str, bool]:
+    """As `parse_pytest`; names end at their first blank, as those of SWE-bench's rows do."""
+    found: dict[str, bool] = {}
+    for name, passed in parse_pytest(output).items():
+        key = name.split()[0]
+        found[key] = found.get(key, True) and passed
+    return found
 
 
+def parse_django(output: str) -> dict[str, bool]:
+    """As `parse_unittest`, and by the line before the status, which may be a docstring's first.
+
+    Names of tests are those of unittest; SWE-bench's rows have docstrings where there are some.
+    """
+    found = parse_unittest(output)
+    for line, status in _DJANGO.findall(output.replace("\r\n", "\n")):
+        found[line] = found.get(line, True) and status == "ok"
+    return found
+
+
+def parse_sympy(output: str) -> dict[str, bool]:
+    """Whether each function passed, by its name alone: two of one name have to pass both."""
+    found: dict[str, bool] = {}
+    for name, status in _SYMPY.findall(output.replace("\r\n", "\n")):
+        found[name] = found.get(name, True) and status == "ok"
+    return found
+
+
+def _filled(command: str, canary: str) -> str:
+    """``{canary_module}`` is the canary's without its first folder: so Django's runner names it."""
+    module = canary.removesuffix(".py").partition("/")[2].replace("/", ".")
+    return command.replace("{canary}", canary).replace("{canary_module}", module)
+
+
+_UNITTEST_CANARY = (
+    "import unittest\n\n\nclass {word}Test(unittest.TestCase):\n"
+    "    def test_{word}(self):\n        self.assertEqual({a}, {b})\n"
+)
+_PYTEST_CANARY = "def test_{word}():\n    assert {a} == {b}\n"
 FORMATS = {
     "unittest": Format(
-        canary="import unittest\n\n\nclass {word}Test(unittest.TestCase):\n"
-        "    def test_{word}(self):\n        self.assertEqual({a}, {b})\n",
+        canary=_UNITTEST_CANARY,
         name=re.compile(r"\w+(?:\.\w+)+"),
         example="tests.test_module.ModuleTest.test_it",
         parse=parse_unittest,
     ),
     "pytest": Format(
-        canary="def test_{word}():\n    assert {a} == {b}\n",
+        canary=_PYTEST_CANARY,
         name=re.compile(r"\S+?::.+"),
         example="tests/test_module.py::test_it",
         parse=parse_pytest,
+    ),
+    "swebench_pytest": Format(
+        canary=_PYTEST_CANARY,
+        name=re.compile(r"\S+?::\S+"),
+        example="tests/test_module.py::test_it",
+        parse=parse_swebench_pytest,
+    ),
+    "django": Format(
+        canary=_UNITTEST_CANARY,
+        name=re.compile(r".+"),
+        example="app.test_module.ModuleTest.test_it",
+        parse=parse_django,
+    ),
+    "sympy": Format(
+        canary=_PYTEST_CANARY,
+        name=re.compile(r"\w+"),
+        example="test_it",
+        parse=parse_sympy,
     ),
 }

@@ -24,12 +24,12 @@ class ToolReply:
     Attributes:
         text: for the policy.
         worked: whether the tool did what it was asked; a command of bash may have failed.
-        patch: that was submitted.
+        submission: what was submitted, a patch.
     """
 
     text: str
     worked: bool
-    patch: str | None = None
+    submission: str | None = None
 
 
 def use_tool(call: Call, workspace: Workspace, *, timeout_s: float) -> ToolReply:
@@ -95,14 +95,23 @@ def _create(content: str, workspace: Workspace) -> ToolReply:
     return ToolReply(text=created(name, text), worked=True)
 
 
-def _submit(content: str, workspace: Workspace) -> ToolReply:
+def read_submitted(content: str, workspace: Workspace) -> tuple[str, bytes]:
+    """(name, content) of the file that a call of submit names.
+
+    Raises:
+        ToolError: it cannot be read.
+    """
     name = content.strip()
     if "\n" in name:
-        raise ToolError("submit takes one line, the path of a file with a git diff. Give that.")
+        raise ToolError("submit takes one line, the path of a file. Give that.")
     try:
-        found = workspace.read(_absolute(name, workspace), _PATCH_BYTES)
+        return name, workspace.read(_absolute(name, workspace), _PATCH_BYTES)
     except OSError as error:
         raise ToolError(_trouble("read", name, error)) from None
+
+
+def _submit(content: str, workspace: Workspace) -> ToolReply:
+    name, found = read_submitted(content, workspace)
     patch = found.decode(**ENCODING)
     if not patch.strip():
         raise ToolError(f"{name} is empty. Write your changes to it with `git diff > {name}`.")
@@ -116,7 +125,7 @@ def _submit(content: str, workspace: Workspace) -> ToolReply:
         "it and submit again; the last patch counts. If it is right, give your final answer, "
         "without a tool."
     )
-    return ToolReply(text=text, worked=True, patch=patch)
+    return ToolReply(text=text, worked=True, submission=patch)
 
 
 def _absolute(path: str, workspace: Workspace) -> str:

@@ -1,0 +1,1 @@
+"""Software engineering as an evaluation: official rows, episodes as attempts, forms of patches."""
