@@ -232,9 +232,9 @@ def _check_evaluation(config: RunConfig) -> None:
 
 def _evaluate_traces(config: RunConfig, result) -> None:
     """Predicts traces; prints the shares and one predicted trace beside the true one."""
-    from cwm_jax.evals.episodes import take_episodes
-    from cwm_jax.evals.trace_report import format_evaluation, side_by_side, write_evaluation
-    from cwm_jax.evals.traces import evaluate_traces, shown_prediction
+    from cwm_jax.evals.traces.episodes import take_episodes
+    from cwm_jax.evals.traces.evaluation import evaluate_traces, shown_prediction
+    from cwm_jax.evals.traces.report import format_evaluation, side_by_side, write_evaluation
 
     wanted = config.trace_evaluation
     failed: list[str] = []
@@ -275,7 +275,7 @@ def _evaluate_traces(config: RunConfig, result) -> None:
 
 def _episodes_to_predict(config: RunConfig, failed: list[str]):
     """Episodes of the evaluation; names of programs without a trace are added to ``failed``."""
-    from cwm_jax.evals.episodes import heldout_episodes, traced_episodes
+    from cwm_jax.evals.traces.episodes import heldout_episodes, traced_episodes
     from cwm_jax.trace import Tracer
     from cwm_jax.trace.episodes import jsonl_programs
 

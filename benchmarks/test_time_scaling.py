@@ -23,8 +23,8 @@ from typing import Any
 from benchmarks.swe_episode import small_tokenizer
 from cwm_jax.__main__ import main as cwm_jax_main
 from cwm_jax.evals.problem import Answer, Prompt, SetOptions
-from cwm_jax.evals.records import RecordFile
-from cwm_jax.evals.runner import RunLimits, RunSettings, attempt_seed, run
+from cwm_jax.evals.runs.records import RecordFile
+from cwm_jax.evals.runs.runner import RunLimits, RunSettings, attempt_seed, run
 from cwm_jax.evals.sets.swe import ENTRIES
 from cwm_jax.rl.environment import Task
 from cwm_jax.rl.envs.swe.patches import apply_patch, parse_patch

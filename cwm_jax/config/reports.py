@@ -61,7 +61,7 @@ class TraceEvaluationConfig:
         episodes: how many, the first ones.
         max_length: tokens of a prompt and its trace; longer episodes are passed over, and counted.
         batch_size: traces at a time.
-        modes: ways of predicting, see ``cwm_jax.evals.traces``.
+        modes: ways of predicting, see ``cwm_jax.evals.traces.evaluation``.
         unsafe: trace the file's programs without bubblewrap.
     """
 

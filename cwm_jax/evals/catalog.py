@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import importlib.util
+import importlib
 import os
 import urllib.error
 import urllib.request
@@ -150,6 +150,4 @@ def _sha256(path: Path) -> str:
 
 
 def _module_entries(module: str) -> Mapping[str, SetEntry]:
-    if importlib.util.find_spec(module) is None:  # of a set that this copy is without
-        return {}
     return importlib.import_module(module).ENTRIES

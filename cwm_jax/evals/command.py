@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cwm_jax.evals.models import Model
     from cwm_jax.evals.problem import EvalSet
-    from cwm_jax.evals.runner import Outcome, RunSettings
+    from cwm_jax.evals.runs.runner import Outcome, RunSettings
 
 _ACTIONS = {
     "compare": "two runs on the same problems, paired: eval compare RUN_A RUN_B",
@@ -144,9 +144,9 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace) -> int:
     from cwm_jax.evals import catalog, contamination
-    from cwm_jax.evals.records import RecordFile
-    from cwm_jax.evals.results import CONTAMINATION_FILE
-    from cwm_jax.evals.runner import RunLimits, run
+    from cwm_jax.evals.runs.records import RecordFile
+    from cwm_jax.evals.runs.results import CONTAMINATION_FILE
+    from cwm_jax.evals.runs.runner import RunLimits, run
     from cwm_jax.storage import write_json
 
     entry = catalog.entry(args.set)
@@ -180,7 +180,7 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _end(folder: Path, outcome: Outcome) -> int:
-    from cwm_jax.evals.report import headline, write_report
+    from cwm_jax.evals.runs.report import headline, write_report
 
     path = write_report(folder)[0]
     print(f"{headline(folder)}\nreport: {path}", flush=True)
@@ -291,8 +291,8 @@ def _options(given: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _run_settings(args: argparse.Namespace, found: EvalSet) -> RunSettings:
-    from cwm_jax.evals.metrics import parse, samples_needed
-    from cwm_jax.evals.runner import RunSettings
+    from cwm_jax.evals.runs.metrics import parse, samples_needed
+    from cwm_jax.evals.runs.runner import RunSettings
 
     samples = args.samples
     if args.metrics:
@@ -370,7 +370,7 @@ def _default_folder(args: argparse.Namespace, mode: str, model: str) -> Path:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from cwm_jax.evals.report import compare
+    from cwm_jax.evals.runs.report import compare
 
     if len(args.runs) != 2:
         raise ValueError(f"compare got {len(args.runs)} runs; expected two folders")
@@ -383,7 +383,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from cwm_jax.evals.records import merge
+    from cwm_jax.evals.runs.records import merge
 
     if len(args.runs) < 2 or args.out is None:
         raise ValueError("merge expects the folders of two or more shards, and --out FOLDER")
@@ -392,7 +392,7 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from cwm_jax.evals.report import headline, write_report
+    from cwm_jax.evals.runs.report import headline, write_report
 
     if len(args.runs) != 1:
         raise ValueError(f"report got {len(args.runs)} runs; expected one folder")

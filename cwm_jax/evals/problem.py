@@ -130,7 +130,7 @@ class EvalSet:
         problems: in the order of the file.
         samples: of each problem (official or published setting).
         temperature, top_p: of the answers, likewise.
-        metrics: the aggregates that are reported first, by their names in `cwm_jax.evals.metrics`:
+        metrics: the aggregates that are reported first, named as in `cwm_jax.evals.runs.metrics`:
             ``mean``, ``@5``, ``majority@20``, ``short3@10``; of a score ``NAME:mean``,
             ``NAME:best@5``. Those that want more samples than there are are left out.
         about: where file, prompt and grader come from, and where they differ from the original.

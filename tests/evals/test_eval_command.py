@@ -18,7 +18,7 @@ from toy_set import Broken, write_toy_file
 
 from cwm_jax.__main__ import main
 from cwm_jax.evals import catalog
-from cwm_jax.evals.records import ITEMS_FILE, read_records
+from cwm_jax.evals.runs.records import ITEMS_FILE, read_records
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = Path(__file__).with_name("toy_eval.py")

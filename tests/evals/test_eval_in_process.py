@@ -20,7 +20,7 @@ from cwm_jax.evals.models import ModelFailure, PromptTooLongError, in_process
 from cwm_jax.evals.models.in_process import EngineModel, fingerprint, open_folder
 from cwm_jax.evals.models.openai import ServerModel, ServerOptions
 from cwm_jax.evals.problem import Prompt
-from cwm_jax.evals.records import read_records, read_run
+from cwm_jax.evals.runs.records import read_records, read_run
 from cwm_jax.model.transformer import init
 from cwm_jax.tokenizer import train_tokenizer
 

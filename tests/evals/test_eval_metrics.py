@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from cwm_jax.evals import metrics
-from cwm_jax.evals.metrics import (
+from cwm_jax.evals.runs import metrics
+from cwm_jax.evals.runs.metrics import (
     MetricError,
     Sample,
     best_at_k,

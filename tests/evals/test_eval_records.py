@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from cwm_jax.evals.records import (
+from cwm_jax.evals.runs.records import (
     ITEMS_FILE,
     Record,
     RecordFile,

@@ -8,8 +8,8 @@ from toy_set import Broken, load, write_toy_file
 
 from cwm_jax.evals.models import ModelFailure, PromptTooLongError
 from cwm_jax.evals.problem import Answer, Problem, Prompt, SetOptions, Verdict, one_answer
-from cwm_jax.evals.records import RecordFile, read_records
-from cwm_jax.evals.runner import Outcome, RunLimits, RunSettings, attempt_seed, run
+from cwm_jax.evals.runs.records import RecordFile, read_records
+from cwm_jax.evals.runs.runner import Outcome, RunLimits, RunSettings, attempt_seed, run
 
 QUICK = RunLimits(parallel=4, retry_wait_s=0.0)
 SETTINGS = RunSettings(samples=2, temperature=1.0, top_p=1.0)

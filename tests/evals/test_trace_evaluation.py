@@ -12,10 +12,10 @@ import optax
 import pytest
 from tiny import tiny_model
 
-from cwm_jax.evals import traces as traces_module
-from cwm_jax.evals.episodes import take_episodes
-from cwm_jax.evals.trace_report import format_evaluation, side_by_side, write_evaluation
-from cwm_jax.evals.traces import MODES, evaluate_traces
+from cwm_jax.evals.traces import evaluation as traces_module
+from cwm_jax.evals.traces.episodes import take_episodes
+from cwm_jax.evals.traces.evaluation import MODES, evaluate_traces
+from cwm_jax.evals.traces.report import format_evaluation, side_by_side, write_evaluation
 from cwm_jax.model.transformer import forward, init
 from cwm_jax.tokenizer import train_tokenizer
 from cwm_jax.trace.episodes import Episode, context_of_call, direct_answer, direct_prompt

@@ -4,7 +4,13 @@ import dataclasses
 
 import pytest
 
-from cwm_jax.evals.trace_metrics import FrameScore, ScoredFrame, score_frame, score_trace, summarise
+from cwm_jax.evals.traces.metrics import (
+    FrameScore,
+    ScoredFrame,
+    score_frame,
+    score_trace,
+    summarise,
+)
 from cwm_jax.trace import TraceEvent, TraceFrame
 
 CALL, LINE, RETURN, _ = TraceEvent

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.evals.predicted_trace import predicted_trace, read_frames, single_step_output
 from cwm_jax.evals.problem import (
     Answer,
     EvalSet,
@@ -32,7 +31,8 @@ from cwm_jax.evals.sets.asking import (
     option,
 )
 from cwm_jax.evals.sets.code.cruxeval import Judge, Row, read_rows
-from cwm_jax.evals.trace_metrics import FrameScore
+from cwm_jax.evals.traces.metrics import FrameScore
+from cwm_jax.evals.traces.predicted import predicted_trace, read_frames, single_step_output
 from cwm_jax.rl.envs.answers import NOT_FINISHED, NoAnswerError
 from cwm_jax.tokenizer import BEGIN_OF_TEXT, END_OF_TEXT, FRAME_SEP, RETURN_SEP
 from cwm_jax.trace.episodes import direct_prompt

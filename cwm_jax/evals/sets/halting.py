@@ -16,7 +16,6 @@ from cwm_jax.evals.generated.termination import (
     not_as_said,
 )
 from cwm_jax.evals.option_values import names, whole_number
-from cwm_jax.evals.predicted_trace import read_frames
 from cwm_jax.evals.problem import (
     Answer,
     EvalSet,
@@ -27,6 +26,7 @@ from cwm_jax.evals.problem import (
     Verdict,
     one_answer,
 )
+from cwm_jax.evals.traces.predicted import read_frames
 from cwm_jax.rl.environment import EnvironmentFailure
 from cwm_jax.sandbox import SandboxError
 from cwm_jax.tokenizer import END_OF_TEXT

@@ -9,14 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.evals.episodes import EpisodeTokens, heldout_episodes, take_episodes, traced_episodes
 from cwm_jax.evals.option_values import fraction, whole_number
-from cwm_jax.evals.predicted_trace import (
-    PredictedTrace,
-    direct_output,
-    predicted_trace,
-    single_step_output,
-)
 from cwm_jax.evals.problem import (
     Answer,
     Attempt,
@@ -28,7 +21,19 @@ from cwm_jax.evals.problem import (
     Verdict,
     one_answer,
 )
-from cwm_jax.evals.trace_metrics import METRICS, ScoredFrame, summarise
+from cwm_jax.evals.traces.episodes import (
+    EpisodeTokens,
+    heldout_episodes,
+    take_episodes,
+    traced_episodes,
+)
+from cwm_jax.evals.traces.metrics import METRICS, ScoredFrame, summarise
+from cwm_jax.evals.traces.predicted import (
+    PredictedTrace,
+    direct_output,
+    predicted_trace,
+    single_step_output,
+)
 from cwm_jax.rl.environment import EnvironmentFailure
 from cwm_jax.sandbox import SandboxError
 from cwm_jax.tokenizer import END_OF_TEXT, FRAME_SEP, RETURN_SEP, Tokenizer

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from cwm_jax.evals.metrics import Estimate, interval, pass_at_k
+from cwm_jax.evals.runs.metrics import Estimate, interval, pass_at_k
 from cwm_jax.evals.test_time.selection import NUM_TESTS, Candidate, Table, majority, select
 
 NUM_CHOICES = 400  # assumed: the draws then move a problem's value by at most 0.025

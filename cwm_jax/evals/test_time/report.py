@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from cwm_jax.evals.metrics import Estimate
+from cwm_jax.evals.runs.metrics import Estimate
 from cwm_jax.evals.test_time.estimates import RULES, Curves
 from cwm_jax.evals.test_time.execution import Filled
 from cwm_jax.evals.test_time.selection import Choice

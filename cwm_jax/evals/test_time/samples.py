@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cwm_jax.evals.records import Record, read_records, read_run
+from cwm_jax.evals.runs.records import Record, read_records, read_run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,7 @@ def predicted_programs(share: str, *others: str, name: str | None = None) -> Mea
 def predicted_frames(
     metric: str = "exact", *, mode: str = "teacher_forced", name: str | None = None
 ) -> Measure:
-    """The mean of a metric over the frames of ``traces.json``, see ``evals.trace_metrics``."""
+    """The mean of a metric over the frames of ``traces.json``, see ``evals.traces.metrics``."""
 
     def read(folder: Path) -> Reading | None:
         overall = (_traces(folder) or {}).get(mode, {}).get("overall", {})

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from cwm_jax.evals.records import Record
+from cwm_jax.evals.runs.records import Record
 
 _FORM = re.compile(
     r"(?:(?P<score>.+):)?(?P<kind>mean|best@|majority@|short\d+@|max\d+@|@)(?P<k>\d*)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from cwm_jax.evals.trace_metrics import FrameScore, score_trace
+from cwm_jax.evals.traces.metrics import FrameScore, score_trace
 from cwm_jax.tokenizer import END_OF_TEXT, FRAME_SEP, RETURN_SEP
 from cwm_jax.trace.episodes import Episode, direct_answer
 from cwm_jax.trace.format import parse_frame, scope_locals

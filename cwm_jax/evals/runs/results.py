@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cwm_jax.evals.contamination import Contamination, contamination_from_json
-from cwm_jax.evals.metrics import (
+from cwm_jax.evals.runs.metrics import (
     Estimate,
     Metric,
     Sample,
@@ -22,7 +22,7 @@ from cwm_jax.evals.metrics import (
     samples_of,
     values_of,
 )
-from cwm_jax.evals.records import Record, read_records, read_run
+from cwm_jax.evals.runs.records import Record, read_records, read_run
 
 CONTAMINATION_FILE = "contamination.json"
 _MAX_VALUES = 30  # of a label that is broken down

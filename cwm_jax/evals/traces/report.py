@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.evals.predicted_trace import PredictedTrace
-from cwm_jax.evals.trace_metrics import METRICS
-from cwm_jax.evals.traces import TraceEvaluation
+from cwm_jax.evals.traces.evaluation import TraceEvaluation
+from cwm_jax.evals.traces.metrics import METRICS
+from cwm_jax.evals.traces.predicted import PredictedTrace
 from cwm_jax.trace.format import parse_trace, render_each
 from cwm_jax.trace.table import format_table
 

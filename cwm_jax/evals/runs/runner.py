@@ -17,7 +17,7 @@ from typing import TextIO
 
 from cwm_jax.evals.models import Model, ModelFailure, PromptTooLongError
 from cwm_jax.evals.problem import Answer, Attempt, Problem, Prompt, Verdict
-from cwm_jax.evals.records import Record, RecordFile, Turn
+from cwm_jax.evals.runs.records import Record, RecordFile, Turn
 from cwm_jax.rl.environment import EnvironmentFailure
 from cwm_jax.sandbox import SandboxError
 

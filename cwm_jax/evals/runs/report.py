@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.evals.metrics import (
+from cwm_jax.evals.runs.metrics import (
     Estimate,
     Metric,
     Sample,
@@ -17,8 +17,8 @@ from cwm_jax.evals.metrics import (
     parse,
     values_of,
 )
-from cwm_jax.evals.records import Record, RecordsError
-from cwm_jax.evals.results import (
+from cwm_jax.evals.runs.records import Record, RecordsError
+from cwm_jax.evals.runs.results import (
     Results,
     by_label,
     failures_by_reason,

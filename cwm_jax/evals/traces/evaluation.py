@@ -19,14 +19,14 @@ import jax
 import numpy as np
 
 from cwm_jax.config import ExecutionConfig, ModelConfig
-from cwm_jax.evals.episodes import EpisodeTokens
-from cwm_jax.evals.predicted_trace import (
+from cwm_jax.evals.traces.episodes import EpisodeTokens
+from cwm_jax.evals.traces.metrics import ScoredFrame, group_order, score_frame, summarise
+from cwm_jax.evals.traces.predicted import (
     PredictedTrace,
     direct_output,
     predicted_trace,
     single_step_output,
 )
-from cwm_jax.evals.trace_metrics import ScoredFrame, group_order, score_frame, summarise
 from cwm_jax.inference.decoder import Decoder
 from cwm_jax.inference.scoring import score
 from cwm_jax.model.transformer import DEFAULT_EXECUTION, Params

@@ -1,0 +1,1 @@
+"""A run of an evaluation: its samples, records, numbers and report."""

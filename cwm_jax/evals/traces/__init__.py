@@ -1,0 +1,1 @@
+"""Predicted traces against those of CPython."""
