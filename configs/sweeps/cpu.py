@@ -1,6 +1,6 @@
 """Learning rate and batch as power laws of the compute, from models that a laptop trains.
 
-Command:   python -m cwm_jax sweep --config configs/sweeps/cpu.py --budget 1.4e14
+Command:   python -m cwm_jax sweep --config configs/sweeps/cpu.py --budget 5.2e13
 Hardware:  2 CPU cores, bubblewrap for the sandbox
 Time:      not measured yet
 Result:    not run yet
@@ -8,7 +8,8 @@ Values:    sizes, ranges and computes assumed; the optimizer and its schedule ar
 
 Runs learn the execution of generated programs, as configs/quickstart.py does. The models keep
 CWM's proportions where so narrow a model can: windows in three of four layers, FFN 3.5 times the
-width. One more scale, with four times the compute of the largest, tests the law that was fitted.
+width, and eight tokens for each parameter. One more scale, with four and a half times the compute
+of the largest, tests the law that was fitted.
 """
 
 import dataclasses
@@ -29,9 +30,11 @@ from cwm_jax.config import (
     TokenizerConfig,
     layer_types_3_to_1,
 )
+from cwm_jax.training.scaling.flops import law_flops_per_token, num_non_embedding_parameters
 
 T = 256
-MICRO_ROWS = 4
+MICRO_ROWS = 1  # the best batches are small (measured)
+TOKENS_PER_PARAMETER = 8  # assumed: Chinchilla's 20 would take six times as long
 
 
 def small_model(*, hidden_size: int, num_hidden_layers: int) -> ModelConfig:
@@ -48,15 +51,24 @@ def small_model(*, hidden_size: int, num_hidden_layers: int) -> ModelConfig:
     )
 
 
-TINY = small_model(hidden_size=64, num_hidden_layers=2)  # 0.12M parameters without embeddings
-SMALL = small_model(hidden_size=96, num_hidden_layers=3)  # 0.41M
-MEDIUM = small_model(hidden_size=128, num_hidden_layers=4)  # 0.95M
+# Parameters without embeddings: 0.03M, 0.06M, 0.12M, 0.18M, 0.40M
+MODELS = tuple(
+    small_model(hidden_size=width, num_hidden_layers=layers)
+    for width, layers in ((32, 2), (32, 4), (64, 2), (64, 3), (96, 3))
+)
+
+
+def scale(model: ModelConfig, tokens_per_parameter: float) -> SweepScale:
+    tokens = tokens_per_parameter * num_non_embedding_parameters(model)
+    return SweepScale(
+        compute_flops=tokens * law_flops_per_token(model, T, count="report"), model=model
+    )
 
 
 def get_config() -> SweepConfig:
     base = RunConfig(
         run_name="sweep_cpu",
-        model=MEDIUM,
+        model=MODELS[-1],
         data=DataConfig(sources=(traces.TRACES,), packing="best_fit"),
         tokenizer=TokenizerConfig(vocab_size=quickstart.VOCAB_SIZE, training_bytes=1_000_000),
         batch=BatchConfig(max_target_length=T, per_device_batch_size=MICRO_ROWS),
@@ -66,18 +78,17 @@ def get_config() -> SweepConfig:
         ),
         logging=LoggingConfig(eval_rows=256),
     )
+    *searched, largest = MODELS
     return SweepConfig(
         base=base,
-        scales=(
-            SweepScale(compute_flops=5e11, model=TINY),
-            SweepScale(compute_flops=1e12, model=TINY),
-            SweepScale(compute_flops=1e12, model=SMALL),
-            SweepScale(compute_flops=2e12, model=SMALL),
-            SweepScale(compute_flops=4e12, model=SMALL),
-            SweepScale(compute_flops=4e12, model=MEDIUM),
+        scales=tuple(scale(model, TOKENS_PER_PARAMETER) for model in searched),
+        learning_rates=(5e-4, 3e-2),
+        batch_tokens=(MICRO_ROWS * T, 16 * T),
+        near_optimum=0.3,  # these losses fall so far that a step to either side costs a lot
+        loss_scales=(
+            *(scale(model, TOKENS_PER_PARAMETER / 3) for model in searched),
+            *(scale(model, TOKENS_PER_PARAMETER * 3) for model in searched[:3]),
         ),
-        learning_rates=(5e-4, 5e-2),
-        batch_tokens=(MICRO_ROWS * T, 32 * MICRO_ROWS * T),
-        confirmation=ConfirmationConfig(scale=SweepScale(compute_flops=1.6e13, model=MEDIUM)),
-        repetition=RepetitionConfig(scale=SweepScale(compute_flops=2e12, model=SMALL)),
+        confirmation=ConfirmationConfig(scale=scale(largest, TOKENS_PER_PARAMETER)),
+        repetition=RepetitionConfig(scale=scale(MODELS[2], TOKENS_PER_PARAMETER)),
     )

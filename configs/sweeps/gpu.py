@@ -1,8 +1,8 @@
-"""The sweep of configs/sweeps/cpu.py with four times the compute, its runs side by side on a GPU.
+"""The sweep of configs/sweeps/cpu.py with larger models, its runs side by side on a GPU.
 
-Command:   python -m cwm_jax sweep --config configs/sweeps/gpu.py --budget 2.4e15
+Command:   python -m cwm_jax sweep --config configs/sweeps/gpu.py --budget 8e14
 Hardware:  one GPU of 16 GB or more; bubblewrap for the sandbox
-Time:      not measured yet
+Time:      not measured: another search of 264 runs, 1.9e15 FLOP, took 500 s on an H200
 Result:    not run yet
 Values:    as there
 
@@ -12,29 +12,31 @@ The models are too small for kernels of attention: at 256 tokens the scores of a
 import dataclasses
 
 from configs.sweeps import cpu
-from cwm_jax.config import ConfirmationConfig, ExecutionConfig, SweepConfig, SweepScale
+from cwm_jax.config import ConfirmationConfig, ExecutionConfig, RepetitionConfig, SweepConfig
 
-TIMES = 4
-MICRO_ROWS = 8  # a device that waits for launches gains by twice as many
+MODELS = tuple(
+    cpu.small_model(hidden_size=width, num_hidden_layers=layers)
+    for width, layers in ((64, 2), (64, 3), (96, 3), (128, 3), (128, 4))
+)
 
 
 def get_config() -> SweepConfig:
     small = cpu.get_config()
-    assert small.confirmation is not None and small.repetition is not None
+    *searched, largest = MODELS
+    each = cpu.TOKENS_PER_PARAMETER
     return dataclasses.replace(
         small,
         base=dataclasses.replace(
             small.base,
             run_name="sweep_gpu",
-            batch=dataclasses.replace(small.base.batch, per_device_batch_size=MICRO_ROWS),
+            model=largest,
+            batch=dataclasses.replace(small.base.batch, per_device_batch_size=2),
             execution=ExecutionConfig(attention="reference"),
         ),
+        scales=tuple(cpu.scale(model, each) for model in searched),
+        batch_tokens=(2 * cpu.T, 32 * cpu.T),
         seeds=(0, 1),  # each a group of runs that go side by side
-        scales=tuple(map(longer, small.scales)),
-        confirmation=ConfirmationConfig(scale=longer(small.confirmation.scale)),
-        repetition=dataclasses.replace(small.repetition, scale=longer(small.repetition.scale)),
+        loss_scales=tuple(cpu.scale(model, each / 3) for model in searched),
+        confirmation=ConfirmationConfig(scale=cpu.scale(largest, each)),
+        repetition=RepetitionConfig(scale=cpu.scale(MODELS[1], each)),
     )
-
-
-def longer(scale: SweepScale) -> SweepScale:
-    return dataclasses.replace(scale, compute_flops=TIMES * scale.compute_flops)

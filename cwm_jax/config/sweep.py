@@ -12,11 +12,7 @@ from cwm_jax.config.schema import check_positive, check_types
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepScale:
-    """A training compute in FLOP, and the size of model that it is spent on.
-
-    Several scales may have one compute and different models (an IsoFLOP curve): the loss law needs
-    them.
-    """
+    """A training compute in FLOP, and the size of model that it is spent on."""
 
     compute_flops: float
     model: ModelConfig
@@ -94,6 +90,9 @@ class SweepConfig:
         flops_count: how M counts attention, see ``training/scaling``.
         search_seed: of the Sobol sequence's scrambling.
         seeds: of the runs, in turn: initial values and order of the data.
+        near_optimum: runs whose loss is within this share of their scale's best count in the fit.
+        loss_scales: trained once, at the fitted rate and batch: with the best runs of ``scales``
+            they give the loss law, which needs sizes at more than one number of tokens.
         confirmation: runs that test the fit.
         repetition: runs that the repetition law is fitted to.
     """
@@ -107,12 +106,14 @@ class SweepConfig:
     flops_count: Literal["report", "windows"] = "report"
     search_seed: int = 0
     seeds: tuple[int, ...] = (0, 1, 2)
+    near_optimum: float = 0.05  # assumed
+    loss_scales: tuple[SweepScale, ...] = ()
     confirmation: ConfirmationConfig | None = None
     repetition: RepetitionConfig | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_positive(self, "min_steps")
+        check_positive(self, "min_steps", "near_optimum")
         for name in ("learning_rates", "batch_tokens"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
@@ -130,7 +131,7 @@ class SweepConfig:
 
     def _check_models(self) -> None:
         others = [part.scale for part in (self.confirmation, self.repetition) if part is not None]
-        for scale in (*self.scales, *others):
+        for scale in (*self.scales, *self.loss_scales, *others):
             if scale.model.vocab_size != self.base.model.vocab_size:
                 raise ValueError(
                     f"a scale's model has vocab_size {scale.model.vocab_size} and base.model "

@@ -18,7 +18,7 @@ from cwm_jax.training.scaling.flops import law_flops_per_token
 
 MIN_POINTS = 6  # assumed: a quadratic in rate and batch has as many coefficients
 
-Kind = Literal["search", "confirmation", "repeated", "fresh"]
+Kind = Literal["search", "confirmation", "loss", "repeated", "fresh"]
 Law = Callable[[float], float]
 
 
@@ -28,8 +28,8 @@ class RunSpec:
 
     Attributes:
         name: its own in the sweep.
-        kind: ``search`` for the fit; ``confirmation`` of it; ``repeated`` tokens, and as many
-            ``fresh`` ones as those are different.
+        kind: ``search`` for the fit; ``confirmation`` of it; ``loss`` for the loss law;
+            ``repeated`` tokens, and as many ``fresh`` ones as those are different.
         scale: compute and model.
         learning_rate: peak.
         batch_tokens: of a step.
@@ -132,6 +132,22 @@ def confirmation_runs(config: SweepConfig, rate: Law, batch: Law) -> list[RunSpe
         )
         for seed in wanted.seeds
         for factor in wanted.factors
+    ]
+
+
+def loss_runs(config: SweepConfig, rate: Law, batch: Law) -> list[RunSpec]:
+    """The laws' run at each scale that is there for the loss law alone."""
+    return [
+        _spec(
+            config,
+            scale,
+            kind="loss",
+            name=f"loss/{number}",
+            learning_rate=rate(scale.compute_flops),
+            batch_tokens=batch(scale.compute_flops),
+            seed=config.seeds[0],
+        )
+        for number, scale in enumerate(config.loss_scales)
     ]
 
 

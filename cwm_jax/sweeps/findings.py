@@ -55,12 +55,13 @@ def fit(config: SweepConfig, records: Sequence[RunRecord], *, seed: int = 0) -> 
         flops_count=config.flops_count,
         source=f"the sweep {config.base.run_name}, {len(records)} runs",
         seed=seed,
+        near_optimum=config.near_optimum,
     )
 
 
 def fit_loss(config: SweepConfig, records: Sequence[RunRecord]) -> LossLaw:
     """L(N, D) of the best run of each scale; raises ValueError as ``fit_loss_law``."""
-    return fit_loss_law(runs_of(config, records))
+    return fit_loss_law(runs_of(config, [*by_kind(records, "search"), *by_kind(records, "loss")]))
 
 
 def runs_of(config: SweepConfig, records: Sequence[RunRecord]) -> list[Run]:
@@ -69,7 +70,7 @@ def runs_of(config: SweepConfig, records: Sequence[RunRecord]) -> list[Run]:
         (scale.compute_flops, num_non_embedding_parameters(scale.model)): scale_tokens(
             config, scale
         )
-        for scale in config.scales
+        for scale in (*config.scales, *config.loss_scales)
     }
     return [
         Run(

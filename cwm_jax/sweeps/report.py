@@ -9,7 +9,13 @@ from pathlib import Path
 from cwm_jax.config import SweepConfig
 from cwm_jax.storage import write_whole
 from cwm_jax.sweeps import findings, plots
-from cwm_jax.sweeps.design import confirmation_runs, repetition_runs, scale_tokens, search_runs
+from cwm_jax.sweeps.design import (
+    confirmation_runs,
+    loss_runs,
+    repetition_runs,
+    scale_tokens,
+    search_runs,
+)
 from cwm_jax.sweeps.findings import Factor, loss_of
 from cwm_jax.sweeps.records import RunRecord, SweepFolder, by_kind
 from cwm_jax.training.scaling.fits import LawFit, ScaleOptimum
@@ -33,6 +39,7 @@ def describe_design(config: SweepConfig, count: int) -> str:
             f"({D / N:.3g} each)  {min(steps):,} to {max(steps):,} steps"
         )
     tests = [*confirmation_runs(config, _anything, _anything)]
+    tests += loss_runs(config, _anything, _anything)
     tests += repetition_runs(config, _anything, _anything)
     flops = [sum(spec.scale.compute_flops for spec in runs) for runs in (specs, tests)]
     lines.append(f"  search {flops[0]:.3g} FLOP, then {len(tests)} runs of {flops[1]:.3g} FLOP")
@@ -69,7 +76,7 @@ def write(
         "![laws](laws.png)",
         "",
         *_confirmation(config, factors),
-        *_loss_law(config, by_kind(records, "search")),
+        *_loss_law(config, records),
         *_repetition(records),
     ]
     text = "\n".join(lines).rstrip() + "\n"
@@ -180,9 +187,9 @@ def _losses(losses: Sequence[float]) -> str:
     return ", ".join(f"{loss:.4f}" for loss in losses)
 
 
-def _loss_law(config: SweepConfig, search: Sequence[RunRecord]) -> list[str]:
+def _loss_law(config: SweepConfig, records: Sequence[RunRecord]) -> list[str]:
     try:
-        law = findings.fit_loss(config, search)
+        law = findings.fit_loss(config, records)
     except ValueError as error:
         return [f"No loss law: {error}.", ""]
     spread = {name: f" ({low:.3g} to {high:.3g})" for name, (low, high) in law.intervals.items()}

@@ -57,6 +57,7 @@ def run_sweep(config: SweepConfig, count: int, options: SweepOptions) -> int:
     save_laws(folder.path / LAWS_FILE, fit.laws, fit.to_json())
     rate, batch = fit.laws.learning_rate, _batch_law(config, fit.laws)
     tests = design.confirmation_runs(config, rate, batch)
+    tests += design.loss_runs(config, rate, batch)
     tests += design.repetition_runs(config, rate, batch)
     tested = train_all(config, tests, folder, options)
     print(report.write(config, folder, fit, [*search, *tested], _rows(config).train_tokens))

@@ -267,6 +267,7 @@ def full_sweep(folder) -> SweepConfig:
         scales=tuple(scale(*pair) for pair in itertools.product(SIZES, lengths)),
         learning_rates=(3e-2, 3),
         batch_tokens=(64, 8192),
+        loss_scales=(scale(SIZES[2], 1 << 13),),
         confirmation=ConfirmationConfig(scale=scale(SIZES[1], 1 << 21)),
         repetition=RepetitionConfig(scale=scale(SIZES[0], 1 << 17)),
     )
@@ -319,11 +320,11 @@ def test_a_report_says_what_the_runs_show(whole_sweep):
     _, folder = whole_sweep
     report = (folder / "report.md").read_text()
     assert report.count("| worse |") == 2  # 4 times higher and lower
-    assert "R* = " in report and "L(N, D)" in report
+    assert "R* = " in report and "10 pairs of N and D" in report
     assert "epochs**" in report  # the corpus is small, and it says so
     assert (folder / "laws.png").read_bytes().startswith(b"\x89PNG")
     names = {json.loads(line)["name"] for line in (folder / RUNS_FILE).read_text().splitlines()}
-    assert {"search/8/23", "confirmation/2/0.25", "repeated/0/16", "fresh/0/16"} <= names
+    assert {"search/8/23", "confirmation/2/0.25", "repeated/0/16", "fresh/0/16", "loss/0"} <= names
 
 
 def test_runs_without_a_valley_give_no_law_and_say_so(home, monkeypatch, capsys):
@@ -350,4 +351,4 @@ def test_the_command_prints_the_runs_before_any_is_trained(home, capsys, monkeyp
     args = ["sweep", "--config", "any.py", "--budget", str(8.5 * flops), "--dry-run"]
     assert main(args) == 0
     shown = capsys.readouterr().out
-    assert "8 runs at each of 9 scales" in shown and "then 18 runs" in shown
+    assert "8 runs at each of 9 scales" in shown and "then 19 runs" in shown
