@@ -35,6 +35,7 @@ def add_parser(subparsers: Any) -> None:
     add("--engine", choices=("local", "ray"), default="local", help="where to train (local)")
     add("--workers", type=int, metavar="N", help="processes (this one; with Ray one per processor)")
     add("--address", help="of a Ray cluster")
+    add("--gpus", type=float, default=0, metavar="N", help="of each of Ray's workers (0)")
     parser.set_defaults(main=_main)
 
 
@@ -63,10 +64,10 @@ def _sweep(args: argparse.Namespace) -> int:
 def _engine(args: argparse.Namespace) -> Engine | None:
     """None where this process trains."""
     if args.engine == "ray":
-        return RayEngine(address=args.address, workers=args.workers)
-    if args.address is not None:
+        return RayEngine(address=args.address, workers=args.workers, num_gpus=args.gpus)
+    if args.address is not None or args.gpus:
         raise ValueError(
-            "--address is of a Ray cluster, and --engine is local; expected both or none: add "
-            "--engine ray"
+            "--address and --gpus are of a Ray cluster, and --engine is local; expected both or "
+            "none: add --engine ray"
         )
     return None if args.workers in (None, 1) else LocalEngine(workers=args.workers)

@@ -83,15 +83,22 @@ class RayEngine:
         address: of the cluster, as `ray.init` takes it; None starts Ray on this machine. Where this
             process is connected to a cluster already, that one is taken.
         workers: actors, of one processor each; None takes one for each processor of the cluster.
+        num_gpus: of each actor; the number of actors is then to be given.
         runtime_env: as `ray.init` takes it, for example to bring the package to the nodes.
     """
 
     address: str | None = None
     workers: int | None = None
+    num_gpus: float = 0
     runtime_env: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_workers(self.workers)
+        if self.num_gpus and self.workers is None:
+            raise ValueError(
+                f"num_gpus is {self.num_gpus} and workers is not set; expected the number of "
+                "workers: with one for each processor most would wait for a GPU for ever"
+            )
 
     def map_chunks(
         self, function: Function, chunks: Iterable[Sequence[Any]], died: Callable[[Any], bytes]
@@ -302,7 +309,8 @@ class _RayPool:
                 **local,
             )
         self.workers = self._engine.workers or int(self._ray.cluster_resources()["CPU"])
-        self._actor_class = self._ray.remote(num_cpus=1, max_restarts=0)(_Actor)
+        resources = {"num_cpus": 1, "num_gpus": self._engine.num_gpus}
+        self._actor_class = self._ray.remote(**resources, max_restarts=0)(_Actor)
         for _ in range(self.workers):
             self._start()
         return self
