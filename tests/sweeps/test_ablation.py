@@ -398,6 +398,15 @@ def test_a_job_that_fails_is_reported_and_the_others_finish(tmp_path):
         assert sorted(cores[0] + cores[1]) == mine  # each its share, and none is left over
 
 
+@pytest.fixture
+def heard_interrupts():
+    """As in a terminal: a shell's background jobs ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_interrupts")
 def test_an_interruption_asks_those_that_run_to_stop(tmp_path):
     code = """
         import signal, sys, time
@@ -487,7 +496,8 @@ def test_a_grid_goes_on_after_one_of_its_runs_was_killed(real, capsys):
     assert sorted(logs) == ["high-0", "high-1", "low-0", "low-1"]
     shared = [p for p in (real / "data").rglob("*") if p.is_file()] + [found / "tokenizer"]
     first = json.loads((found / "low-0/goodput.json").read_text())
-    began = first["until_s"] - sum(first["seconds"].values())
+    # A process's start is not told exactly everywhere; its imports alone take longer than this.
+    began = first["until_s"] - sum(first["seconds"].values()) + 1.0
     assert len(shared) > 3 and all(p.stat().st_mtime < began for p in shared)  # made once, before
 
     (real / "fault").unlink()
