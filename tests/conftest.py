@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, and shapes checked by beartype wherever a signature states them."""
 
+import collections
 import gc
 import importlib.metadata
 import os
@@ -48,6 +49,19 @@ install_import_hook(
 
 # Staging makes many objects and little garbage; what was imported is never any.
 gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # of xdist, which would begin with the other end
+
+
+def pytest_collection_modifyitems(items):
+    """Files of few tests first: theirs are the long ones, and one begun last is waited for.
+
+    Measured: of 774 s one of two workers was idle for 160 (2026-11-27).
+    """
+    sizes = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: sizes[item.path])  # stable: files stay whole, and in their order
 
 
 def pytest_collection_finish():
