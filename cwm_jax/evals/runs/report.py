@@ -136,6 +136,7 @@ def _score_table(results: Results) -> str:
     )
     return (
         f"## Scores\n\n{_table(['metric', 'score', '95 % interval', 'problems'], rows)}\n\n{note}"
+        f"\n\n![scores]({REPORT}.png)"
     )
 
 
