@@ -25,8 +25,8 @@ from cwm_jax.training.step import compiler_options, make_eval_step, make_update
 
 Together = Literal["one_by_one", "map", "vmap"]
 
-# Which way is fastest, by backend; `python -m benchmarks.sweep` measures it. On two CPU cores vmap
-# was slower by a half (measured, docs/LOG.md); the others are assumed.
+# By backend; `python -m benchmarks.sweep` measures. On two CPU cores the three are alike (measured,
+# docs/LOG.md), and one by one a kill costs one run, not a group; on the others it is assumed.
 FASTEST: dict[str, Together] = {"cpu": "one_by_one", "gpu": "vmap", "tpu": "vmap"}
 
 
