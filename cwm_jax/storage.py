@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from cwm_jax.config.schema import check_types, from_json
 
@@ -73,6 +74,48 @@ def write_whole(path: Path, data: bytes) -> None:
 def write_json(path: Path, values: Any) -> None:
     """`write_whole` of JSON with sorted keys."""
     write_whole(path, json.dumps(values, indent=1, sort_keys=True).encode() + b"\n")
+
+
+class LineFile:
+    """A file of lines that is only added to, open for one process; a line counts once it is whole.
+
+    Args:
+        path: made if missing.
+        shown: what a refusal calls it.
+        otherwise: what to do instead of waiting.
+
+    Raises:
+        StorageError: another process writes it.
+    """
+
+    def __init__(self, path: Path, *, shown: Path, otherwise: str) -> None:
+        self._file: IO[bytes] = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise StorageError(
+                f"{shown} is being written by another process; wait for it, or {otherwise}"
+            ) from None
+
+    def lines(self) -> list[bytes]:
+        """All of them; what a kill has torn at the end is cut off the file."""
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            self._file.truncate(whole)
+            os.fsync(self._file.fileno())
+        return content.split(b"\n")[:-1]
+
+    def add(self, lines: bytes) -> None:
+        """Appends whole lines; they are on the disk when it returns."""
+        self._file.write(lines)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def read_manifest(path: Path, cls: type[M], *, kind: str, version: int, next_step: str) -> M:

@@ -138,18 +138,17 @@ class Lockstep:
         """
         schedules = [Schedule.of(run) for run in runs]
         states = self._begin(runs)
-        losses: list[list[Any]] = [[] for _ in runs]
+        found: list[Any] = []  # of each micro-batch each run's loss, fetched when all is done
         for number in range(max(s.num_micro_batches for s in schedules)):
             batch = jax.device_put(dict(next(micro_batches)))
             updates = [s.is_update(number) for s in schedules]
             rates = [s.rate(number) for s in schedules]
-            states, found = self._advance(states, batch, rates, updates)
-            for run, is_update in enumerate(updates):
-                if is_update:
-                    losses[run].append((found, run))
+            states, losses = self._advance(states, batch, rates, updates)
+            found.append(losses)
+        fetched = np.asarray(jax.device_get(found), np.float32)
         return [
             Finished(
-                losses=_fetched(losses[run]),
+                losses=fetched[schedules[run].last_micro_batches, run],
                 heldout_loss=self._heldout_loss(params, heldout),
                 skipped_steps=int(skipped),
             )
@@ -214,6 +213,11 @@ class Schedule:
     def num_micro_batches(self) -> int:
         return len(self.rates) * self.accumulation_steps
 
+    @property
+    def last_micro_batches(self) -> np.ndarray:
+        """Of each step, [steps]."""
+        return np.arange(1, len(self.rates) + 1) * self.accumulation_steps - 1
+
     def rate(self, micro_batch: int) -> float:
         """Of the step that it belongs to; 0 after the run's end."""
         step = micro_batch // self.accumulation_steps
@@ -238,9 +242,3 @@ def _objective(params, micro_batch: Batch, *, run_config: RunConfig) -> tuple[An
 
 def _mapped(step, states, micro_batch, rates, updates):
     return jax.lax.map(lambda run: step(run[0], micro_batch, *run[1:]), (states, rates, updates))
-
-
-def _fetched(losses: list[tuple[Any, int]]) -> np.ndarray:
-    found = jax.device_get([loss for loss, _ in losses])
-    values = [loss[run] for loss, (_, run) in zip(found, losses, strict=True)]
-    return np.asarray(values, np.float32)

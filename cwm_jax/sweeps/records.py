@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from cwm_jax.config import SweepConfig, schema
-from cwm_jax.storage import write_json
+from cwm_jax.storage import LineFile, write_json
 from cwm_jax.sweeps.design import RunSpec
 from cwm_jax.sweeps.lockstep import Finished
 
@@ -18,6 +18,18 @@ RUNS_FILE = "runs.jsonl"
 CONFIG_FILE = "sweep.json"
 _FIRST_STEPS = 20  # of which each loss is kept
 _CURVE_POINTS = 50
+# What a record has of its run's `RunSpec`.
+_SPEC_FIELDS = (
+    "name",
+    "kind",
+    "learning_rate",
+    "batch_tokens",
+    "steps",
+    "tokens",
+    "seed",
+    "unique_tokens",
+    "factor",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,11 +76,8 @@ class RunRecord:
         losses = finished.losses
         every = -(-len(losses) // _CURVE_POINTS)
         starts = range(0, len(losses), every)
-        own = {field.name for field in dataclasses.fields(cls)}
-        of_spec = {n: v for n, v in vars(spec).items() if n in own}
         return cls(
-            **of_spec,
-            tokens=spec.tokens,
+            **{name: getattr(spec, name) for name in _SPEC_FIELDS},
             compute_flops=spec.scale.compute_flops,
             params=params,
             heldout_loss=_finite(finished.heldout_loss),
@@ -82,59 +91,64 @@ class RunRecord:
             device=device,
         )
 
+    def is_of(self, spec: RunSpec) -> bool:
+        """Whether it is that very run."""
+        return all(getattr(self, name) == getattr(spec, name) for name in _SPEC_FIELDS)
+
     def to_line(self) -> bytes:
         return json.dumps(schema.to_json(self)).encode() + b"\n"
 
 
 class SweepFolder:
-    """The folder of a sweep, which goes on where it was stopped.
+    """The folder of a sweep, open for one process; it goes on where it was stopped.
 
     Raises:
-        ValueError: it is the folder of another sweep.
+        ValueError: it is the folder of another sweep, or another process writes it.
     """
 
     def __init__(self, config: SweepConfig):
         self.path = Path(config.base.base_output_directory) / config.base.run_name
         self.path.mkdir(parents=True, exist_ok=True)
-        described, file = schema.to_json(config), self.path / CONFIG_FILE
+        described = json.loads(json.dumps(schema.to_json(config)))
+        file = self.path / CONFIG_FILE
         if not file.exists():
             write_json(file, described)
         found = json.loads(file.read_text())
-        if found != json.loads(json.dumps(described)):
-            differing = sorted(k for k in described if found.get(k) != _plain(described[k]))
+        if found != described:
+            differing = sorted(k for k in described if found.get(k) != described[k])
             raise ValueError(
                 f"{self.path} is of a sweep with other values of {', '.join(differing)}; expected "
                 "the one that it began with: set another base.run_name, or remove the folder"
             )
-        self._runs = self.path / RUNS_FILE
+        self._file = LineFile(
+            self.path / RUNS_FILE, shown=self.path, otherwise="set another base.run_name"
+        )
 
-    def finished(self) -> dict[str, RunRecord]:
-        """By name; a line that a kill has cut is taken away."""
-        if not self._runs.exists():
-            return {}
-        content = self._runs.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(self._runs, len(whole))
-        records = [schema.from_json(RunRecord, json.loads(line)) for line in whole.splitlines()]
-        return {record.name: record for record in records}
+    def __enter__(self) -> SweepFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def finished(self, specs: Iterable[RunSpec]) -> dict[str, RunRecord]:
+        """Those of these runs that are there, by name.
+
+        A run of the same name with another rate, batch or length is none of them: the laws of a
+        search that has grown ask for others.
+        """
+        records = [schema.from_json(RunRecord, json.loads(line)) for line in self._file.lines()]
+        wanted = {spec.name: spec for spec in specs}
+        return {r.name: r for r in records if r.name in wanted and r.is_of(wanted[r.name])}
 
     def add(self, lines: bytes) -> None:
         """Appends lines of records; they are on the disk when it returns."""
-        with self._runs.open("ab") as file:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        self._file.add(lines)
 
 
 def by_kind(records: Iterable[RunRecord], kind: str) -> list[RunRecord]:
     return [record for record in records if record.kind == kind]
 
 
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
 def _finite(value: Any) -> float | None:
     number = float(value)
-    return number if abs(number) < float("inf") else None
+    return number if math.isfinite(number) else None

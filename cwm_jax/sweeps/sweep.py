@@ -46,7 +46,11 @@ def run_sweep(config: SweepConfig, count: int, options: SweepOptions) -> int:
     Writes ``laws.json``, ``report.md`` and plots into the sweep's folder. Args as of ``train_all``;
     ``count`` are the runs of each scale.
     """
-    folder = SweepFolder(config)
+    with SweepFolder(config) as folder:
+        return _run_sweep(config, count, options, folder)
+
+
+def _run_sweep(config: SweepConfig, count: int, options: SweepOptions, folder: SweepFolder) -> int:
     _rows(config)  # made once, before there are workers
     search = train_all(config, design.search_runs(config, count), folder, options)
     try:
@@ -82,7 +86,7 @@ def train_all(
     Raises:
         RuntimeError: a worker failed.
     """
-    done = folder.finished()
+    done = folder.finished(specs)
     missing = [spec for spec in specs if spec.name not in done]
     if missing:
         flops = sum(spec.scale.compute_flops for spec in missing)
@@ -95,7 +99,7 @@ def train_all(
         folder.add(lines)
         count += lines.count(b"\n")
         note(f"{count}/{len(missing)} runs, {time.monotonic() - began:.0f} s")
-    done = folder.finished()
+    done = folder.finished(specs)
     return [done[spec.name] for spec in specs]
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import zlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -210,11 +211,20 @@ def test_repeated_rows_are_each_seen_once_an_epoch(home):
 # Sweeps
 
 
+def folder_of(config: SweepConfig) -> Path:
+    return Path(config.base.base_output_directory) / config.base.run_name
+
+
+def records_of(config: SweepConfig, specs, options=SweepOptions()) -> list[RunRecord]:  # noqa: B008
+    with SweepFolder(config) as folder:
+        return train_all(config, specs, folder, options)
+
+
 def test_a_sweep_that_is_cut_goes_on_without_repeating_or_losing_runs(home, monkeypatch):
     config = tiny_sweep(home, base=tiny_run(home, run_name="cut", model=SIZES[0]))
     specs = design.search_runs(config, 6)[:5]
-    whole = train_all(config, specs, SweepFolder(config), SweepOptions())
-    path = SweepFolder(config).path / RUNS_FILE
+    whole = records_of(config, specs)
+    path = folder_of(config) / RUNS_FILE
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:3]) + lines[3][:40])  # a kill amid a line
     trained = []
@@ -222,12 +232,30 @@ def test_a_sweep_that_is_cut_goes_on_without_repeating_or_losing_runs(home, monk
     monkeypatch.setattr(
         sweep, "train_group", lambda *args: trained.append(args[2]) or one_by_one(*args)
     )
-    again = train_all(config, specs, SweepFolder(config), SweepOptions())
+    again = records_of(config, specs)
     assert [len(group) for groups in trained for group in groups] == [1, 1]
     assert [without_time(r) for r in again] == [without_time(r) for r in whole]
     other = dataclasses.replace(config, warmup_fraction=0.5)
     with pytest.raises(ValueError, match="other values of warmup_fraction"):
         SweepFolder(other)
+    with SweepFolder(config), pytest.raises(ValueError, match="is being written by another"):
+        SweepFolder(config)
+
+
+def test_a_larger_budget_tests_the_laws_that_it_gives(home, monkeypatch):
+    config = full_sweep(home)
+    config = dataclasses.replace(
+        config, base=dataclasses.replace(config.base, run_name="grown"), repetition=None
+    )
+    monkeypatch.setattr(sweep, "train_group", made_losses)
+    for count in (16, 24):
+        assert run_sweep(config, count, SweepOptions()) == 0
+    rate = load_laws(folder_of(config) / "laws.json").learning_rate
+    expected = rate(config.confirmation.scale.compute_flops)
+    assert f"the law's rate is {expected:.3g};" in (folder_of(config) / "report.md").read_text()
+    lines = map(json.loads, (folder_of(config) / RUNS_FILE).read_text().splitlines())
+    tested = [line["learning_rate"] for line in lines if line["name"] == "confirmation/0/1"]
+    assert len(tested) == 2 and tested[0] != tested[1] == pytest.approx(expected)
 
 
 @pytest.mark.slow
@@ -235,9 +263,9 @@ def test_two_processes_train_what_one_does(home):
     config = tiny_sweep(home, base=tiny_run(home, run_name="alone", model=SIZES[0]))
     others = tiny_sweep(home, base=tiny_run(home, run_name="workers", model=SIZES[0]))
     specs = design.search_runs(config, 6)[:4]
-    alone = train_all(config, specs, SweepFolder(config), SweepOptions())
+    alone = records_of(config, specs)
     options = SweepOptions(engine=LocalEngine(workers=2), group_runs=2)
-    together = train_all(others, specs, SweepFolder(others), options)
+    together = records_of(others, specs, options)
     assert [without_time(r) for r in together] == [without_time(r) for r in alone]
 
 
@@ -302,7 +330,7 @@ def whole_sweep(home):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "train_group", made_losses)
         assert run_sweep(config, 24, SweepOptions()) == 0
-    return config, SweepFolder(config).path
+    return config, folder_of(config)
 
 
 def test_the_laws_that_are_written_are_those_of_the_losses(whole_sweep):

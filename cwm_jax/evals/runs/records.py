@@ -9,14 +9,12 @@ A record is on the disk before the next is taken up. A line that a kill has torn
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from cwm_jax.storage import write_json
+from cwm_jax.storage import LineFile, StorageError, write_json
 
 RUN_FILE, ITEMS_FILE = "run.json", "items.jsonl"
 KIND, SCHEMA_VERSION = "evaluation", 1
@@ -101,12 +99,14 @@ class RecordFile:
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._file: IO[bytes] = (folder / ITEMS_FILE).open("ab")
+        path = folder / ITEMS_FILE
         try:
-            _lock(self._file, folder)
+            self._file = LineFile(path, shown=folder, otherwise="name another by --out")
+        except StorageError as error:
+            raise RecordsError(str(error)) from None
+        try:
             self._begin(dict(run))
-            _cut_torn_line(folder / ITEMS_FILE)
-            self.records = _by_key(_read(folder / ITEMS_FILE), folder)
+            self.records = _by_key(_read(path, self._file.lines()), folder)
         except BaseException:
             self._file.close()
             raise
@@ -121,9 +121,7 @@ class RecordFile:
         """Appends; it is on the disk when this returns."""
         known = self.records.get(record.key)
         assert known is None or known.is_void, record.key
-        self._file.write(json.dumps(dataclasses.asdict(record)).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._file.add(json.dumps(dataclasses.asdict(record)).encode() + b"\n")
         self.records[record.key] = record
 
     def note(self, notes: Sequence[str]) -> None:
@@ -173,7 +171,12 @@ def read_records(folder: Path) -> dict[Key, Record]:
     Raises:
         RecordsError: a damaged line that is not the last, or an item that is there twice.
     """
-    return _by_key(_read(folder / ITEMS_FILE), folder)
+    path = folder / ITEMS_FILE
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise RecordsError(f"{path}: cannot be read ({error}); name a run's folder") from error
+    return _by_key(_read(path, lines), folder)
 
 
 def merge(folders: Sequence[Path], out: Path) -> None:
@@ -208,31 +211,8 @@ def _without_shard(run: Mapping[str, Any]) -> dict[str, Any]:
     return {**run, "settings": {**run["settings"], "shard": None}, "num_problems": None}
 
 
-def _lock(file: IO[bytes], folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RecordsError(
-            f"{folder} is being written by another process; wait for it, or name another by --out"
-        ) from None
-
-
-def _cut_torn_line(path: Path) -> None:
-    """A line counts once its end is there."""
-    with path.open("r+b") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
-            os.fsync(file.fileno())
-
-
-def _read(path: Path) -> Iterable[Record]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise RecordsError(f"{path}: cannot be read ({error}); name a run's folder") from error
-    for number, line in enumerate(lines[:-1], 1):
+def _read(path: Path, lines: Sequence[bytes]) -> Iterable[Record]:
+    for number, line in enumerate(lines, 1):
         try:
             values = json.loads(line)
             turns = tuple(Turn(**turn) for turn in values.pop("turns"))

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cwm_jax.rl.environment import EnvironmentFailure
+from cwm_jax.storage import LineFile
 
 _VERSION = 1  # of what a run means; another one finds nothing of the old
 
@@ -51,16 +50,10 @@ class Cells:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file: IO[bytes] = path.open("a+b")
+        self._file = LineFile(path, shown=path, otherwise="name another --out")
         self._lock = threading.Lock()
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._known = self._read(path)
-        except BlockingIOError:
-            self._file.close()
-            raise ValueError(
-                f"{path} is being written by another process; wait for it, or name another --out"
-            ) from None
         except BaseException:
             self._file.close()
             raise
@@ -103,17 +96,12 @@ class Cells:
         value = cell.run()
         line = json.dumps({"key": cell.key, **cell.about, "value": value}).encode() + b"\n"
         with self._lock:
-            self._file.write(line)
-            self._file.flush()
+            self._file.add(line)
             self._known[cell.key] = value
 
     def _read(self, path: Path) -> dict[str, Any]:
-        self._file.seek(0)
-        content = self._file.read()
-        whole = content.rfind(b"\n") + 1
-        os.ftruncate(self._file.fileno(), whole)
         known: dict[str, Any] = {}
-        for number, line in enumerate(content[:whole].splitlines(), 1):
+        for number, line in enumerate(self._file.lines(), 1):
             try:
                 found = json.loads(line)
                 known[found["key"]] = found["value"]
