@@ -85,6 +85,16 @@ def prepare(
     return open_shards(folder, tokenizer, model_vocab_size=model_vocab_size, verify=verify)
 
 
+def prepare_all(
+    data_config: DataConfig, tokenizer: TextTokenizer, *, model_vocab_size: int
+) -> list[Shards]:
+    """`prepare` of every source, in their order."""
+    return [
+        prepare(source, data_config, tokenizer, model_vocab_size=model_vocab_size)
+        for source in data_config.sources
+    ]
+
+
 def _description(
     source: SourceConfig, data_config: DataConfig, tokenizer: TextTokenizer, corpus: str
 ) -> dict[str, Any]:

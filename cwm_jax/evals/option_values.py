@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from cwm_jax.evals.problem import SetOptions
+from cwm_jax.rl.envs.fields import listed
 
 
 def whole_number(options: SetOptions, name: str, default: int, *, least: int = 1) -> int:
@@ -33,6 +34,14 @@ def fraction(options: SetOptions, name: str, default: float) -> float:
         value = math.nan
     if not 0 < value <= 1:
         raise ValueError(f"--option {name}={text}: expected more than 0 and at most 1, as 0.02")
+    return value
+
+
+def one_of(options: SetOptions, name: str, known: Collection[str], default: str) -> str:
+    """The value of a setting, one of those known; raises ValueError for another."""
+    value = options.values.get(name, default)
+    if value not in known:
+        raise ValueError(f"--option {name}={value}: expected one of {listed(known)}")
     return value
 
 

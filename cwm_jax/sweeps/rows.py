@@ -11,7 +11,7 @@ from cwm_jax.config import RunConfig
 from cwm_jax.data.loader import Loader, heldout_rows
 from cwm_jax.data.mixture import source_shares
 from cwm_jax.data.packing import Row, cut_rows
-from cwm_jax.data.prepare import prepare
+from cwm_jax.data.prepare import prepare_all
 from cwm_jax.data.vocabulary import load_or_train_tokenizer
 from cwm_jax.trace.corpus import generate_corpus
 
@@ -25,10 +25,7 @@ class SweepRows:
                 generate_corpus(source)
         tokenizer = load_or_train_tokenizer(base.tokenizer, base.data)
         self._base = base
-        self._shards = [
-            prepare(source, base.data, tokenizer, model_vocab_size=base.model.vocab_size)
-            for source in base.data.sources
-        ]
+        self._shards = prepare_all(base.data, tokenizer, model_vocab_size=base.model.vocab_size)
 
     @property
     def train_tokens(self) -> int:

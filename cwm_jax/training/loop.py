@@ -21,7 +21,7 @@ from cwm_jax.data.mixture import (
     source_shares,
 )
 from cwm_jax.data.packing import describe_cut
-from cwm_jax.data.prepare import prepare
+from cwm_jax.data.prepare import prepare_all
 from cwm_jax.data.shards import Shards
 from cwm_jax.data.vocabulary import load_or_train_tokenizer
 from cwm_jax.distributed import Hosts
@@ -102,7 +102,10 @@ def run(
             tokenizer = hosts.first(
                 "tokenizer", lambda: load_or_train_tokenizer(config.tokenizer, config.data)
             )
-        shards = hosts.first("corpus", lambda: _shards(config, tokenizer))
+        shards = hosts.first(
+            "corpus",
+            lambda: prepare_all(config.data, tokenizer, model_vocab_size=config.model.vocab_size),
+        )
         shares = source_shares(
             config.data.sources, shards, train_tokens=config.optimizer.train_tokens
         )
@@ -154,13 +157,6 @@ def describe_result(config: RunConfig, result: RunResult) -> str:
         f"held-out loss: {before:.4f} {start}{now}\n"
         f"metrics: {result.folder}/{METRICS_FILE}, curve: {result.folder}/loss.png"
     )
-
-
-def _shards(config: RunConfig, tokenizer: Tokenizer) -> list[Shards]:
-    return [
-        prepare(s, config.data, tokenizer, model_vocab_size=config.model.vocab_size)
-        for s in config.data.sources
-    ]
 
 
 def _loader(

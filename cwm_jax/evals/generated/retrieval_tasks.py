@@ -163,14 +163,7 @@ def _common_words(seed: str, depth: float | None, pools: Pools) -> Draft:
         rng.shuffle(lines)
         return lines
 
-    return Draft(
-        intro="Below is a list of words, one a line, in which some words come again.\n\n",
-        units=units,
-        question=f"Question: Which {_COMMON} words come most often in the list above?",
-        opening=f"Answer: The {_COMMON} most frequent words are",
-        values=words,
-        hidden=" ".join(words),
-    )
+    return _most_frequent(words, units)
 
 
 def _frequent_words(seed: str, depth: float | None, pools: Pools) -> Draft:
@@ -196,11 +189,16 @@ def _frequent_words(seed: str, depth: float | None, pools: Pools) -> Draft:
         rng.shuffle(lines)
         return lines
 
+    return _most_frequent(words, units)
+
+
+def _most_frequent(words: tuple[str, ...], units: Callable[[int], list[str]]) -> Draft:
+    """Asks for them in a list of words."""
     return Draft(
         intro="Below is a list of words, one a line, in which some words come again.\n\n",
         units=units,
-        question=f"Question: Which {_FREQUENT} words come most often in the list above?",
-        opening=f"Answer: The {_FREQUENT} most frequent words are",
+        question=f"Question: Which {len(words)} words come most often in the list above?",
+        opening=f"Answer: The {len(words)} most frequent words are",
         values=words,
         hidden=" ".join(words),
     )

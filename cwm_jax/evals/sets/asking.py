@@ -77,15 +77,3 @@ def name_of(row: Mapping[str, Any], key: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return text(value, key)
-
-
-def option(options: SetOptions, name: str, known: Collection[str], default: str) -> str:
-    """The value of a setting, one of those known.
-
-    Raises:
-        ValueError: it is another.
-    """
-    value = options.values.get(name, default)
-    if value not in known:
-        raise ValueError(f"--option {name}={value}: expected one of {listed(known)}")
-    return value

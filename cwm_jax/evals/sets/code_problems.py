@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cwm_jax.evals.option_values import one_of
 from cwm_jax.evals.problem import (
     Answer,
     EvalSet,
@@ -30,7 +31,6 @@ from cwm_jax.evals.sets.asking import (
     chat,
     final_text,
     judge_with,
-    option,
 )
 from cwm_jax.evals.sets.code.rows import (
     MBPP_SPLITS,
@@ -83,8 +83,8 @@ def load_mbpp(path: Path | None, options: SetOptions) -> EvalSet:
             shown first is not.
     """
     assert path is not None
-    challenge = option(options, "challenge", ("no", "yes"), "no") == "yes"
-    split = option(options, "split", (*MBPP_SPLITS, "all"), "test")
+    challenge = one_of(options, "challenge", ("no", "yes"), "no") == "yes"
+    split = one_of(options, "split", (*MBPP_SPLITS, "all"), "test")
     rows = read_mbpp(path, challenge=challenge)
     chosen = [row for row in rows if split in ("all", row.labels["split"])]
     if not chosen:

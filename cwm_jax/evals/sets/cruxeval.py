@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cwm_jax.evals.option_values import one_of
 from cwm_jax.evals.problem import (
     Answer,
     EvalSet,
@@ -28,7 +29,6 @@ from cwm_jax.evals.sets.asking import (
     chat,
     final_text,
     judge_with,
-    option,
 )
 from cwm_jax.evals.sets.code.cruxeval import Judge, Row, read_rows
 from cwm_jax.evals.traces.metrics import FrameScore
@@ -116,7 +116,7 @@ def load_output(path: Path | None, options: SetOptions) -> EvalSet:
     """
     if "form" in options.values and options.mode != DIRECT:
         raise ValueError(f"--option form is of the mode {DIRECT}, not of {options.mode}: drop it")
-    form = option(options, "form", _FORMS, _FORMS[0])
+    form = one_of(options, "form", _FORMS, _FORMS[0])
     rows, judge = _opened(path), Judge(unsafe=options.unsafe)
 
     def problem(row: Row) -> Problem:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
+from cwm_jax.evals.option_values import one_of
 from cwm_jax.evals.problem import (
     Answer,
     EvalSet,
@@ -14,7 +15,7 @@ from cwm_jax.evals.problem import (
     Verdict,
     one_answer,
 )
-from cwm_jax.evals.sets.asking import chat, final_text, judge_with, option
+from cwm_jax.evals.sets.asking import chat, final_text, judge_with
 from cwm_jax.evals.sets.code.livecodebench import Row, Window, read_rows
 from cwm_jax.rl.envs.answers import only_code_block
 from cwm_jax.rl.envs.code.environment import PROFILES, code_question
@@ -54,7 +55,7 @@ def load(path: Path | None, options: SetOptions) -> EvalSet:
         ValueError: the file cannot be used, or has no problem of those days.
     """
     assert path is not None
-    think = option(options, "think", ("yes", "no"), "yes") == "yes"
+    think = one_of(options, "think", ("yes", "no"), "yes") == "yes"
     window = _window(options)
     rows = read_rows(path, window)
     if not rows:

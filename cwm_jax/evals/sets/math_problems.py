@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cwm_jax.evals.option_values import one_of
 from cwm_jax.evals.problem import (
     Answer,
     EvalSet,
@@ -31,7 +32,6 @@ from cwm_jax.evals.sets.asking import (
     final_text,
     judge_with,
     name_of,
-    option,
     row_of,
 )
 from cwm_jax.rl.envs.answers import NoAnswerError, only_boxed
@@ -132,7 +132,7 @@ def make_verifier(options: SetOptions) -> MathVerifier:
     Raises:
         ValueError: math-verify is wanted and not installed.
     """
-    wanted = option(options, "math_verify", ("yes", "no"), "yes") == "yes"
+    wanted = one_of(options, "math_verify", ("yes", "no"), "yes") == "yes"
     return MathVerifier(use_math_verify=wanted, time_s=_VERIFY_S, unsafe=options.unsafe)
 
 

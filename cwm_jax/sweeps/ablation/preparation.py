@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cwm_jax.config import RunConfig, schema
-from cwm_jax.data.prepare import prepare
+from cwm_jax.data.prepare import prepare_all
 from cwm_jax.data.vocabulary import load_or_train_tokenizer
 from cwm_jax.sweeps.ablation.grid import Ablation, Config, phases_of
 from cwm_jax.tokenizer import load_tokenizer
@@ -50,8 +50,7 @@ def _tokenise(phases: Sequence[RunConfig]) -> None:
             wanted[json.dumps(of)] = phase
     for phase in wanted.values():
         tokenizer = load_or_train_tokenizer(phase.tokenizer, phase.data)
-        for source in phase.data.sources:
-            prepare(source, phase.data, tokenizer, model_vocab_size=phase.model.vocab_size)
+        prepare_all(phase.data, tokenizer, model_vocab_size=phase.model.vocab_size)
 
 
 def _share_tokenizer(ablation: Ablation, config: RunConfig) -> None:
