@@ -1,6 +1,6 @@
 """Learning rate and batch as power laws of the compute, from models that a laptop trains.
 
-Command:   python -m cwm_jax sweep --config configs/sweeps/cpu.py --budget 5.2e13
+Command:   python -m cwm_jax sweep --config configs/sweeps/cpu.py --budget 1.02e14
 Hardware:  2 CPU cores, bubblewrap for the sandbox
 Time:      not measured yet
 Result:    not run yet
@@ -51,10 +51,10 @@ def small_model(*, hidden_size: int, num_hidden_layers: int) -> ModelConfig:
     )
 
 
-# Parameters without embeddings: 0.03M, 0.06M, 0.12M, 0.18M, 0.40M
+# Parameters without embeddings: 0.12M, 0.18M, 0.24M, 0.40M
 MODELS = tuple(
     small_model(hidden_size=width, num_hidden_layers=layers)
-    for width, layers in ((32, 2), (32, 4), (64, 2), (64, 3), (96, 3))
+    for width, layers in ((64, 2), (64, 3), (64, 4), (96, 3))
 )
 
 
@@ -82,13 +82,13 @@ def get_config() -> SweepConfig:
     return SweepConfig(
         base=base,
         scales=tuple(scale(model, TOKENS_PER_PARAMETER) for model in searched),
-        learning_rates=(5e-4, 3e-2),
-        batch_tokens=(MICRO_ROWS * T, 16 * T),
-        near_optimum=0.3,  # these losses fall so far that a step to either side costs a lot
+        learning_rates=(8e-4, 1.2e-2),
+        batch_tokens=(MICRO_ROWS * T, 12 * T),
+        near_optimum=0.6,  # these losses fall so far that a step to either side costs a lot
         loss_scales=(
-            *(scale(model, TOKENS_PER_PARAMETER / 3) for model in searched),
-            *(scale(model, TOKENS_PER_PARAMETER * 3) for model in searched[:3]),
+            *(scale(model, TOKENS_PER_PARAMETER * 2) for model in searched),
+            *(scale(model, TOKENS_PER_PARAMETER * 4) for model in searched[:2]),
         ),
         confirmation=ConfirmationConfig(scale=scale(largest, TOKENS_PER_PARAMETER)),
-        repetition=RepetitionConfig(scale=scale(MODELS[2], TOKENS_PER_PARAMETER)),
+        repetition=RepetitionConfig(scale=scale(MODELS[0], TOKENS_PER_PARAMETER)),
     )

@@ -201,6 +201,17 @@ def test_a_valley_that_many_draws_do_not_see_is_refused():
         fitted(runs, near_optimum=1.0)
 
 
+def test_draws_whose_optimum_is_no_number_are_lost():
+    """Scales so close that a slope is anything: some factors of draws lie beyond 1e308."""
+    runs = sweep(2, noise=0.02, scales=(1e14, 1.2e14))
+    fit = fitted(runs, near_optimum=1.0, num_bootstrap=40)
+    assert fit.lost_draws > 0 and fit.num_draws + fit.lost_draws == 40
+    for law in (fit.laws.learning_rate, fit.laws.batch_tokens):
+        assert law is not None and np.isfinite(law.draws).all()
+        low, high = law.interval(1e14) or (math.nan, math.nan)
+        assert 0 < low < high < math.inf
+
+
 @pytest.mark.parametrize("name", ["compute", "learning_rate", "batch_tokens", "params", "tokens"])
 def test_a_run_without_a_size_is_refused(name):
     for value in (0.0, -1.0, math.nan, math.inf):

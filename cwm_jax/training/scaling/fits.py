@@ -23,6 +23,7 @@ _EDGE_FRACTION = 0.05  # assumed: of the width of the search, in logarithms
 _MIN_POINTS = 7  # for five coefficients
 _MIN_SPREAD = 0.2  # assumed: of log D, where log N does not give it
 _MAX_LOST_DRAWS = 0.25  # assumed: of the bootstrap, before intervals say nothing
+_MAX_LOG_FACTOR = 600.0  # a number of 64 bits ends at 709: a valley so flat has no minimum
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,7 +175,7 @@ def fit_laws(
     once = np.ones(len(finite), int)
     near = data.near(once)
     _check_enough(data, near, near_optimum)
-    point = data.law(near)
+    point = _law(data, near)
     if point is None:
         raise ValueError(
             f"{near.sum()} runs near the optimum have no minimum between the values tried, "
@@ -206,8 +207,15 @@ def fit_laws(
     )
 
 
+def _law(data: Valley, counts: np.ndarray) -> PowerLawOptimum | None:
+    found = data.law(counts)
+    if found is None or np.abs(_log_factors(data, found)).max() > _MAX_LOG_FACTOR:
+        return None
+    return found
+
+
 def _drawn_laws(data: Valley, draws: Sequence[np.ndarray]) -> list[PowerLawOptimum]:
-    solved = [found for counts in draws if (found := data.law(counts)) is not None]
+    solved = [law for counts in draws if (law := _law(data, counts)) is not None]
     lost = len(draws) - len(solved)
     if lost > _MAX_LOST_DRAWS * len(draws):
         raise ValueError(
@@ -252,9 +260,7 @@ def _power_law(
     data: Valley, point: PowerLawOptimum, draws: Sequence[PowerLawOptimum], axis: int
 ) -> PowerLaw:
     def law(found: PowerLawOptimum) -> tuple[float, float]:
-        exponent = float(found.slope[axis])
-        log_factor = found.offset[axis] + data.means[axis] - exponent * data.mean_log_compute
-        return math.exp(log_factor), exponent
+        return math.exp(_log_factors(data, found)[axis]), float(found.slope[axis])
 
     factor, exponent = law(point)
     drawn = [law(found) for found in draws]
@@ -267,6 +273,10 @@ def _power_law(
         exponent_interval=interval([b for _, b in drawn]),
         draws=tuple(drawn),
     )
+
+
+def _log_factors(data: Valley, law: PowerLawOptimum) -> np.ndarray:
+    return law.offset + data.means - law.slope * data.mean_log_compute
 
 
 def _predicted(law: PowerLaw, compute_flops: float) -> tuple[float, float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ class PowerLaw:
         if not self.draws:
             return None
         factors, exponents = np.asarray(self.draws).T
-        low, high = np.percentile(factors * compute_flops**exponents, _INTERVAL_PERCENT)
+        logs = np.log(factors) + exponents * math.log(compute_flops)  # factors may be enormous
+        low, high = np.exp(np.percentile(logs, _INTERVAL_PERCENT))
         return float(low), float(high)
 
     def __str__(self) -> str:
