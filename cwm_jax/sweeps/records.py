@@ -18,6 +18,7 @@ RUNS_FILE = "runs.jsonl"
 CONFIG_FILE = "sweep.json"
 _FIRST_STEPS = 20  # of which each loss is kept
 _CURVE_POINTS = 50
+_OF_THE_FIT = {"near_optimum"}
 # What a record has of its run's `RunSpec`.
 _SPEC_FIELDS = (
     "name",
@@ -102,6 +103,8 @@ class RunRecord:
 class SweepFolder:
     """The folder of a sweep, open for one process; it goes on where it was stopped.
 
+    What changes no run, ``near_optimum``, may change: the laws are fitted again.
+
     Raises:
         ValueError: it is the folder of another sweep, or another process writes it.
     """
@@ -111,11 +114,9 @@ class SweepFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         described = json.loads(json.dumps(schema.to_json(config)))
         file = self.path / CONFIG_FILE
-        if not file.exists():
-            write_json(file, described)
-        found = json.loads(file.read_text())
-        if found != described:
-            differing = sorted(k for k in described if found.get(k) != described[k])
+        found = json.loads(file.read_text()) if file.exists() else described
+        differing = sorted(k for k in described if found.get(k) != described[k])
+        if set(differing) - _OF_THE_FIT:
             raise ValueError(
                 f"{self.path} is of a sweep with other values of {', '.join(differing)}; expected "
                 "the one that it began with: set another base.run_name, or remove the folder"
@@ -123,6 +124,7 @@ class SweepFolder:
         self._file = LineFile(
             self.path / RUNS_FILE, shown=self.path, otherwise="set another base.run_name"
         )
+        write_json(file, described)
 
     def __enter__(self) -> SweepFolder:
         return self

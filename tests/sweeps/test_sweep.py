@@ -238,6 +238,10 @@ def test_a_sweep_that_is_cut_goes_on_without_repeating_or_losing_runs(home, monk
     other = dataclasses.replace(config, warmup_fraction=0.5)
     with pytest.raises(ValueError, match="other values of warmup_fraction"):
         SweepFolder(other)
+    trained.clear()
+    for near_optimum in (0.5, config.near_optimum):  # of the fit alone
+        assert records_of(dataclasses.replace(config, near_optimum=near_optimum), specs) == again
+    assert not trained
     with SweepFolder(config), pytest.raises(ValueError, match="is being written by another"):
         SweepFolder(config)
 
