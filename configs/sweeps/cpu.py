@@ -13,6 +13,7 @@ more scale, nearly twice the compute of the largest, tests the law.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from configs import quickstart
 from configs.ablations import traces
@@ -63,6 +64,12 @@ def scale(model: ModelConfig, tokens_per_parameter: float) -> SweepScale:
     )
 
 
+def longer(models: Sequence[ModelConfig]) -> tuple[SweepScale, ...]:
+    """More tokens a parameter, so that the loss law can tell sizes from tokens."""
+    doubled = tuple(scale(model, TOKENS_PER_PARAMETER * 2) for model in models)
+    return *doubled, scale(models[0], TOKENS_PER_PARAMETER * 4)
+
+
 def get_config() -> SweepConfig:
     base = RunConfig(
         run_name="sweep_cpu",
@@ -83,10 +90,7 @@ def get_config() -> SweepConfig:
         learning_rates=(4e-4, 1e-2),
         batch_tokens=(MICRO_ROWS * T, 8 * T),
         near_optimum=1.0,  # these losses fall so far that a step to either side costs a lot
-        loss_scales=(
-            *(scale(model, TOKENS_PER_PARAMETER * 2) for model in searched),
-            *(scale(model, TOKENS_PER_PARAMETER * 4) for model in searched[:1]),
-        ),
+        loss_scales=longer(searched),
         confirmation=ConfirmationConfig(scale=scale(largest, TOKENS_PER_PARAMETER)),
         repetition=RepetitionConfig(scale=scale(MODELS[0], TOKENS_PER_PARAMETER)),
     )

@@ -14,10 +14,7 @@ import dataclasses
 from configs.sweeps import cpu
 from cwm_jax.config import ConfirmationConfig, ExecutionConfig, RepetitionConfig, SweepConfig
 
-MODELS = tuple(
-    cpu.small_model(hidden_size=width, num_hidden_layers=layers)
-    for width, layers in ((64, 2), (64, 3), (96, 3), (128, 3), (128, 4))
-)
+MODELS = tuple(map(cpu.small_model, (64, 96, 128, 192)))
 
 
 def get_config() -> SweepConfig:
@@ -36,7 +33,7 @@ def get_config() -> SweepConfig:
         scales=tuple(cpu.scale(model, each) for model in searched),
         batch_tokens=(2 * cpu.T, 32 * cpu.T),
         seeds=(0, 1),  # each a group of runs that go side by side
-        loss_scales=tuple(cpu.scale(model, each / 3) for model in searched),
+        loss_scales=cpu.longer(searched),
         confirmation=ConfirmationConfig(scale=cpu.scale(largest, each)),
         repetition=RepetitionConfig(scale=cpu.scale(MODELS[1], each)),
     )
