@@ -76,6 +76,8 @@ def _plot_factors(axis: Any, factors: Sequence[Factor]) -> None:
     for seed, losses in enumerate(zip(*(losses for _, losses in columns), strict=True)):
         axis.plot([factor for factor, _ in columns], losses, marker="o", label=f"seed {seed}")
     axis.set(xscale="log", ylabel="held-out loss, nats per token")
+    axis.set_xticks([f for f, _ in columns], [f"{f:g}" for f, _ in columns])
+    axis.minorticks_off()
     axis.legend(fontsize=7)
 
 
