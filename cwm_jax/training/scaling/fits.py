@@ -146,7 +146,7 @@ def fit_laws(
     *,
     flops_count: FlopsCount,
     source: str,
-    num_bootstrap: int = 500,
+    num_bootstrap: int = 2000,
     seed: int = 0,
     near_optimum: float = NEAR_OPTIMUM,
 ) -> LawFit:
