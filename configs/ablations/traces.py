@@ -3,9 +3,9 @@
 Command:   python -m cwm_jax ablate --config configs/ablations/traces.py --parallel 4
 Hardware:  CPU, a core for each run at once, 1 GiB of memory each; bubblewrap for the sandbox
 Time:      22 minutes with 2 cores, after some minutes of tracing 40,000 programs
-Result:    outputs right: 9.3 % asked directly after outputs alone, 6.1 by a trace after traces alone
-           (difference -9.3 to 2.9, not shown), 1.9 by a trace after half of each (-10.1 to -4.8); of
-           that one 10.7 asked directly (0.5 to 2.2 more): docs/ablations.md. With twice as many
+Result:    outputs right: 9.3 % directly after outputs alone, 6.1 by a trace after traces alone
+           (difference -9.3 to 2.9, not shown), 1.9 by a trace after half of each (-10.1 to -4.8),
+           10.7 directly after half of each (0.5 to 2.2): docs/ablations.md. With twice as many
            steps traces won, 11.6 to 9.0: docs/LOG.md, 2026-11-25
 Values:    configs/quickstart.py, which says what is measured; else assumed
 

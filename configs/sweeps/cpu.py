@@ -3,9 +3,9 @@
 Command:   python -m cwm_jax sweep --config configs/sweeps/cpu.py --budget 1.4e14
 Hardware:  2 CPU cores, bubblewrap for the sandbox
 Time:      55 minutes
-Result:    rate 119 C^-0.39 (95 %: -0.82 to -0.06), batch of 380 tokens whatever the compute (-0.78 to
-           0.69); at 9.2e12 FLOP, left out, the law's rate beats a quarter of it by 0.051 nats (0.035
-           to 0.067) and four times it by 0.103 (0.043 to 0.163): docs/scaling.md
+Result:    rate 119 C^-0.39 (95 %: -0.82 to -0.06), batch of 380 tokens whatever the compute (-0.78
+           to 0.69); at 9.2e12 FLOP, left out, the law's rate beats a quarter of it by 0.051 nats
+           (0.035 to 0.067) and four times it by 0.103 (0.043 to 0.163): docs/scaling.md
 Values:    sizes, ranges and computes assumed; the optimizer and its schedule are the report's
 
 Runs learn the execution of generated programs, as configs/quickstart.py does. Two layers, a global
