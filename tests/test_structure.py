@@ -38,9 +38,9 @@ ALLOWED = {
     "serve": _INFERENCE | {"data", "debugger"},
     "debugger": _INFERENCE | {"trace", "sandbox"},
     "cwm": _INFERENCE | {"trace", "debugger", "data"},
-    "forager": _INFERENCE | {"trace", "sandbox", "data"},
-    "rl": _INFERENCE | _TRAINING | {"trace", "sandbox", "forager"},
+    "rl": _INFERENCE | _TRAINING | {"trace", "sandbox"},
     "evals": _INFERENCE | {"trace", "sandbox", "data", "debugger", "rl"},
+    "forager": _INFERENCE | {"trace", "sandbox", "data", "debugger", "rl", "evals"},
     "sweeps": _INFERENCE | _TRAINING | {"trace", "sandbox", "rl", "sweeps"},
 }
 ENTRY_POINTS = {"__init__", "__main__"}  # the lazy names of the package; the command line

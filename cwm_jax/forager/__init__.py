@@ -1,0 +1,1 @@
+"""Repositories that can be executed, tasks made of them, and what agents do there."""
