@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.config.schema import check_types
 from cwm_jax.data.chat import Message
 from cwm_jax.data.dialogs import parse_dialog, to_json
 
@@ -44,9 +43,6 @@ class Trajectory:
     reason: str
     messages: Sequence[Message]
 
-    def __post_init__(self) -> None:
-        check_types(self)
-
     def to_json(self) -> dict[str, Any]:
         """As `trajectory_from_json` reads it."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -66,6 +62,11 @@ def trajectory_from_json(values: Mapping[str, Any]) -> Trajectory:
             f"a trajectory has {found}; expected the keys {sorted(names)}: give a file that "
             "`forage run` has written"
         )
+    for name in sorted(names - {"messages", "solved"}):
+        if not isinstance(values[name], str):
+            raise ValueError(f"{name} is {values[name]!r}; expected a text")
+    if not isinstance(values["solved"], bool | None):
+        raise ValueError(f"solved is {values['solved']!r}; expected true, false or null")
     return Trajectory(**{**values, "messages": parse_dialog(values["messages"])})
 
 
