@@ -9,6 +9,7 @@ import sys
 from cwm_jax.debugger import command as debug_command
 from cwm_jax.evals import command as eval_command
 from cwm_jax.evals.test_time import command as tts_command
+from cwm_jax.forager import command as forage_command
 from cwm_jax.planning import command as plan_command
 from cwm_jax.rl import command as rl_command
 from cwm_jax.serve import command as serve_command
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     debug_command.add_parser(subparsers)
     serve_command.add_parser(subparsers)
     rl_command.add_parser(subparsers)
+    forage_command.add_parser(subparsers)
     sweep_command.add_parser(subparsers)
     ablate_command.add_parser(subparsers)
     laws_command.add_parser(subparsers)

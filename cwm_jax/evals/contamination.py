@@ -295,6 +295,11 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+def word_shingles(text: str) -> np.ndarray:
+    """The 5-word shingles of a text as numbers, each once, sorted; uint64."""
+    return np.unique(_grams_of(_codes_of_words(words_of(text)), _SHINGLE_WORDS))
+
+
 def _codes_of_words(words: Sequence[str]) -> np.ndarray:
     """A number for each word that is the same in every process."""
     digests: dict[str, bytes] = {
