@@ -29,12 +29,10 @@ _GENERATED_PATH = re.compile(
 )
 _GENERATED_TEXT = re.compile(r"@generated|do not edit|auto-?generated|generated (by|from)\b", re.I)
 _HEAD_CHARS = 500  # assumed: where a generated file says so
-_CODE = frozenset(
-    f".{suffix}"
-    for suffix in (
-        "py pyx pyi c h cc cpp hpp cu rs go java js jsx ts tsx rb php swift kt scala cs sh lua jl r "
-        "hs ml lean sql"
-    ).split()
+_CODE = re.compile(
+    r"\.(py|pyx|pyi|c|h|cc|cpp|hpp|cu|rs|go|java|js|jsx|ts|tsx|rb|php|swift|kt|scala|cs|sh|lua|jl"
+    r"|r|hs|ml|lean|sql)$",
+    re.I,
 )
 _NUMBER = re.compile(r"(?<![\w&])#(\d+)\b")
 
@@ -203,7 +201,7 @@ class _Maker:
             return "binary file"
         if any(_GENERATED_PATH.search(change.path) for change in changes):
             return "generated file"
-        if not any(PurePosixPath(change.path).suffix.lower() in _CODE for change in changes):
+        if not any(_CODE.search(change.path) for change in changes):
             return "no code"
         if len(changes) > self._options.max_files:
             return "too many files"
@@ -228,7 +226,7 @@ class _Maker:
 
     def _unchanged(self, commit: Commit, changed: Sequence[str]) -> dict[str, bytes]:
         """Files of the changed ones' folders and suffixes."""
-        kinds = {(p.parent, p.suffix) for p in map(PurePosixPath, changed) if p.suffix in _CODE}
+        kinds = {(p.parent, p.suffix) for p in map(PurePosixPath, changed) if _CODE.search(p.name)}
         beside = [
             path
             for path in self._history.files(commit.parents[0])
