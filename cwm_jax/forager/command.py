@@ -1,9 +1,10 @@
-"""``python -m cwm_jax forage``: repositories that can be run, tasks, trajectories, documents."""
+"""``python -m cwm_jax forage``: what agents do in repositories, and documents of repositories."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from cwm_jax.forager.agent import command as agent_command
 from cwm_jax.forager.documents import command as documents_command
 
 
@@ -11,4 +12,5 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command with its parts."""
     parser = subparsers.add_parser("forage", help="data of repositories and of agents in them")
     parts = parser.add_subparsers(required=True, metavar="PART")
+    agent_command.add_parser(parts)
     documents_command.add_parser(parts)
