@@ -11,6 +11,7 @@ import sys
 import threading
 
 _TOOL = 4  # a free number of sys.monitoring. Source: its documentation, 0 to 2 and 5 are taken
+_monitoring = getattr(sys, "monitoring", None)  # from Python 3.12 on
 _ROOT = os.environ.pop("RECORDER_ROOT", "") + os.sep
 _OUTPUT = os.environ.pop("RECORDER_OUTPUT", "")
 os.environ.pop("PYTEST_ADDOPTS", None)  # not for processes that the tests start
@@ -25,8 +26,8 @@ def begin(test):
     """From here on functions are the test's."""
     global _now
     _now = _tests.setdefault(test, set())
-    if hasattr(sys, "monitoring"):
-        sys.monitoring.restart_events()
+    if _monitoring is not None:
+        _monitoring.restart_events()
     else:
         threading.settrace(_traced)
         sys.settrace(_traced)
@@ -36,7 +37,7 @@ def end():
     """The test has ended."""
     global _now
     _now = None
-    if not hasattr(sys, "monitoring"):
+    if not _monitoring is not None:
         sys.settrace(None)
         threading.settrace(None)
 
@@ -76,7 +77,7 @@ def _started(code, *_):
             place = _places[code] = _place(code)
         if place is not None:
             now.add(place)
-    return sys.monitoring.DISABLE if hasattr(sys, "monitoring") else None
+    return _monitoring.DISABLE if _monitoring is not None else None
 
 
 def _traced(frame, event, _):
@@ -101,7 +102,7 @@ def _write():
 
 if _OUTPUT:
     atexit.register(_write)
-    if hasattr(sys, "monitoring"):
-        sys.monitoring.use_tool_id(_TOOL, "recorder")
-        sys.monitoring.register_callback(_TOOL, sys.monitoring.events.PY_START, _started)
-        sys.monitoring.set_events(_TOOL, sys.monitoring.events.PY_START)
+    if _monitoring is not None:
+        _monitoring.use_tool_id(_TOOL, "recorder")
+        _monitoring.register_callback(_TOOL, _monitoring.events.PY_START, _started)
+        _monitoring.set_events(_TOOL, _monitoring.events.PY_START)
