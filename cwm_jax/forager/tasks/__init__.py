@@ -1,0 +1,1 @@
+"""Tasks made of repositories that can be executed: faults that are put in, and those of history."""
