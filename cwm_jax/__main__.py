@@ -34,7 +34,6 @@ def main(argv: list[str] | None = None) -> int:
     laws_command.add_parser(subparsers)
     eval_command.add_parser(subparsers)
     tts_command.add_parser(subparsers)
-    forage_command.add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
         return args.main(args)
