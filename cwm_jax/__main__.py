@@ -9,6 +9,7 @@ import sys
 from cwm_jax.debugger import command as debug_command
 from cwm_jax.evals import command as eval_command
 from cwm_jax.evals.test_time import command as tts_command
+from cwm_jax.forager import command as forage_command
 from cwm_jax.planning import command as plan_command
 from cwm_jax.rl import command as rl_command
 from cwm_jax.serve import command as serve_command
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     laws_command.add_parser(subparsers)
     eval_command.add_parser(subparsers)
     tts_command.add_parser(subparsers)
+    forage_command.add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
         return args.main(args)

@@ -1,0 +1,1 @@
+"""Who acts in an episode: texts in, one turn out."""
