@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cwm_jax.forager.agent import command as agent_command
+from cwm_jax.forager.trajectories import command as trajectories_command
 
 
 def add_parser(subparsers: Any) -> None:
@@ -12,3 +13,4 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("forage", help="agents in repositories, and what they do there")
     parts = parser.add_subparsers(required=True, metavar="PART")
     agent_command.add_parser(parts)
+    trajectories_command.add_parser(parts)
