@@ -1,4 +1,4 @@
-"""``python -m cwm_jax forage``: what agents do in repositories, and documents of repositories."""
+"""``python -m cwm_jax forage``: what agents do in repositories as training data, and other code data."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from cwm_jax.forager.agent import command as agent_command
 from cwm_jax.forager.documents import command as documents_command
+from cwm_jax.forager.trajectories import command as trajectories_command
 
 
 def add_parser(subparsers: Any) -> None:
@@ -14,3 +15,4 @@ def add_parser(subparsers: Any) -> None:
     parts = parser.add_subparsers(required=True, metavar="PART")
     agent_command.add_parser(parts)
     documents_command.add_parser(parts)
+    trajectories_command.add_parser(parts)

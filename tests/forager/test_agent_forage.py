@@ -50,3 +50,9 @@ def test_a_file_of_other_settings_is_refused(tmp_path):
     _run(tmp_path / "rows.jsonl", "explorer", num=1)
     with pytest.raises(StorageError, match="other settings"):
         _run(tmp_path / "rows.jsonl", "oracle", num=1)
+
+
+def test_the_fixer_solves_some_by_trying_and_claims_what_it_did(tmp_path):
+    rows = _run(tmp_path / "rows.jsonl", "fixer")
+    assert any(row.solved for row in rows)
+    assert {row.outcome for row in rows} == {"finished"}

@@ -17,13 +17,14 @@ from typing import Any
 
 from cwm_jax.data.trajectories import trajectory_from_json
 from cwm_jax.forager.agent.loop import EpisodeLimits, Policy, play
+from cwm_jax.forager.agent.policies.fixer import fixer
 from cwm_jax.forager.agent.policies.scripted import Scripted, explorer, oracle
 from cwm_jax.rl.environment import Task
 from cwm_jax.rl.envs.swe.data import read_data
 from cwm_jax.storage import LineFile, StorageError, write_json
 from cwm_jax.trace.corpus.engines import Engine
 
-POLICIES = ("oracle", "explorer")
+POLICIES = ("oracle", "explorer", "fixer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,8 @@ def _played(settings: ForageSettings, tasks: Sequence[Task]) -> bytes:
 def _policy(task: Task, settings: ForageSettings) -> Policy:
     if settings.policy == "oracle":
         return Scripted(oracle(read_data(task)))
+    if settings.policy == "fixer":
+        return Scripted(fixer(read_data(task).issue))
     return Scripted(explorer(f"{settings.seed}/{task.name}"))
 
 

@@ -1,0 +1,1 @@
+"""Trajectories as training data: near-duplicates left out, the rest written as dialogs."""
