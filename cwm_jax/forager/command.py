@@ -1,4 +1,4 @@
-"""``python -m cwm_jax forage``: what agents do in repositories as training data, and other code data."""
+"""``python -m cwm_jax forage``: what agents do in repositories, and other data of code."""
 
 from __future__ import annotations
 
