@@ -176,7 +176,9 @@ class DataConfig:
         trace_context_loss: count the tokens before the first frame of a trace, or before the output
             of ``trace_outputs``, in the loss too.
             (assumed off: not published)
-        observation_loss: count the results of tools in dialogs in the loss too.
+        observation_loss: share of the results of tools in dialogs that count in the loss too, each
+            whole or not at all, drawn by a hash of the dialog's tokens and the result's number: the
+            same in every epoch, packing and run (report: 0.5 in mid-training).
     """
 
     sources: tuple[SourceConfig, ...]
@@ -188,11 +190,20 @@ class DataConfig:
     num_streams: int = 1
     length_buckets: tuple[LengthBucket, ...] = ()
     trace_context_loss: bool = False
-    observation_loss: bool = False
+    observation_loss: float = 0.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.observation_loss, bool):
+            raise ValueError(
+                f"data.observation_loss is {self.observation_loss}; expected a share from 0 to 1: "
+                f"write {float(self.observation_loss)}"
+            )
         check_types(self)
         check_positive(self, "prefetch_rows", "num_streams")
+        if not 0 <= self.observation_loss <= 1:
+            raise ValueError(
+                f"data.observation_loss is {self.observation_loss}; expected a share from 0 to 1"
+            )
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):
             raise ValueError(

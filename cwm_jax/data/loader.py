@@ -18,7 +18,13 @@ from cwm_jax.config import DataConfig
 from cwm_jax.data.mixture import Bucket, SourceShare, bucket_of_step, make_buckets
 from cwm_jax.data.packing import GROUP_ROWS, Cursor, Row, pack, stack_rows
 from cwm_jax.data.prefetch import Prefetched
-from cwm_jax.data.shards import CONTEXT_MARK, OBSERVATION_MARK, Shards, tokens_from_record
+from cwm_jax.data.shards import (
+    CONTEXT_MARK,
+    OBSERVATION_MARK,
+    TOKEN_BITS,
+    Shards,
+    tokens_from_record,
+)
 from cwm_jax.data.sources import DataError
 
 _STREAM_VERSION = 4  # raised when the same fingerprint would no longer mean the same rows
@@ -395,12 +401,28 @@ def _read(documents: grain.MapDataset, index: int, data_config: DataConfig) -> n
         raise DataError(
             f"a shard cannot be read ({error}); delete its folder to tokenise again"
         ) from error
-    counted = np.uint32(0)
+    tokens = tokens_from_record(record)
     if data_config.trace_context_loss:
-        counted |= CONTEXT_MARK
-    if data_config.observation_loss:
-        counted |= OBSERVATION_MARK
-    return tokens_from_record(record) & ~counted
+        tokens = tokens & ~CONTEXT_MARK
+    return _with_counted_observations(tokens, data_config.observation_loss)
+
+
+def _with_counted_observations(tokens: np.ndarray, share: float) -> np.ndarray:
+    """``[n]``: the mark is off in that share of the runs that have it, each a result of a tool."""
+    marked = (tokens & OBSERVATION_MARK) > 0
+    if not share or not marked.any():
+        return tokens
+    begins = marked & ~np.concatenate(([False], marked[:-1]))
+    identity = hashlib.sha256((tokens & TOKEN_BITS).astype("<u4").tobytes()).hexdigest()
+    drawn = [_draw(identity, number) < share for number in range(int(begins.sum()))]
+    counted = marked & np.array([False, *drawn])[np.cumsum(begins)]
+    return np.where(counted, tokens & ~OBSERVATION_MARK, tokens)
+
+
+def _draw(identity: str, number: int) -> float:
+    """From 0 up to 1, below it."""
+    digest = hashlib.sha256(f"observation {identity} {number}".encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

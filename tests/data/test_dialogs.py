@@ -8,6 +8,7 @@ import pytest
 from tiny import tiny_run
 
 from cwm_jax.config import BatchConfig, DataConfig, SourceConfig
+from cwm_jax.data import loader
 from cwm_jax.data.chat import Message, encode_message
 from cwm_jax.data.dialogs import output_dialog, parse_dialog, to_json, trace_in_words
 from cwm_jax.data.encoding import dialog_tokens
@@ -229,7 +230,7 @@ def test_a_line_without_messages_is_refused(tmp_path):
         list(documents(SourceConfig(name="chat", kind="chat", path=str(path))))
 
 
-@pytest.mark.parametrize("observation_loss", [False, True])
+@pytest.mark.parametrize("observation_loss", [0.0, 0.5, 1.0])
 def test_dialogs_reach_the_batch_whole_and_masked(tmp_path, tokenizer, observation_loss):
     lines = [
         json.dumps({"messages": [*DIALOG[:-1], {"role": "assistant", "content": f"done {n}"}]})
@@ -254,16 +255,43 @@ def test_dialogs_reach_the_batch_whole_and_masked(tmp_path, tokenizer, observati
         seed=0,
         own_rows=(0, 1),
         micro_batch_rows=2,
-    ) as loader:
-        rows = loader.next_rows(2)
+    ) as rows_loader:
+        rows = rows_loader.next_rows(8)
     counted = tokenizer.decode(rows["targets"][rows["loss_mask"] > 0])
-    assert ("a.py" in counted) == observation_loss
+    share = counted.count("a.py") / counted.count("done")
+    assert 0.2 < share < 0.8 if observation_loss == 0.5 else share == observation_loss
     assert "done" in counted and "user" not in counted and "be brief" not in counted
     held = heldout_rows(shards, data, shares=shares, max_target_length=128, num_rows=3)
     assert held["loss_mask"].sum() > 0
     assert "be brief" in "".join(
         training_texts(data.sources, heldout_fraction=0.2, training_bytes=10_000)
     )
+
+
+def test_a_draw_of_observations_is_of_each_alone_and_whole(tokenizer):
+    dialogs = [
+        parse_dialog([*DIALOG[:3], {**DIALOG[3], "content": f"ls {n}"}, *DIALOG[2:]])
+        for n in range(200)
+    ]
+    counted = []
+    for messages in dialogs:
+        tokens = dialog_tokens(tokenizer, messages)
+        left = loader._with_counted_observations(tokens, 0.5)
+        assert (left == loader._with_counted_observations(tokens.copy(), 0.5)).all()
+        observed = (tokens & OBSERVATION_MARK) > 0
+        assert (left[~observed] == tokens[~observed]).all()
+        shown = texts(tokenizer, left, OBSERVATION_MARK)
+        whole = [f"{message.content}{END_OF_TURN}" for message in messages if message.is_tool]
+        counted.append(tuple(text not in shown for text in whole))
+        assert shown == "".join(t for t, c in zip(whole, counted[-1], strict=True) if not c)
+    assert {*counted} == {(a, b) for a in (False, True) for b in (False, True)}
+    assert 0.4 < np.mean(counted) < 0.6
+
+
+@pytest.mark.parametrize(("value", "hint"), [(True, "write 1.0"), (1.5, "a share from 0 to 1")])
+def test_a_share_of_observations_that_is_none_is_refused(value, hint):
+    with pytest.raises(ValueError, match=hint):
+        DataConfig(sources=(), observation_loss=value)
 
 
 PROGRAM = """
