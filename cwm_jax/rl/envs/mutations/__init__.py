@@ -1,0 +1,6 @@
+"""Mutations of Python sources: one engine for all tasks with a fault to be found."""
+
+from cwm_jax.rl.envs.mutations.functions import Function, functions
+from cwm_jax.rl.envs.mutations.kinds import KINDS, SHARES, Mutation, mutations
+
+__all__ = ["KINDS", "SHARES", "Function", "Mutation", "functions", "mutations"]
