@@ -1,4 +1,4 @@
-"""Code data for mid-training beside trajectories: changes, compilers, kernels, proofs."""
+"""Code data for mid-training beside trajectories: changes of git repositories."""
 
 from cwm_jax.forager.documents.collection import Counts, Document, Dropped, write_documents
 
