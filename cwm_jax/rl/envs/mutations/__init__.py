@@ -1,4 +1,4 @@
-"""Mutations of Python sources: one engine for all tasks with a fault to be found."""
+"""Mutations of Python sources: one engine for any source, with a fault to be found."""
 
 from cwm_jax.rl.envs.mutations.functions import Function, functions
 from cwm_jax.rl.envs.mutations.kinds import KINDS, SHARES, Mutation, mutations
