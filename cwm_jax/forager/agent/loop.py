@@ -139,7 +139,7 @@ def opening(issue: str, root: str) -> list[Message]:
 def repository_name(data: SWEData) -> str:
     """The same for all tasks of a project, as far as their data tell."""
     repository = data.repository
-    for form in ("built", "git", "image"):
+    for form in ("git", "image"):
         if form in repository:
             return str(repository[form]).rstrip("/").rpartition("/")[2]
     paths = json.dumps(sorted(repository["files"]))
