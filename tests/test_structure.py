@@ -220,6 +220,15 @@ def test_no_module_is_named_after_nothing():
             assert path.stem not in vague, f"{path}: name it after what it holds"
 
 
+def test_no_two_test_files_share_a_name():
+    """Folders of tests are no packages: pytest imports each file by its name alone."""
+    seen: dict[str, Path] = {}
+    for path in python_files(ROOT / "tests"):
+        if path.name != "conftest.py":
+            first = seen.setdefault(path.name, path)
+            assert first == path, f"{first} and {path} share a name: rename one"
+
+
 def test_folders_and_files_stay_small():
     folders = {file.parent for file in python_files(PACKAGE)}
     for folder in folders:
