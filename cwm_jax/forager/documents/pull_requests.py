@@ -97,6 +97,12 @@ def read_issues(path: Path) -> dict[int, Issue]:
     return found
 
 
+def issue_of(message: str, issues: Mapping[int, Issue]) -> Issue | None:
+    """The first of the issues that a message names, as ``#12``."""
+    numbers = map(int, _NUMBER.findall(message))
+    return next((issues[number] for number in numbers if number in issues), None)
+
+
 def pull_requests(
     repository: Path,
     options: PullRequestOptions,
@@ -147,7 +153,7 @@ class _Maker:
         self._name, self._issues = name, issues
 
     def document(self, commit: Commit) -> Document | Dropped:
-        issue = self._issue(commit.message)
+        issue = issue_of(commit.message, self._issues)
         changes: Sequence[Change] = ()
         reason = self._reason_of_commit(commit, issue)
         if reason is None:
@@ -180,10 +186,6 @@ class _Maker:
         if issue is not None:
             origin["issue"] = str(issue.number)
         return Document(f"{self._name}@{commit.sha}", "\n\n".join(parts), origin)
-
-    def _issue(self, message: str) -> Issue | None:
-        numbers = map(int, _NUMBER.findall(message))
-        return next((self._issues[number] for number in numbers if number in self._issues), None)
 
     def _reason_of_commit(self, commit: Commit, issue: Issue | None) -> str | None:
         said = commit.message + ("" if issue is None else issue.title + issue.body)
