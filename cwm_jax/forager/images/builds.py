@@ -93,6 +93,11 @@ class Attempt:
     tests: Mapping[str, Outcome] = dataclasses.field(default_factory=dict)
     flaky: tuple[str, ...] = ()
 
+    @property
+    def share(self) -> float:
+        """Of the tests that are not skipped, those that pass both times."""
+        return share_passing(self.tests)
+
 
 class _Failed(Exception):  # noqa: N818
     """What ends an attempt: its class, and the words."""
@@ -186,10 +191,9 @@ def _tested(found: Attempt, bare: Path, root: Path, limits: BuildLimits) -> Atte
     tests = {name: _worse(first.get(name), second.get(name)) for name in sorted({*first, *second})}
     took = time.monotonic() - began
     found = dataclasses.replace(found, tests=tests, flaky=unsure, tests_s=took)
-    share = share_passing(tests)
-    if share >= limits.least_share:
+    if found.share >= limits.least_share:
         return found
-    detail = f"{share:.3f} of the tests pass both times; expected {limits.least_share}"
+    detail = f"{found.share:.3f} of the tests pass both times; expected {limits.least_share}"
     failure = "tests-fail" if {"passed", "failed"} & {*tests.values()} else "no-tests"
     return dataclasses.replace(found, failure=failure, detail=detail)
 
