@@ -16,7 +16,7 @@ from pathlib import Path
 from cwm_jax.forager.images.index_access import Access
 from cwm_jax.forager.images.outcomes import Outcome, flaky, outcomes, share_passing
 from cwm_jax.forager.images.recipe import Recipe
-from cwm_jax.forager.images.store import unpack
+from cwm_jax.forager.images.tree import unpack
 from cwm_jax.rl.environment import EnvironmentFailure
 from cwm_jax.rl.envs.swe.suite import Suite, SuiteFailed, suite_run
 from cwm_jax.rl.envs.swe.workspaces.checkout import bare_repository
@@ -24,11 +24,11 @@ from cwm_jax.rl.envs.swe.workspaces.local import LocalWorkspace
 from cwm_jax.sandbox import SandboxError, Shell, ShellLimits, ShellReply
 
 _MIB = 1 << 20
-_DISK_FULL = ("No space left on device", "Disk quota exceeded")
+_DISK_FULL = ("No space left on device", "Disk quota exceeded", "tar: Wrote only")
 _DETAIL_CHARACTERS = 2_000  # assumed; the end of what was printed
 _ARCHIVE = "/tmp/image.tar"
 _BEGIN = """git clone --quiet {repository} /tmp/testbed && cd /tmp/testbed &&
-git remote remove origin && python -m venv /tmp/venv"""
+git remote remove origin && python -m venv {options} /tmp/venv"""
 _ACTIVE = "cd /tmp/testbed && . /tmp/venv/bin/activate && export PIP_NO_COMPILE=1"
 # What the repository has comes from the repository. Bytecode that is checked by its source's hash
 # stays true when files are copied, and is the same on every machine.
@@ -36,7 +36,8 @@ _FINISH = """cd /tmp/testbed && git ls-files -z | xargs -0 rm -f && rm -rf .git 
 find . -name __pycache__ -prune -exec rm -rf {{}} + &&
 find . -mindepth 1 -type d -empty -delete &&
 find /tmp/venv -name __pycache__ -prune -exec rm -rf {{}} + &&
-(python -m compileall -q -f --invalidation-mode checked-hash /tmp/venv > /dev/null || :) &&
+(python -m compileall -q --invalidation-mode checked-hash -x /site-packages/pip/ /tmp/venv \
+    > /dev/null || :) &&
 cd /tmp && tar --create --file {archive} --sort=name --mtime=@0 --owner=0 --group=0 \\
     --numeric-owner --format=posix --pax-option=delete=atime,delete=ctime venv testbed"""
 
@@ -136,7 +137,8 @@ def attempt(
             took = time.monotonic() - began
             found = dataclasses.replace(found, build_s=took)
         found = _tested(found, bare, draft / "root", limits)
-        shutil.copytree(bare, draft / "repository.git")
+        if not found.failure:
+            shutil.copytree(bare, draft / "repository.git")
     except _Failed as end:
         found = dataclasses.replace(found, failure=end.failure, detail=end.detail)
     except (SandboxError, EnvironmentFailure) as error:
@@ -159,7 +161,9 @@ def suite_of(recipe: Recipe) -> Suite:
 def _install(bare: Path, recipe: Recipe, draft: Path, access: Access, limits: BuildLimits) -> None:
     readable = [bare, *access.readable]
     with Shell(readable=readable, start=access.start, limits=limits.install) as shell:
-        begin = _BEGIN.format(repository=shlex.quote(str(bare)))
+        # pip takes seconds, and is nothing to tests.
+        options = "" if any("pip" in command for command in recipe.install) else "--without-pip"
+        begin = _BEGIN.format(repository=shlex.quote(str(bare)), options=options)
         _checked(shell.run(begin, timeout_s=limits.install_s))
         for command in recipe.install:
             _checked(shell.run(f"{_ACTIVE} && {command}", timeout_s=limits.install_s))
