@@ -94,7 +94,10 @@ def find_compiler(name: str, readable: Sequence[Path] = ()) -> Compiler | None:
     found = shutil.which(name)
     if found is None:
         return None
-    program = os.path.abspath(found)
+    # A compiler finds its parts from where it lies; what stands before it (ccache) has to be called
+    # by the compiler's name.
+    real = os.path.realpath(found)
+    program = real if name in os.path.basename(real) else os.path.abspath(found)
     version = "-dumpfullversion" if name == "gcc" else "-dumpversion"
     return Compiler(
         name=name,

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from cwm_jax.forager.documents.c_programs.expressions import Expressions
 from cwm_jax.forager.documents.c_programs.scope import Array, Function, Scope, Variable
-from cwm_jax.forager.documents.c_programs.shapes import SHAPES, Parameters, Record, draw_record
+from cwm_jax.forager.documents.c_programs.shapes import SHAPES, Parameters, draw_record
 from cwm_jax.forager.documents.c_programs.statements import INDENT, Statements
-from cwm_jax.forager.documents.c_programs.values import KINDS, Kind
+from cwm_jax.forager.documents.c_programs.values import KINDS
 
 _NAMES = ("update", "mix", "scan", "encode", "measure", "step", "apply", "fold", "probe", "select")
 _RECURSIVE = 0.15  # assumed: of helpers
@@ -116,9 +116,7 @@ class _Writer:
         statements = Statements(scope, result)
         lines = [*statements.of_plan(SHAPES[shape].plan), *statements.returned()]
         call = f"{name}({', '.join(parameters.arguments)})"
-        self._calls.append(
-            [*parameters.before, _folded(call, result), *map(_folded, parameters.changed)]
-        )
+        self._calls.append([*parameters.before, _folded(call), *map(_folded, parameters.changed)])
         return _text(f"{result} {name}({', '.join(parameters.texts)})", lines)
 
 
@@ -126,7 +124,7 @@ def _text(head: str, lines: Sequence[str]) -> str:
     return "\n".join((head, "{", *(INDENT + line for line in lines), "}"))
 
 
-def _folded(value: str, kind: Kind | None = None) -> str:
+def _folded(value: str) -> str:
     """A double's sign is enough; others are taken whole."""
     return f"h = h * 31u + FOLD({value});"
 

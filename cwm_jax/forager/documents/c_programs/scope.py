@@ -53,7 +53,7 @@ class Array:
     @property
     def kind(self) -> Kind:
         """The type that reading an element gives."""
-        return "int" if self.element == BYTE else self.element  # pyright: ignore[reportReturnType]
+        return "int" if self.element == BYTE else self.element
 
     @property
     def bounds(self) -> tuple[int, int]:

@@ -6,11 +6,10 @@ import dataclasses
 import random
 
 from cwm_jax.forager.documents.c_programs.scope import BYTE, Array, Scope, Variable
-from cwm_jax.forager.documents.c_programs.values import KINDS, SUFFIX, Kind, constant
+from cwm_jax.forager.documents.c_programs.values import KINDS, SUFFIX, Kind
 
 _ELEMENTS = ("int", "unsigned", BYTE, "double", "unsigned long long")
 _FIELDS = ("left", "top", "size", "mask", "count", "next")
-_ROWS = 4  # of a grid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,13 @@ from cwm_jax.forager.documents.c_programs.values import (
     SUFFIX,
     Kind,
     constant,
+    converted,
 )
 
 INDENT = "    "
 _BOUNDS = ((-1000, 1000), (-30_000, 30_000), (0, 255), (0, 65_535), (-1_000_000, 1_000_000))
 _LETTERS = {"int": "xyzbk", "unsigned": "uvhm", "unsigned long long": "wqz", "double": "rst"}
+_RETURNED = 4  # variables
 _DEEP = 2  # blocks in blocks, and expressions
 
 
@@ -43,16 +45,15 @@ class Statements:
         return [line for word in words for line in _PLAN[word](self)]
 
     def returned(self) -> list[str]:
-        """The end of the function: something of every variable of its type."""
-        kept = [v.value for v in self._scope.of_kind(self._result) if not v.fixed][-3:]
+        """The end of the function: something of the last variables, so that they are needed."""
+        known = [v.value for v in self._scope.variables if not v.fixed][-_RETURNED:]
         last = self._expressions.value(self._result, _DEEP)
-        if self._result == "int":
-            texts = [f"(unsigned){value.operand}" for value in (*kept, last)]
-            return [f"return (int)(({' ^ '.join(texts)}) & 0x7fffffffu);"] if kept else [
-                f"return {last.text};"
-            ]  # fmt: skip
+        values = [*(converted(value, self._result) for value in known), last]
+        if self._result == "int":  # what does not fit is cut off where that is defined
+            mixed = " ^ ".join(f"(unsigned){value.operand}" for value in values)
+            return [f"return (int)(({mixed}) & 0x7fffffffu);"]
         sign = " + " if self._result == "double" else self._draw.choice((" ^ ", " + "))
-        return [f"return {sign.join(value.operand for value in (*kept, last))};"]
+        return [f"return {sign.join(value.operand for value in values)};"]
 
     def declared(self) -> list[str]:
         kind = self._draw.choice(KINDS[:3]) if self._draw.random() < 0.9 else "double"

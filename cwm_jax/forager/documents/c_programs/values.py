@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 INT_MIN, INT_MAX = -(1 << 31), (1 << 31) - 1
 WIDE = "unsigned long long"
-Kind = Literal["int", "unsigned", "unsigned long long", "double"]
-KINDS: tuple[Kind, ...] = ("int", "unsigned", WIDE, "double")
+Kind = str  # one of KINDS, as C writes it
+KINDS = ("int", "unsigned", WIDE, "double")
 SUFFIX = {"int": "", "unsigned": "u", WIDE: "ull", "double": ".0"}
 BITS = {"unsigned": 32, WIDE: 64}
 
