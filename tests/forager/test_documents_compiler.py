@@ -258,7 +258,7 @@ def test_a_compiler_that_is_not_there_is_none(monkeypatch, tmp_path):
 @NEEDS_GCC
 def test_a_compiler_that_cannot_work_in_the_sandbox_is_refused(gcc, tmp_path):
     broken = dataclasses.replace(gcc, program=str(tmp_path / "gcc"))
-    with pytest.raises(ValueError, match="cannot compile in the sandbox"):
+    with pytest.raises(ValueError, match="fails in the sandbox .*No such file"):
         check_compiler(broken)
 
 

@@ -59,7 +59,16 @@ _OF_LLVM = re.compile(
 
 
 class CompilationError(ValueError):
-    """A source that a compiler makes nothing of; the text is a reason that can be counted."""
+    """A source that a compiler makes nothing of; the text is a reason that can be counted.
+
+    Args:
+        reason: in few words.
+        said: by the compiler.
+    """
+
+    def __init__(self, reason: str, said: str = "") -> None:
+        super().__init__(reason)
+        self.said = said
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,9 +123,9 @@ def check_compiler(compiler: Compiler, *, unsafe: bool = False) -> None:
         compiled(_PROBE, compiler, LEVELS[:1], unsafe=unsafe)
     except CompilationError as error:
         raise ValueError(
-            f"{compiler.program} cannot compile in the sandbox ({error}); expected that what it "
-            f"reads is in {', '.join(map(str, compiler.readable))}: name what is missing with "
-            "--readable, or other compilers with --compilers"
+            f"{compiler.program} fails in the sandbox ({error}: {error.said.strip()[:300]}); "
+            f"expected that what it reads is in {', '.join(map(str, compiler.readable))}: name "
+            "what is missing with --readable, or other compilers with --compilers"
         ) from error
 
 
@@ -170,7 +179,7 @@ def _at_level(shell: Shell, compiler: Compiler, level: str) -> dict[str, str]:
         if reply.outcome == "timeout":
             raise CompilationError("takes too long to compile")
         if reply.outcome != "ok" or reply.exit_code != 0:
-            raise CompilationError("does not compile")
+            raise CompilationError("does not compile", reply.output)
         code = _read(shell, _CODE)
         if compiler.name == "clang":
             return {"LLVM IR": llvm_text(code)}
