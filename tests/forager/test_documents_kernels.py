@@ -88,6 +88,7 @@ def test_a_document_is_the_module_and_then_its_kernel(tmp_path):
         ({"licenses": []}, "no licence"),
         ({"licenses": None}, "no licence"),
         ({"licenses": ["MIT", "GPL-3.0"]}, "licence not allowed"),
+        ({"repo_name": None}, "no repository"),
         ({"repo_name": "me/scikit-learn"}, "excluded repository"),
         ({"repo_name": "me/KernelBench"}, "excluded repository"),
         ({"triton_code": KERNEL + "#" * 50_000}, "too long a side"),

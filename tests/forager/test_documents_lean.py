@@ -94,7 +94,7 @@ def test_what_teaches_no_proof_is_dropped_with_a_reason(tmp_path, changes, reaso
 
 
 def test_sorry_is_a_word(tmp_path):
-    steps = [step(START, "exact not_sorry_lemma", END)]
+    steps = [step(START, "exact not_sorry.lemma notsorry sorrynot", END)]
     assert isinstance(made(tmp_path, traced_tactics=steps), Document)
 
 

@@ -116,7 +116,9 @@ def _reason(pair: _Pair, options: KernelOptions, allowed: set[str]) -> str | Non
         return "no licence"
     if not {name.lower() for name in pair.licenses} <= allowed:
         return "licence not allowed"
-    if pair.repository and options.exclusions.find(pair.repository):
+    if not pair.repository:  # it cannot be told from those that are left out
+        return "no repository"
+    if options.exclusions.find(pair.repository):
         return "excluded repository"
     if max(len(pair.module), len(pair.kernel)) > options.max_side_chars:
         return "too long a side"
