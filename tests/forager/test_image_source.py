@@ -168,6 +168,7 @@ def test_programs_that_a_partial_clone_names_are_not_run(checkout, tmp_path, lac
     folder, _, run = checkout
     number = run("rev-parse", lacks)
     (folder / ".git/objects" / number[:2] / number[2:]).unlink()
+    run("config", "core.repositoryFormatVersion", "1")
     run("config", "extensions.partialClone", "origin")
     run("config", "remote.origin.promisor", "true")
     run("config", "remote.origin.url", str(folder))
