@@ -7,8 +7,10 @@ on copies of it, twice, in sandboxes without a network.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import shutil
+import sysconfig
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -159,7 +161,7 @@ def suite_of(recipe: Recipe) -> Suite:
 
 
 def _install(bare: Path, recipe: Recipe, draft: Path, access: Access, limits: BuildLimits) -> None:
-    readable = [bare, *access.readable]
+    readable = [bare, *access.readable, *_compiler_paths()]
     with Shell(readable=readable, start=access.start, limits=limits.install) as shell:
         # pip takes seconds, and is nothing to tests.
         options = "" if any("pip" in command for command in recipe.install) else "--without-pip"
@@ -177,6 +179,12 @@ def _install(bare: Path, recipe: Recipe, draft: Path, access: Access, limits: Bu
     taken.write_bytes(archive)
     unpack(taken, draft / "root")
     taken.unlink()
+
+
+def _compiler_paths() -> list[Path]:
+    """What building extensions needs of this machine besides a shell's programs; Debian's places."""
+    paths = ("/usr/include", "/usr/lib/gcc", "/usr/libexec/gcc", sysconfig.get_path("include"))
+    return [Path(path) for path in paths if os.path.isdir(path)]
 
 
 def _checked(reply: ShellReply) -> None:
