@@ -139,6 +139,8 @@ def opening(issue: str, root: str) -> list[Message]:
 def repository_name(data: SWEData) -> str:
     """The same for all tasks of a project, as far as their data tell."""
     repository = data.repository
+    if "built" in repository:  # an image's folder is named NAME-VERSION-DIGEST
+        return str(repository["built"]).rstrip("/").rpartition("/")[2].rsplit("-", 2)[0]
     for form in ("git", "image"):
         if form in repository:
             return str(repository[form]).rstrip("/").rpartition("/")[2]

@@ -170,7 +170,7 @@ class _Maker:
         return Recipe(
             name="guess of imports, by unittest",
             install=self._install(declared, ()),
-            command=f"{self._environment(declared)}python -m unittest discover -v "
+            command=f"{self._environment(declared)}python -W ignore -m unittest discover -v "
             f"-s {shlex.quote(folder)} -t {shlex.quote(top)}",
             format="unittest",
             canary=folder,

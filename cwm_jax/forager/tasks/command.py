@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from cwm_jax.forager.documents.pull_requests import read_issues
-from cwm_jax.trace.corpus.engine_arguments import add_engine, engine_of
 from cwm_jax.forager.images.store import Store
 from cwm_jax.forager.tasks.issue_fix import IssueFixSettings, issue_fix
 from cwm_jax.forager.tasks.mutate_fix import MutateFixSettings, mutate_fix
 from cwm_jax.forager.tasks.trials import Trial, table, write_tasks
 from cwm_jax.rl.environment import EnvironmentFailure
 from cwm_jax.sandbox import SandboxError
+from cwm_jax.trace.corpus.engine_arguments import add_engine, engine_of
 
 Maker = Callable[[argparse.Namespace, Sequence[Path]], list[Trial]]
 

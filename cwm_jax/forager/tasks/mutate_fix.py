@@ -1,7 +1,8 @@
 """Faults in functions that tests run: a task is to find and mend one.
 
-A fault is kept if tests fail with it and all that fail run the function that has it. Kinds are drawn
-by the report's shares (see `choice`), over all images; a draw is a trial, and one run of the tests.
+A fault is kept if tests fail with it, and all that fail run the function that has it. Kinds are
+drawn by the report's shares (see `choice`), over all images; a draw is a trial, and one run of the
+tests.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class MutateFixSettings:
         seed: of the draws.
         shares: weights of the kinds of faults.
         timeout_s: of a run of the tests with a fault.
-        per_function: tasks of one function, at most; trials beyond it are not made.
+        per_function: trials of one function, at most.
     """
 
     seed: int = 0

@@ -54,7 +54,7 @@ def _groups(project: Project) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _expanded(by_name: dict[str, Any], name: str) -> tuple[str, ...]:
+def _expanded(by_name: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """With the groups that it includes, each once, so that cycles end."""
     waiting, texts = [name], []
     for current in waiting:  # grows

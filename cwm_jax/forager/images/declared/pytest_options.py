@@ -154,7 +154,8 @@ def fixed_options(config: PytestConfig, declarations: str) -> list[str]:
 
     ``-v`` has a line for each test, and ``-o addopts=`` takes away what the configuration adds;
     what of it matters is given again. No cache is written into the checkout, unless the settings
-    say where: nobody would understand that setting.
+    say where: nobody would understand that setting. Where a module cannot be imported, the tests
+    of the others run.
 
     Args:
         config: of the project.
@@ -163,7 +164,7 @@ def fixed_options(config: PytestConfig, declarations: str) -> list[str]:
     cache = [] if "cache_dir" in config.settings else ["-p", "no:cacheprovider"]
     changing = [name for name in _CHANGING_PLUGINS if f"pytest-{name}" in declarations]
     without = [word for name in changing for word in ("-p", f"no:{name}")]
-    return ["-v", *cache, *without, "-o", "addopts="]
+    return ["-v", "--continue-on-collection-errors", *cache, *without, "-o", "addopts="]
 
 
 def _settings(project: Project) -> list[dict[str, Any] | None]:
