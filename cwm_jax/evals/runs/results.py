@@ -132,8 +132,8 @@ def without_contaminated(results: Results) -> list[str]:
 
 
 def token_counts(records: Sequence[Record]) -> dict[str, Any]:
-    """Of graded samples, where they are known; ``total`` is of all answers."""
-    graded = [record for record in records if record.status == "graded"]
+    """Of graded samples with answers, where they are known; ``total`` is of all answers."""
+    graded = [record for record in records if record.status == "graded" and record.turns]
     counted = {
         "answered": [r.num_tokens for r in graded],
         "answered, right": [r.num_tokens for r in graded if r.passed],
