@@ -506,6 +506,7 @@ def test_the_command_measures_a_folder_by_kind_and_goes_on(data, folder, tmp_pat
     by_kind = json.loads((out / "report.json").read_text())["by_label"]["kind"]
     counts = {kind: by_kind[kind]["loss:mean"]["num_problems"] for kind in by_kind}
     assert counts == dict.fromkeys(KINDS, 1)
+    assert "| nats/tokens:mean | " in report
     items = (out / "items.jsonl").read_bytes()
     cut = items.splitlines(keepends=True)[:3]
     (out / "items.jsonl").write_bytes(b"".join(cut) + b'{"problem": "fir')

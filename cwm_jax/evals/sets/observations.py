@@ -35,18 +35,18 @@ BOTH, GENERATED, LOSS = MODES = ("both", "generated", "loss")
 _PER_TRAJECTORY = 4  # assumed
 _SPARE_TOKENS = 64  # assumed
 _METRICS = {
-    BOTH: ("mean", "edit_similarity:mean", "loss:mean"),
+    BOTH: ("mean", "edit_similarity:mean", "nats/tokens:mean"),
     GENERATED: ("mean", "edit_similarity:mean"),
-    LOSS: ("loss:mean", "token_accuracy:mean", "mean"),
+    LOSS: ("nats/tokens:mean", "token_accuracy:mean", "mean"),
 }
 _ABOUT = """\
 {count} observations of {path}, {trajectories} trajectories, {silent} of which have none to ask \
-for{kinds}. {cut} have a prefix without its beginning, of which the model's context has room for \
-the end; {too_long} do not fit with their call, and count as failed. mean: {right}. loss: nats per \
-token of the true observation and the end of its turn, each observation counting the same; \
-nats:mean / tokens:mean counts each token the same. edit_similarity: 1 - Levenshtein distance / \
-length of the longer text, in characters. Observations of one trajectory are not independent: with \
-several of each the intervals are too narrow"""
+for{kinds}. {cut} have a prefix without its beginning: the model's context has room for its end. \
+{too_long} do not fit with their call, and count as failed. mean: {right}. edit_similarity: \
+1 - Levenshtein distance / length of the longer text, in characters. nats/tokens: loss per token \
+of the true observations and the ends of their turns, each token counting the same; loss: each \
+observation counting the same. Observations of one trajectory are not independent: with several of \
+each the intervals are too narrow"""
 _RIGHT = {
     BOTH: "the share of generated observations that are exact",
     GENERATED: "the share of generated observations that are exact",
