@@ -26,6 +26,7 @@ from cwm_jax.evals.observations.kinds import KINDS, observation_kind
 from cwm_jax.evals.observations.similarity import edit_distance, edit_similarity
 from cwm_jax.evals.problem import Answer, Likelihood, SetOptions
 from cwm_jax.evals.runs.records import RecordFile, read_records
+from cwm_jax.evals.runs.results import token_counts
 from cwm_jax.evals.runs.runner import RunLimits, RunSettings, run
 from cwm_jax.evals.sets.observations import ENTRIES, MODES
 from cwm_jax.model.transformer import forward
@@ -265,6 +266,11 @@ def test_the_draw_is_a_function_of_seed_and_name(data, tmp_path):
     assert drawn(alone, per_trajectory="2") == {name for name in two if name.startswith("second")}
     assert len({frozenset(drawn(data, per_trajectory="2", seed=str(s))) for s in range(9)}) > 2
     assert len(drawn(data, per_trajectory="4")) == 7
+    twins = tmp_path / "twins.jsonl"
+    named = [dataclasses.replace(TRAJECTORIES[0], name=name) for name in "abcd"]
+    twins.write_text("".join(json.dumps(each.to_json()) + "\n" for each in named))
+    numbers = [name.split("#") for name in sorted(drawn(twins, per_trajectory="1"))]
+    assert [name for name, _ in numbers] == [*"abcd"] and len({n for _, n in numbers}) > 1
     assert drawn(data, kinds="tests,error", per_trajectory="1") == {"first#9", "second#3"}
 
 
@@ -399,11 +405,14 @@ def test_a_right_beginning_that_is_cut_is_not_finished(data):
 
 def expected_losses() -> dict[str, tuple[float, int, int]]:
     """(nats, tokens, likeliest ones) of each observation, of training's marks and whole logits."""
+    asked = TRAJECTORIES[:2]
+    marks = [dialog_tokens(TOKENIZER, each.messages) for each in asked]
+    rows = np.zeros((2, max(map(len, marks))), np.int32)
+    for row, marked in zip(rows, marks, strict=True):
+        row[: len(marked)] = marked & ~(OBSERVATION_MARK | MASKED_MARK)
+    whole = np.asarray(jax.jit(forward, static_argnums=1)(PARAMS, CONFIG, rows))
     found = {}
-    for each in TRAJECTORIES[:2]:
-        marked = dialog_tokens(TOKENIZER, each.messages)
-        tokens = (marked & ~(OBSERVATION_MARK | MASKED_MARK)).astype(np.int32)
-        logits = np.asarray(jax.jit(forward, static_argnums=1)(PARAMS, CONFIG, tokens[None]))[0]
+    for each, marked, tokens, logits in zip(asked, marks, rows, whole, strict=True):
         logprobs = np.asarray(jax.nn.log_softmax(logits))
         places = np.flatnonzero(marked & OBSERVATION_MARK)
         runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
@@ -431,6 +440,7 @@ def test_loss_is_that_of_the_whole_logits_where_training_counts_it(data, folder,
         assert scores["token_accuracy"] == hits / count
         assert records[name].passed == (hits == count)
         assert not records[name].turns
+    assert token_counts([*records.values()]) == {"total": 0}  # nothing was answered
 
 
 def scored_together(scorer, asked) -> list:
@@ -506,7 +516,11 @@ def test_the_command_measures_a_folder_by_kind_and_goes_on(data, folder, tmp_pat
     by_kind = json.loads((out / "report.json").read_text())["by_label"]["kind"]
     counts = {kind: by_kind[kind]["loss:mean"]["num_problems"] for kind in by_kind}
     assert counts == dict.fromkeys(KINDS, 1)
-    assert "| nats/tokens:mean | " in report
+    scores = [record.scores for record in records.values()]
+    per_token = sum(s["nats"] for s in scores) / sum(s["tokens"] for s in scores)
+    measured = json.loads((out / "report.json").read_text())["scores"]["nats/tokens:mean"]
+    assert measured["mean"] == pytest.approx(per_token) and measured["num_problems"] == 8
+    assert measured["low"] < per_token < measured["high"]
     items = (out / "items.jsonl").read_bytes()
     cut = items.splitlines(keepends=True)[:3]
     (out / "items.jsonl").write_bytes(b"".join(cut) + b'{"problem": "fir')
