@@ -503,7 +503,16 @@ def test_a_device_that_fails_is_told_to_all_who_wait_and_may_work_again():
 def test_the_command_measures_a_folder_by_kind_and_goes_on(data, folder, tmp_path, capfd):
     out = tmp_path / "run"
     arguments = ["eval", "observations", "--data", str(data), "--model", str(folder)]
-    arguments += ["--option", "per_trajectory=0", "--max-tokens", "4", "--out", str(out)]
+    arguments += [
+        "--option",
+        "per_trajectory=0",
+        "--max-tokens",
+        "4",
+        "--parallel",
+        "1",
+        "--out",
+        str(out),
+    ]
     assert main(arguments) == 0
     assert "observations/both: mean " in capfd.readouterr().out
     records = read_records(out)
@@ -521,6 +530,13 @@ def test_the_command_measures_a_folder_by_kind_and_goes_on(data, folder, tmp_pat
     measured = json.loads((out / "report.json").read_text())["scores"]["nats/tokens:mean"]
     assert measured["mean"] == pytest.approx(per_token) and measured["num_problems"] == 8
     assert measured["low"] < per_token < measured["high"]
+    loss = tmp_path / "loss"
+    assert main([*arguments, "--mode", "loss", "--out", str(loss)]) == 0
+    assert "observations/loss: nats/tokens:mean " in capfd.readouterr().out
+    assert {key: record.scores["nats"] for key, record in read_records(loss).items()} == {
+        key: record.scores["nats"] for key, record in records.items()
+    }
+    assert "## Tokens" in report and "## Tokens" not in (loss / "report.md").read_text()
     items = (out / "items.jsonl").read_bytes()
     cut = items.splitlines(keepends=True)[:3]
     (out / "items.jsonl").write_bytes(b"".join(cut) + b'{"problem": "fir')

@@ -187,6 +187,8 @@ def _token_table(records: Sequence[Record]) -> str:
     ]
     cut = sum(turn.finish_reason == "length" for record in records for turn in record.turns)
     turns = sum(len(record.turns) for record in records)
+    if records and not turns:  # nothing was to be written
+        return ""
     known = _table(["tokens of a sample", *names], rows) if rows else "The server does not tell."
     return f"## Tokens\n\n{known}\n\n{cut:,} of {turns:,} answers were cut at their limit."
 
