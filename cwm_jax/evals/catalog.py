@@ -26,6 +26,7 @@ MODULES = (
     "cwm_jax.evals.sets.trace_prediction",
     "cwm_jax.evals.sets.halting",
     "cwm_jax.evals.sets.retrieval",
+    "cwm_jax.evals.sets.observations",
 )
 _TIMEOUT_S = 60.0
 _PIECE_BYTES = 1 << 20

@@ -164,6 +164,7 @@ def _measure(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(contextlib.closing(_model(args)))
         found = _load(args, mode, values, model)
+        _check_likelihood(found, model)
         problems = stack.enter_context(found.opened())
         settings = _run_settings(args, found)
         folder = args.out or _default_folder(args, mode, model.name)
@@ -269,6 +270,7 @@ def _load(args: argparse.Namespace, mode: str, values: Mapping[str, str], model:
             mode=mode,
             max_tokens=args.max_tokens,
             tokenizer=model.tokenizer,
+            max_length=model.max_length,
             unsafe=args.unsafe,
             values=values,
         ),
@@ -280,6 +282,14 @@ def _load(args: argparse.Namespace, mode: str, values: Mapping[str, str], model:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{args.data}: the problem {twice!r} is there twice; expected it once")
     return found
+
+
+def _check_likelihood(found: EvalSet, model: Model) -> None:
+    if found.needs_likelihood and not model.gives_likelihoods:
+        raise ValueError(
+            f"{found.name} asks how likely given texts are, which {model.name} does not tell; "
+            "expected a model folder: or choose another --mode of the set, see --list"
+        )
 
 
 def _options(given: list[str]) -> Iterator[tuple[str, str]]:
@@ -343,6 +353,7 @@ def _described(
             "shard": settings.shard,
             "options": dict(_options(args.option)),
             "unsafe": args.unsafe,
+            **found.settings,
         },
         "num_problems": len(settings.chosen(found.problems)),
         "metrics": list(args.metrics or found.metrics),

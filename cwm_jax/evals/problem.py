@@ -65,6 +65,37 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """What a model thinks of a continuation that it was given, token by token.
+
+    Attributes:
+        logprobs: of each token after the true ones before it, in nats.
+        likeliest: whether no other token was more likely there.
+    """
+
+    logprobs: Sequence[float]
+    likeliest: Sequence[bool]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forced:
+    """A continuation that is given: how likely it is, is asked; not every model can tell.
+
+    Attributes:
+        tokens: of the prompt, ids of the model's own tokenizer; one at least.
+        given: of the continuation; one at least.
+        then: what comes after the model's reply, as of `Attempt.step`.
+    """
+
+    tokens: Sequence[int]
+    given: Sequence[int]
+    then: Callable[[Likelihood], Prompt | Verdict]
+
+    def __post_init__(self) -> None:
+        assert len(self.tokens) and len(self.given), (len(self.tokens), len(self.given))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What an attempt came to.
 
@@ -86,15 +117,16 @@ class Verdict:
 class Attempt(Protocol):
     """One sample of one problem; one thread calls its methods, one after another."""
 
-    def start(self) -> Prompt:
+    def start(self) -> Prompt | Forced:
         """The first prompt.
 
         Raises:
             EnvironmentFailure: (of `cwm_jax.rl.environment`) a sandbox, container or host failed.
+            PromptTooLongError: (of `cwm_jax.evals.models`) what is asked does not fit the model.
         """
         ...
 
-    def step(self, answer: Answer) -> Prompt | Verdict:
+    def step(self, answer: Answer) -> Prompt | Forced | Verdict:
         """What comes after an answer; raises as ``start``."""
         ...
 
@@ -135,6 +167,9 @@ class EvalSet:
             ``NAME:best@5``. Those that want more samples than there are are left out.
         about: where file, prompt and grader come from, and where they differ from the original.
         published: model -> score in percent, for the report's table.
+        settings: what else the problems were made with, such as the length that they were cut to;
+            a run that is resumed must find it again.
+        needs_likelihood: its attempts ask for `Forced`.
         close: ends what the problems share, such as sandboxes.
     """
 
@@ -146,6 +181,8 @@ class EvalSet:
     metrics: tuple[str, ...] = ("mean",)
     about: str = ""
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    needs_likelihood: bool = False
     close: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
@@ -165,6 +202,7 @@ class SetOptions:
         mode: how problems are asked; one of the set's.
         max_tokens: of an answer; None is the set's own.
         tokenizer: the model's; only for sets that measure or write prompts in its tokens.
+        max_length: tokens of a prompt and its answer that the model takes; None: not known.
         unsafe: without bubblewrap.
         values: settings of this set alone, by name, as ``--option name=value`` gave them.
     """
@@ -172,6 +210,7 @@ class SetOptions:
     mode: str
     max_tokens: int | None = None
     tokenizer: Tokenizer | None = None
+    max_length: int | None = None
     unsafe: bool = False
     values: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

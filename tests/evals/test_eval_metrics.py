@@ -12,6 +12,7 @@ from cwm_jax.evals.runs.metrics import (
     Sample,
     best_at_k,
     difference,
+    estimate,
     interval,
     majority_at_k,
     parse,
@@ -173,3 +174,49 @@ def test_pairs_find_a_difference_that_two_intervals_hide():
     assert found.mean == pytest.approx(0.05) and found.low > 0 and found.num_problems == 200
     apart = metrics.estimate(mean, before), metrics.estimate(mean, after)
     assert apart[0].high > apart[1].low
+
+
+def of_nats(*pairs) -> dict[str, list[Sample]]:
+    return {
+        f"p{n}": [Sample(passed=False, scores={"nats": float(a), "tokens": float(b)})]
+        for n, (a, b) in enumerate(pairs)
+    }
+
+
+def test_of_a_ratio_each_problem_counts_as_what_it_is_divided_by():
+    ratio = parse("nats/tokens:mean")
+    problems = of_nats((3, 1), (10, 100), (4, 2))
+    problems["without"] = [Sample(passed=True, scores={"nats": 1.0})]
+    found = estimate(ratio, problems)
+    assert found.mean == pytest.approx(17 / 103) and found.num_problems == 3
+    means = estimate(parse("nats:mean"), problems), estimate(parse("tokens:mean"), problems)
+    assert means[1].mean == pytest.approx(103 / 3) and means[0].num_problems == 4
+    with pytest.raises(MetricError, match="or of two A/B:mean"):
+        parse("nats/tokens:best@2")
+
+
+def test_intervals_of_a_ratio_are_those_of_the_drawn_sums():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 50, 40)
+    nats = tokens * rng.gamma(2.0, 1.0, 40)
+    found = estimate(parse("nats/tokens:mean"), of_nats(*zip(nats, tokens, strict=True)))
+    drawn = np.random.default_rng(0).integers(0, 40, (metrics.RESAMPLES, 40))
+    ratios = [nats[places].sum() / tokens[places].sum() for places in drawn]
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.low < found.mean < found.high
+
+
+def test_a_difference_of_ratios_is_paired():
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(1, 50, 60)
+    nats = tokens * rng.gamma(2.0, 1.0, 60)
+    before = of_nats(*zip(nats, tokens, strict=True))
+    after = of_nats(*zip(nats - 0.1 * tokens, tokens, strict=True), (9, 1))
+    found = difference(parse("nats/tokens:mean"), before, after)
+    assert (found.mean, found.low, found.high) == pytest.approx((-0.1, -0.1, -0.1))
+    assert found.num_problems == 60
+    halved = of_nats(*zip(nats, 2 * tokens, strict=True))  # of another tokenizer
+    found = difference(parse("nats/tokens:mean"), before, halved)
+    assert found.mean == pytest.approx(-nats.sum() / tokens.sum() / 2)
+    assert found.low < found.mean < found.high

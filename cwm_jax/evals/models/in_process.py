@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from cwm_jax.evals.models.forcing import ForcedScorer
 from cwm_jax.evals.models.model import (
     ModelFailure,
     PromptTooLongError,
@@ -15,7 +18,7 @@ from cwm_jax.evals.models.model import (
     split_reasoning,
     split_stops,
 )
-from cwm_jax.evals.problem import Answer, Prompt
+from cwm_jax.evals.problem import Answer, Forced, Likelihood, Prompt
 from cwm_jax.inference.engine import Engine, EngineOptions
 from cwm_jax.inference.pretrained import load_pretrained
 from cwm_jax.inference.requests import QueueFullError, RequestError, SamplingParams
@@ -32,14 +35,30 @@ class EngineModel:
 
     Args:
         service: with a tokenizer.
+        scorer: of the same weights, for given continuations.
         name: of the model.
         identity: as of `Model.identity`.
     """
 
-    def __init__(self, service: EngineService, *, name: str, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        service: EngineService,
+        scorer: ForcedScorer,
+        *,
+        name: str,
+        identity: Mapping[str, Any],
+    ) -> None:
         assert service.tokenizer is not None
         self.name, self.tokenizer = name, service.tokenizer
-        self._service, self._identity = service, identity
+        self._service, self._scorer, self._identity = service, scorer, identity
+
+    @property
+    def max_length(self) -> int:
+        return self._service.max_length
+
+    @property
+    def gives_likelihoods(self) -> bool:
+        return True
 
     def identity(self) -> Mapping[str, Any]:
         return self._identity
@@ -69,6 +88,19 @@ class EngineModel:
         except (RequestError, QueueFullError, ServiceClosedError) as error:
             raise ModelFailure(f"the engine does not take the prompt: {error}") from error
         return _read(stream, len(ids), is_reasoning=begins_in_reasoning(prompt))
+
+    def likelihood(self, forced: Forced) -> Likelihood:
+        """As `Model.likelihood`."""
+        length = len(forced.tokens) + len(forced.given)
+        if length > self.max_length:
+            raise PromptTooLongError(
+                f"prompt and continuation have {length:,} tokens; the model's rows hold "
+                f"{self.max_length:,}"
+            )
+        try:
+            return self._scorer.likelihood(forced.tokens, forced.given)
+        except jax.errors.JaxRuntimeError as error:
+            raise ModelFailure(f"the device failed: {error}") from error
 
     def close(self) -> None:
         self._service.close(drain=False)
@@ -110,7 +142,8 @@ def open_folder(
         "dtype": dtype,
         "kv_dtype": kv_dtype,
     }
-    return EngineModel(EngineService(engine), name=_name(folder), identity=identity)
+    scorer = ForcedScorer(loaded.params, loaded.model_config, max_length=options.max_length)
+    return EngineModel(EngineService(engine), scorer, name=_name(folder), identity=identity)
 
 
 def fingerprint(folder: Path) -> str:

@@ -12,7 +12,7 @@ from cwm_jax.data.chat import (
     encode_dialog,
     with_reasoning_prompt,
 )
-from cwm_jax.evals.problem import Answer, Prompt
+from cwm_jax.evals.problem import Answer, Forced, Likelihood, Prompt
 from cwm_jax.tokenizer import Tokenizer
 
 
@@ -40,6 +40,16 @@ class Model(Protocol):
         """None where it is not known."""
         ...
 
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of a prompt and its answer; None where it is not known."""
+        ...
+
+    @property
+    def gives_likelihoods(self) -> bool:
+        """Whether it can be asked for `likelihood`."""
+        ...
+
     def identity(self) -> Mapping[str, Any]:
         """What a run that is resumed must find again, as JSON can hold it."""
         ...
@@ -54,6 +64,15 @@ class Model(Protocol):
         Raises:
             PromptTooLongError: there is no room for one token.
             ModelFailure: it cannot answer this, nor probably anything.
+        """
+        ...
+
+    def likelihood(self, forced: Forced) -> Likelihood:
+        """How likely a given continuation is.
+
+        Raises:
+            PromptTooLongError: prompt and continuation are longer than the model reads.
+            ModelFailure: it cannot tell.
         """
         ...
 

@@ -29,7 +29,7 @@ from cwm_jax.evals.models.model import (
     split_stops,
     text_of_ids,
 )
-from cwm_jax.evals.problem import Answer, Prompt
+from cwm_jax.evals.problem import Answer, Forced, Likelihood, Prompt
 from cwm_jax.tokenizer import BEGIN_OF_TEXT, Tokenizer, split_at_special_tokens
 
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # statuses after which another try may succeed
@@ -105,8 +105,12 @@ class ServerModel:
         self._left_out: dict[str, str] = {}
         self._limit_field = "max_tokens"
         self._closed = threading.Event()
-        self._model, self._max_length = self._listed(options.model)
+        self._model, self.max_length = self._listed(options.model)
         self.name = self._model or url
+
+    @property
+    def gives_likelihoods(self) -> bool:
+        return False
 
     def identity(self) -> Mapping[str, Any]:
         tokenizer = self.tokenizer.fingerprint if self.tokenizer else None
@@ -125,6 +129,13 @@ class ServerModel:
         if prompt.messages is not None and not as_tokens:
             return self._chat(prompt, sampling)
         return self._complete(prompt, sampling)
+
+    def likelihood(self, forced: Forced) -> Likelihood:
+        """As `Model.likelihood`: no API that all servers have tells it."""
+        raise ModelFailure(
+            f"{self._url} is a server, which is asked for no likelihood of a given text; expected "
+            "a model folder, or a mode of the set that asks for answers alone"
+        )
 
     # ------------------------------------------------------------ chat
 
@@ -163,12 +174,12 @@ class ServerModel:
     def _complete(self, prompt: Prompt, sampling: Mapping[str, Any]) -> Answer:
         sent = self._sent(prompt)
         room = prompt.max_tokens
-        if self._max_length is not None and not isinstance(sent, str):
-            room = min(room, self._max_length - len(sent))
+        if self.max_length is not None and not isinstance(sent, str):
+            room = min(room, self.max_length - len(sent))
             if room < 1:
                 raise PromptTooLongError(
                     f"the prompt has {len(sent):,} tokens; the server's model reads "
-                    f"{self._max_length:,}"
+                    f"{self.max_length:,}"
                 )
         stop_ids, strings = self._stops(prompt)
         body = {

@@ -11,7 +11,9 @@ Aggregates have the names of the released evaluations:
     best@k        of a score: the highest of k samples
 
 ``NAME:aggregate`` is of the score NAME; without, of whether it passed. ``k`` samples are any of
-those there are: what is given is the expectation over all choices. Each problem counts the same.
+those there are: what is given is the expectation over all choices. Each problem counts the same,
+but in ``A/B:mean``, the sum of the score A by that of B, as nats by tokens: there it counts as its
+B.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import itertools
 import math
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -80,6 +82,9 @@ class Metric:
         """Of one problem; None: too few samples, or without the score."""
         if len(samples) < max(1, self.k):
             return None
+        if self.is_ratio:
+            above, below = self._terms(samples)
+            return above / below if below else None
         if self.score is not None:
             values = [s.scores[self.score] for s in samples if self.score in s.scores]
             if len(values) < max(1, self.k):
@@ -97,6 +102,24 @@ class Metric:
             return pass_at_k(len(passed), right, self.k)
         return short_at_k(samples, self.m, self.k)
 
+    @property
+    def is_ratio(self) -> bool:
+        """Whether it is of two scores, one by the other."""
+        return self.score is not None and "/" in self.score
+
+    def weight(self, samples: Sequence[Sample]) -> float:
+        """How much a problem of which there is a value counts."""
+        return self._terms(samples)[1] if self.is_ratio else 1.0
+
+    def _terms(self, samples: Sequence[Sample]) -> tuple[float, float]:
+        """What is divided by what; zeros without the scores."""
+        assert self.score is not None
+        above, _, below = self.score.partition("/")
+        found = [s.scores for s in samples if above in s.scores and below in s.scores]
+        if not found:
+            return 0.0, 0.0
+        return _mean([s[above] for s in found]), _mean([s[below] for s in found])
+
 
 def parse(name: str) -> Metric:
     """The aggregate of that name; raises MetricError."""
@@ -107,6 +130,8 @@ def parse(name: str) -> Metric:
     k, m = int(found["k"] or 0), int(number[0]) if number else 0
     kind = re.sub(r"\d+", "", kind)
     if found["score"] is not None and kind not in ("mean", "best@"):
+        raise _unknown(name)
+    if "/" in (found["score"] or "") and kind != "mean":
         raise _unknown(name)
     if kind != "mean" and (k < 1 or (kind == "short@" and not 1 <= m <= k)):
         raise _unknown(name)
@@ -205,7 +230,8 @@ def estimate(
     metric: Metric, problems: Mapping[str, Sequence[Sample]], *, seed: int = 0
 ) -> Estimate:
     """The mean over problems, and where it would lie for other problems of the kind."""
-    return interval([*values_of(metric, problems).values()], seed=seed)
+    values = values_of(metric, problems)
+    return interval([*values.values()], weights=weights_of(metric, problems, values), seed=seed)
 
 
 def values_of(metric: Metric, problems: Mapping[str, Sequence[Sample]]) -> dict[str, float]:
@@ -214,19 +240,21 @@ def values_of(metric: Metric, problems: Mapping[str, Sequence[Sample]]) -> dict[
     return {name: value for name, value in values if value is not None}
 
 
-def interval(values: Sequence[float], *, seed: int = 0) -> Estimate:
-    """The mean of values and its percentile bootstrap interval; seeded, so that it is the same."""
-    if not values:
-        return Estimate(mean=None, low=None, high=None, num_problems=0)
-    data = np.asarray(values, np.float64)
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // len(data))
-    sizes = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
-    means = [data[rng.integers(0, len(data), (size, len(data)))].mean(axis=1) for size in sizes]
-    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
-    return Estimate(
-        mean=float(data.mean()), low=float(low), high=float(high), num_problems=len(data)
-    )
+def weights_of(
+    metric: Metric, problems: Mapping[str, Sequence[Sample]], names: Iterable[str]
+) -> list[float] | None:
+    """How much each of some problems counts; None: each the same."""
+    return [metric.weight(problems[name]) for name in names] if metric.is_ratio else None
+
+
+def interval(
+    values: Sequence[float], *, weights: Sequence[float] | None = None, seed: int = 0
+) -> Estimate:
+    """The mean of values and its percentile bootstrap interval; seeded, so that it is the same.
+
+    With weights it is the weighted mean; they are drawn with their values.
+    """
+    return _resampled(_mean_of(values, weights), len(values), seed)
 
 
 def difference(
@@ -238,7 +266,41 @@ def difference(
 ) -> Estimate:
     """How much higher the second run is on the problems of both, paired by problem."""
     old, new = values_of(metric, before), values_of(metric, after)
-    return interval([new[name] - old[name] for name in old if name in new], seed=seed)
+    names = [name for name in old if name in new]
+    if not metric.is_ratio:
+        return interval([new[name] - old[name] for name in names], seed=seed)
+    first, second = (
+        _mean_of([values[name] for name in names], weights_of(metric, problems, names))
+        for values, problems in ((old, before), (new, after))
+    )
+    return _resampled(lambda chosen: second(chosen) - first(chosen), len(names), seed)
+
+
+def _mean_of(
+    values: Sequence[float], weights: Sequence[float] | None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Of the values at some places, along the last axis of these."""
+    data = np.asarray(values, np.float64)
+    if weights is None:
+        return lambda chosen: data[chosen].mean(axis=-1)
+    counts = np.asarray(weights, np.float64)
+    sums = data * counts
+    return lambda chosen: sums[chosen].sum(axis=-1) / counts[chosen].sum(axis=-1)
+
+
+def _resampled(
+    statistic: Callable[[np.ndarray], np.ndarray], num_problems: int, seed: int
+) -> Estimate:
+    """What a function of the places of problems comes to, and to what of those drawn anew."""
+    if not num_problems:
+        return Estimate(mean=None, low=None, high=None, num_problems=0)
+    rng = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // num_problems)
+    sizes = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
+    drawn = [statistic(rng.integers(0, num_problems, (size, num_problems))) for size in sizes]
+    low, high = np.quantile(np.concatenate(drawn), (0.025, 0.975))
+    mean = statistic(np.arange(num_problems))
+    return Estimate(mean=float(mean), low=float(low), high=float(high), num_problems=num_problems)
 
 
 # ---------------------------------------------------------------- votes
@@ -330,6 +392,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def _unknown(name: str) -> MetricError:
     return MetricError(
-        f"metric {name!r}: expected mean, @K, majority@K, shortM@K (M at most K), maxM@K, or of a "
-        "score NAME:mean, NAME:best@K, with K from 1 on"
+        f"metric {name!r}: expected mean, @K, majority@K, shortM@K (M at most K), maxM@K, of a "
+        "score NAME:mean, NAME:best@K, or of two A/B:mean, with K from 1 on"
     )

@@ -168,13 +168,14 @@ def _settings(run: Mapping[str, Any]) -> str:
 
 
 def _break_downs(results: Results) -> Iterator[str]:
-    metric = results.metrics[0]
+    metrics = [m for m in results.metrics if m.name in results.run["metrics"]]
+    head = [text for m in metrics for text in (m.name, "95 % interval", "problems")]
     for label, groups in by_label(results).items():
         rows = [
-            [value, *_with_interval(metric, results.estimate(metric, names))]
-            for value, names in groups.items()
+            [value, *(cell for m in metrics for cell in _with_interval(m, results.estimate(m, n)))]
+            for value, n in groups.items()
         ]
-        yield f"## By {label}\n\n" + _table([label, metric.name, "95 % interval", "problems"], rows)
+        yield f"## By {label}\n\n" + _table([label, *head], rows)
 
 
 def _token_table(records: Sequence[Record]) -> str:
@@ -186,6 +187,8 @@ def _token_table(records: Sequence[Record]) -> str:
     ]
     cut = sum(turn.finish_reason == "length" for record in records for turn in record.turns)
     turns = sum(len(record.turns) for record in records)
+    if records and not turns:  # nothing was to be written
+        return ""
     known = _table(["tokens of a sample", *names], rows) if rows else "The server does not tell."
     return f"## Tokens\n\n{known}\n\n{cut:,} of {turns:,} answers were cut at their limit."
 
@@ -243,12 +246,12 @@ def _contaminated(results: Results) -> Iterator[str]:
 
 def _examples(records: Sequence[Record]) -> Iterator[str]:
     for passed, title in ((True, "right"), (False, "wrong")):
-        chosen = [r for r in records if r.status == "graded" and r.passed == passed]
+        chosen = [r for r in records if r.status == "graded" and r.passed == passed and r.turns]
         for record in chosen[:_NUM_EXAMPLES]:
             yield f"## An answer that is {title}: {record.problem}, sample {record.sample}"
-            if record.turns and record.turns[-1].reasoning:
+            if record.turns[-1].reasoning:
                 yield "Reasoning:\n\n" + _fenced(record.turns[-1].reasoning)
-            yield _fenced(record.turns[-1].text if record.turns else "")
+            yield _fenced(record.turns[-1].text)
             read = f"read as `{one_line(record.answer)}`" if record.answer is not None else ""
             said = [part for part in (read, one_line(record.reason)) if part]
             if said:

@@ -21,6 +21,7 @@ from cwm_jax.evals.runs.metrics import (
     parse,
     samples_of,
     values_of,
+    weights_of,
 )
 from cwm_jax.evals.runs.records import Record, read_records, read_run
 
@@ -68,8 +69,9 @@ class Results:
         if metric.name not in self._values:
             self._values[metric.name] = values_of(metric, self.problems)
         values = self._values[metric.name]
-        chosen = self.problems if names is None else names
-        return interval([values[name] for name in chosen if name in values])
+        chosen = [n for n in (self.problems if names is None else names) if n in values]
+        weights = weights_of(metric, self.problems, chosen)
+        return interval([values[name] for name in chosen], weights=weights)
 
     def with_status(self, status: str) -> list[Record]:
         return [record for record in self.records if record.status == status]
@@ -132,8 +134,8 @@ def without_contaminated(results: Results) -> list[str]:
 
 
 def token_counts(records: Sequence[Record]) -> dict[str, Any]:
-    """Of graded samples, where they are known; ``total`` is of all answers."""
-    graded = [record for record in records if record.status == "graded"]
+    """Of graded samples with answers, where they are known; ``total`` is of all answers."""
+    graded = [record for record in records if record.status == "graded" and record.turns]
     counted = {
         "answered": [r.num_tokens for r in graded],
         "answered, right": [r.num_tokens for r in graded if r.passed],

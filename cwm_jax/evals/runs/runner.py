@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TextIO
 
 from cwm_jax.evals.models import Model, ModelFailure, PromptTooLongError
-from cwm_jax.evals.problem import Answer, Attempt, Problem, Prompt, Verdict
+from cwm_jax.evals.problem import Answer, Attempt, Forced, Problem, Verdict
 from cwm_jax.evals.runs.records import Record, RecordFile, Turn
 from cwm_jax.rl.environment import EnvironmentFailure
 from cwm_jax.sandbox import SandboxError
@@ -251,10 +251,13 @@ class _Workers:
     ) -> Verdict | None:
         """The verdict; None where the run is being stopped."""
         seed = attempt_seed(self._settings.seed, problem.name, sample)
-        asked: Prompt | Verdict = attempt.start()
-        while isinstance(asked, Prompt):
+        asked = attempt.start()
+        while not isinstance(asked, Verdict):
             if self._stopping.is_set():
                 return None
+            if isinstance(asked, Forced):
+                asked = asked.then(self._model.likelihood(asked))
+                continue
             answer = self._model.answer(
                 asked,
                 temperature=self._settings.temperature,
