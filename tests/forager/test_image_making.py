@@ -63,6 +63,11 @@ def test_what_fails_is_a_row_of_its_class(tmp_path, given):
     assert [row.failure for row in rows] == ["tests-fail", "source", "excluded", "source", "source"]
     assert rows[0].failed == 1 and rows[0].recipe == "given"
     assert "django/django" in rows[2].detail
+    (again,) = made(tmp_path / "store", checkout)
+    assert again == rows[0]
+    given[:] = [with_install("mended", "sed -i 's/pass$/return height/' shapes/area.py")]
+    (again,) = made(tmp_path / "store", checkout, retry=True)
+    assert again.failure == "tests-fail" and again.recipe == "mended"
     given.clear()
     (row,) = made(tmp_path / "other", checkout)
     assert row.failure == "no-recipe"

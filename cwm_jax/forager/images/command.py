@@ -35,6 +35,7 @@ def add_parser(parts: Any) -> None:
     parser.add_argument(
         "--share", type=float, default=BuildLimits.least_share, help="of tests that have to pass"
     )
+    parser.add_argument("--retry", action="store_true", help="try again what has failed")
     parser.add_argument("--index-host", nargs="*", default=[], metavar="HOST", help="of files")
     parser.add_argument("--exclude", nargs="*", default=[], metavar="NAME", help="repositories")
     parser.add_argument("--allow-swe-bench", action="store_true", help="leave none of them out")
@@ -57,7 +58,10 @@ def _images(args: argparse.Namespace) -> int:
     limits = dataclasses.replace(BuildLimits(), least_share=args.share)
     excluded = (() if args.allow_swe_bench else SWE_BENCH) + tuple(args.exclude)
     settings = ImageSettings(
-        earlier=args.earlier, limits=limits, exclusions=Exclusions(repositories=excluded)
+        earlier=args.earlier,
+        limits=limits,
+        exclusions=Exclusions(repositories=excluded),
+        retry=args.retry,
     )
     index = configured_index(args.index_host)
     rows = make_images(args.sources, args.store, settings, index=index, engine=engine_of(args))

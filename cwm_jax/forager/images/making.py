@@ -40,11 +40,13 @@ class ImageSettings:
         earlier: commits before the first that are tried where it fails.
         limits: of each attempt.
         exclusions: repositories that are left out.
+        retry: whether sources whose row is a failure are tried again.
     """
 
     earlier: int = 0
     limits: BuildLimits = dataclasses.field(default_factory=BuildLimits)
     exclusions: Exclusions = dataclasses.field(default_factory=Exclusions)
+    retry: bool = False
 
 
 def make_images(
@@ -52,7 +54,7 @@ def make_images(
 ) -> list[BuildRow]:
     """Makes what the store's ``builds.jsonl`` does not tell of; the rows of these sources.
 
-    Rows are written in the order of the sources; a kill loses those in flight.
+    Of two rows of a source the later one holds. Rows are written in the order of the sources; a kill loses those in flight.
 
     Raises:
         StorageError: another process writes the store, or a row of it cannot be read.
@@ -63,7 +65,7 @@ def make_images(
     file = LineFile(path, shown=path, otherwise="name another --store")
     try:
         rows = {row.source: row for row in map(functools.partial(_row, path), file.lines())}
-        missing = [spec for spec in dict.fromkeys(specs) if spec not in rows]
+        missing = [spec for spec in dict.fromkeys(specs) if _is_missing(rows.get(spec), settings)]
         function = functools.partial(_made, store, settings, index)
         for line in engine.map_chunks(function, ([spec] for spec in missing), _died):
             file.add(line)
@@ -115,6 +117,10 @@ def make_image(spec: str, store: Store, settings: ImageSettings, index: Index) -
     if best is None:
         return BuildRow(source=spec, failure="no-recipe", detail="no tests are found")
     return _told(spec, best, began)
+
+
+def _is_missing(row: BuildRow | None, settings: ImageSettings) -> bool:
+    return row is None or (settings.retry and bool(row.failure))
 
 
 def _candidates(source: Source) -> Iterator[tuple[str, Recipe]]:
