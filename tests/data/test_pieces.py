@@ -273,14 +273,17 @@ def test_a_run_resumes_within_a_dialog_bit_for_bit(make_chat, monkeypatch):
             assert resumed.state() == states[at + 2]
 
 
-def test_heldout_rows_hold_all_that_is_learnt_of_the_held_out_dialogs(make_chat):
+def test_held_out_dialogs_are_split_too(tokenizer, make_chat):
     data, shards = make_chat()
     shares = source_shares(data.sources, shards, train_tokens=1000)
-    counts = []
-    for length in (T, 4000):
-        rows = heldout_rows(shards, data, shares=shares, max_target_length=length, num_rows=999)
-        counts.append(int(rows["loss_mask"].sum()))
-    assert counts[0] == counts[1] > 0
+    split_rows, whole_rows = (
+        heldout_rows(shards, data, shares=shares, max_target_length=length, num_rows=999)
+        for length in (T, 4000)
+    )
+    assert split_rows["loss_mask"].sum() == whole_rows["loss_mask"].sum() > 0
+    first = split_rows["tokens"][(split_rows["positions"] == 0) & (split_rows["segment_ids"] > 0)]
+    assert {*first.tolist()} == {tokenizer.bos_id}  # a cut would begin anywhere
+    assert len(first) > shards[0].split("heldout").documents
 
 
 @pytest.mark.parametrize("looked_at", [1, 99])
