@@ -27,6 +27,15 @@ SWE_BENCH = (
     "sphinx-doc/sphinx",
     "sympy/sympy",
 )
+# Assumed: names of the repositories that hold the problems of benchmarks of kernels and of proofs.
+KERNEL_BENCHMARKS = ("ScalingIntelligence/KernelBench", "thunlp/TritonBench")
+LEAN_BENCHMARKS = (
+    "openai/miniF2F",
+    "rahul3613/ProofNet-lean4",
+    "trishullab/PutnamBench",
+    "yangky11/miniF2F-lean4",
+    "zhangir-azerbayev/ProofNet",
+)
 _PERMUTATIONS, _JACCARD = 128, 0.8  # assumed, as of trace corpora
 _ARCHIVE = re.compile(r"\.(git|zip|whl|tar|tgz|tar\.\w+)$")
 _VERSION = re.compile(r"\s*(\[[^]]*\])?\s*([=<>!~]=?|@).*$|-v?\d+(\.\w+)+$")

@@ -19,6 +19,7 @@ SCRATCH = "/tmp"
 CODE = "/sandbox"  # where the zygote and the program lie inside
 NAMESPACE_UID = 1000
 _OWN_PLACES = ("/proc", "/dev", CODE)
+_OVERLAY = Path(__file__).with_name("overlay.py")
 _LIBRARIES = ("python*", "pypy*", "pypy*/lib/python*")  # in a folder of libraries
 # Uids that no account, container or service manager hands out; assumed of every host.
 # Source: systemd's UIDS-GIDS.md, "1879048192...2147352575: unused".
@@ -84,6 +85,7 @@ def command(
     scratch_bytes: int,
     readable: Sequence[Path],
     fds: dict[str, int],
+    base: Path | None = None,
     shell: bool = False,
 ) -> list[str]:
     """Returns the command line up to the ``--``; the program to run comes after it.
@@ -93,6 +95,7 @@ def command(
         scratch_bytes: size of the scratch folder.
         readable: existing absolute paths, bound at the same place.
         fds: contents of files by path, relative to the code folder, and "seccomp".
+        base: an absolute path that becomes the scratch folder, as `overlay_prefix` mounts it.
         shell: with what a shell needs of the system.
     """
     line = [find_bwrap(), "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
@@ -107,9 +110,11 @@ def command(
     for name, value in environment(shell=shell).items():
         line += ["--setenv", name, value]
     line += ["--proc", "/proc", "--dev", "/dev"]
-    # In a user namespace the folder belongs to the uid inside, here to root.
-    line += ["--perms", "0700" if uid is None else "1777", "--size", str(scratch_bytes)]
-    line += ["--tmpfs", SCRATCH]
+    if base:
+        line += ["--bind", str(base), SCRATCH]
+    else:  # In a user namespace the folder belongs to the uid inside, here to root.
+        line += ["--perms", "0700" if uid is None else "1777", "--size", str(scratch_bytes)]
+        line += ["--tmpfs", SCRATCH]
     system = _system(shell)
     links = _links(shell)
     files = {os.path.join(CODE, name): fd for name, fd in fds.items() if name != "seccomp"}
@@ -135,6 +140,11 @@ def command(
     # Both are tmpfs without a limit, and the uid inside may own them.
     line += ["--remount-ro", "/dev", "--remount-ro", "/"]
     return [*line, "--chdir", SCRATCH, "--seccomp", str(fds["seccomp"]), "--"]
+
+
+def overlay_prefix(base: Path, scratch_bytes: int) -> list[str]:
+    """What goes before the command line where the scratch folder is a copy on write."""
+    return [interpreter(), "-I", "-S", str(_OVERLAY), str(base), str(scratch_bytes)]
 
 
 def bound_in_scratch(readable: Sequence[Path]) -> list[str]:

@@ -27,6 +27,7 @@ class Process:
 
     Args:
         line: the command line.
+        prefix: a program that becomes what the line says.
         bwrap: whether it is bubblewrap's, which is then asked for the zygote's number.
         pass_fds: descriptors that it inherits.
         env: its environment; None for this process's.
@@ -37,6 +38,7 @@ class Process:
         self,
         line: list[str],
         *,
+        prefix: Sequence[str] = (),
         bwrap: bool = False,
         pass_fds: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
@@ -45,7 +47,7 @@ class Process:
         self._stderr = memory_file(b"")
         told, tell = os.pipe()
         if bwrap:
-            line = [line[0], "--info-fd", str(tell), *line[1:]]
+            line = [*prefix, line[0], "--info-fd", str(tell), *line[1:]]
         try:
             fds = (*pass_fds, tell) if bwrap else pass_fds
             self._popen = _popen(line, stderr=self._stderr, pass_fds=fds, env=env, cwd=cwd)

@@ -61,7 +61,10 @@ class Shell:
     Args:
         files: contents by path relative to the scratch folder.
         readable: files and folders, bound read-only at the same place.
-        limits: of the shell.
+        base: a folder that the scratch folder begins as; it is copied on write, stays as it is,
+            and may be the base of many shells. What is inside it belongs to this process's user,
+            and whoever is inside may do with it what its modes let others do.
+        limits: of the shell; what is in the base does not count.
         start: commands with which each session starts. Only of the first it is asserted that they
             work.
         unsafe: without bubblewrap, in a temporary folder. The commands can do all that this process
@@ -70,7 +73,8 @@ class Shell:
 
     Raises:
         SandboxError: if the sandbox cannot be had.
-        ValueError: if the start script fails, or a path cannot be used.
+        ValueError: if the start script fails, a path cannot be used, or there is a base and no
+            bubblewrap.
     """
 
     def __init__(
@@ -78,16 +82,21 @@ class Shell:
         *,
         files: Mapping[str, bytes] | None = None,
         readable: Sequence[Path] = (),
+        base: Path | None = None,
         limits: ShellLimits | None = None,
         start: str = "",
         unsafe: bool = False,
     ) -> None:
         self._limits, files = limits or ShellLimits(), dict(files or {})
         check_files(files, self._limits.scratch_bytes)
+        if base is not None:
+            base = _checked_base(base, unsafe=unsafe)
         if unsafe:  # elsewhere it is /etc/gitconfig
             files = {".gitconfig": userland.GIT_CONFIG, **files}
         own = self._limits_of_call(self._limits.timeout_s)
-        setup = Setup(program=None, readable=readable, limits=own, unsafe=unsafe, shell=True)
+        setup = Setup(
+            program=None, readable=readable, base=base, limits=own, unsafe=unsafe, shell=True
+        )
         self._lock = threading.Lock()
         self._supervisor: Supervisor | None = Supervisor(setup)
         self.folder = self._supervisor.scratch
@@ -200,6 +209,17 @@ class Shell:
             output_bytes=limits.output_bytes,
             reply_bytes=limits.output_bytes,
         )
+
+
+def _checked_base(base: Path, *, unsafe: bool) -> Path:
+    if unsafe:
+        raise ValueError(
+            f"a shell has the base {base} and is unsafe; a folder is copied on write under "
+            "bubblewrap alone: install it, or leave the base out"
+        )
+    if not base.is_dir():
+        raise ValueError(f"base {base} is no folder: name one that there is")
+    return Path(os.path.realpath(base))
 
 
 def _encoded(text: str) -> bytes:

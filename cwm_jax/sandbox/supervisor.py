@@ -55,6 +55,7 @@ class Setup:
     Attributes:
         program: None where each call runs an executable.
         shell: whether its first process keeps a shell, instead of forking for each call.
+        base: a folder that the scratch folder is at first, copied on write.
     """
 
     program: Path | None
@@ -64,6 +65,7 @@ class Setup:
     preload: Sequence[str] = ()
     age: int = 0
     shell: bool = False
+    base: Path | None = None
 
 
 class Supervisor:
@@ -125,17 +127,23 @@ class Supervisor:
             contents |= userland.files(bubblewrap.NAMESPACE_UID if uid is None else uid)
         if setup.program:
             contents["program.py"] = setup.program.read_bytes()
-        size = setup.limits.scratch_bytes
+        size, base = setup.limits.scratch_bytes, setup.base
         with contextlib.ExitStack() as stack:
             fds = {}
             for name, content in contents.items():
                 fds[name] = memory_file(content)
                 stack.callback(os.close, fds[name])
             line = bubblewrap.command(
-                uid=uid, scratch_bytes=size, readable=readable, fds=fds, shell=setup.shell
+                uid=uid,
+                scratch_bytes=size,
+                readable=readable,
+                fds=fds,
+                base=base,
+                shell=setup.shell,
             )
             line += [python, *_OPTIONS, f"{bubblewrap.CODE}/{first.name}"]
-            return Process(line, bwrap=True, pass_fds=tuple(fds.values()))
+            prefix = bubblewrap.overlay_prefix(base, size) if base else ()
+            return Process(line, prefix=prefix, bwrap=True, pass_fds=tuple(fds.values()))
 
     def _introduce(self, setup: Setup, readable: Sequence[Path], uid: int | None) -> None:
         """Tells the zygote what it is to be, and waits until it is."""

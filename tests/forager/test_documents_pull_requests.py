@@ -139,5 +139,5 @@ def test_a_file_of_no_documents_is_not_written(tmp_path):
 def test_a_line_that_is_no_issue_is_refused_with_its_number(tmp_path):
     export = tmp_path / "issues.jsonl"
     export.write_text('{"number": 1, "title": "a", "body": ""}\n{"number": "2", "title": "b"}\n')
-    with pytest.raises(ValueError, match=r"issues.jsonl:2 is no issue"):
+    with pytest.raises(ValueError, match=r"issues.jsonl:2: number is '2'; expected a whole number"):
         read_issues(export)

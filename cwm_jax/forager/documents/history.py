@@ -76,9 +76,10 @@ class History:
             found.append(Change(path=path, lines=lines))
         return found
 
-    def diff(self, commit: Commit) -> bytes:
-        """Unified, against the first parent."""
-        return self._git(*_DIFF, "-p", "--unified=3", commit.parents[0], commit.sha)
+    def diff(self, commit: Commit, paths: Sequence[str] = ()) -> bytes:
+        """Unified, against the first parent; of some paths alone if any are given."""
+        asked = [f":(literal){path}" for path in paths]
+        return self._git(*_DIFF, "-p", "--unified=3", commit.parents[0], commit.sha, "--", *asked)
 
     def files(self, sha: str) -> list[str]:
         """Paths of the regular files of a commit, sorted as git does."""

@@ -8,7 +8,6 @@ report, of the data of mid-training. One document of each commit of HEAD's histo
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from cwm_jax.config.schema import check_positive, check_types
 from cwm_jax.forager.decontamination import Exclusions
 from cwm_jax.forager.documents.collection import Document, Dropped
 from cwm_jax.forager.documents.history import Change, Commit, History
+from cwm_jax.forager.documents.rows import read_rows
 
 _BOT = re.compile(
     r"\[bot\]|\b(dependabot|renovate|greenkeeper|pyup|snyk|pre-commit-ci|github-actions)\b", re.I
@@ -80,21 +80,17 @@ def read_issues(path: Path) -> dict[int, Issue]:
         ValueError: a line that is no such object.
     """
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            issue = Issue(number=row["number"], title=row["title"], body=row.get("body") or "")
-            if [type(v) for v in dataclasses.astuple(issue)] != [int, str, str]:
-                raise ValueError("number is to be a whole number, title and body text")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}:{number} is no issue ({type(error).__name__}: {error}); expected an "
-                "object with number, title and body"
-            ) from error
+    for row in read_rows(path):
+        body = row.text("body", null="") if "body" in row.values else ""
+        issue = Issue(number=row.whole("number"), title=row.text("title"), body=body)
         found[issue.number] = issue
     return found
+
+
+def issue_of(message: str, issues: Mapping[int, Issue]) -> Issue | None:
+    """The first of the issues that a message names, as ``#12``."""
+    numbers = map(int, _NUMBER.findall(message))
+    return next((issues[number] for number in numbers if number in issues), None)
 
 
 def pull_requests(
@@ -147,7 +143,7 @@ class _Maker:
         self._name, self._issues = name, issues
 
     def document(self, commit: Commit) -> Document | Dropped:
-        issue = self._issue(commit.message)
+        issue = issue_of(commit.message, self._issues)
         changes: Sequence[Change] = ()
         reason = self._reason_of_commit(commit, issue)
         if reason is None:
@@ -180,10 +176,6 @@ class _Maker:
         if issue is not None:
             origin["issue"] = str(issue.number)
         return Document(f"{self._name}@{commit.sha}", "\n\n".join(parts), origin)
-
-    def _issue(self, message: str) -> Issue | None:
-        numbers = map(int, _NUMBER.findall(message))
-        return next((self._issues[number] for number in numbers if number in self._issues), None)
 
     def _reason_of_commit(self, commit: Commit, issue: Issue | None) -> str | None:
         said = commit.message + ("" if issue is None else issue.title + issue.body)

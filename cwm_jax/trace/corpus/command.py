@@ -13,7 +13,7 @@ from typing import Any
 from cwm_jax.sandbox import SandboxError
 from cwm_jax.trace.corpus.decontamination import load_benchmarks
 from cwm_jax.trace.corpus.deduplication import NearDuplicates
-from cwm_jax.trace.corpus.engines import Engine, LocalEngine, RayEngine
+from cwm_jax.trace.corpus.engine_arguments import add_engine, engine_of
 from cwm_jax.trace.corpus.functions import functions
 from cwm_jax.trace.corpus.scripts import script_paths, scripts, stdin_path
 from cwm_jax.trace.corpus.settings import CorpusSettings
@@ -122,9 +122,7 @@ def add_parser(subparsers: Any) -> None:
         help="modules and packages, installed or of the standard library, whose examples are run",
     )
     add("--pytest", type=Path, nargs="+", default=[], metavar="REPO", help="whose tests are run")
-    add("--engine", choices=("local", "ray"), default="local", help="where to trace (local)")
-    add("--workers", type=int, metavar="N", help="processes (one per processor)")
-    add("--address", help="of a Ray cluster")
+    add_engine(parser)
     add(
         "--decontaminate",
         type=Path,
@@ -171,7 +169,7 @@ def main(args: argparse.Namespace) -> int:
             sources,
             args.out,
             settings=settings,
-            engine=_engine(args),
+            engine=engine_of(args),
             benchmarks=load_benchmarks(args.decontaminate),
         )
     except (ValueError, OSError, ImportError, SandboxError) as error:
@@ -185,14 +183,6 @@ def main(args: argparse.Namespace) -> int:
     print(f"{args.out}: {report.total.kept} episodes of {report.num_items} programs")
     print(report)
     return 0
-
-
-def _engine(args: argparse.Namespace) -> Engine:
-    if args.engine == "ray":
-        return RayEngine(address=args.address, workers=args.workers)
-    if args.address is not None:
-        raise ValueError(f"--address is {args.address!r}; expected none without --engine ray")
-    return LocalEngine(args.workers)
 
 
 def _count(text: str) -> int:

@@ -70,8 +70,11 @@ def test_what_a_repr_may_be_is_taken(expected):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"repository": None}, "repository is null; expected files, git with commit, or image wit"),
-        ({"repository": {"svn": "x"}}, r"repository has ['svn']; expected files, git with commit"),
+        ({"repository": None}, "repository is null; expected files, git or built with commit, o"),
+        (
+            {"repository": {"svn": "x"}},
+            r"repository has ['svn']; expected files, git or built with co",
+        ),
         ({"repository": FILES | GIT}, "repository has ['commit', 'files', 'git']; expected files,"),
         ({"repository": {"files": {}}}, "repository.files is empty; expected at least one file"),
         ({"repository": {"files": ["a"]}}, 'repository.files is ["a"]; expected an object of text'),
@@ -96,11 +99,11 @@ def test_what_a_repr_may_be_is_taken(expected):
         ),
         ({"repository": IMAGE}, "tests are calls and the repository is an image, whose files the "),
         ({"issue": None}, "issue is null; expected text"),
-        ({"patch": 1}, "patch, the gold one, cannot be read: patch is 1; expected text"),
+        ({"patch": 1}, "patch cannot be read: patch is 1; expected text"),
         ({"patch": "see above"}, 'patch is "see above", which changes no file; expected what `git'),
         (
             {"patch": GOLD + "@@ nonsense"},
-            "patch, the gold one, cannot be read: line 8 of the patch: no header of a hunk; expect",
+            "patch cannot be read: line 8 of the patch: no header of a hunk; expect",
         ),
         (
             {"hints": "x"},

@@ -264,7 +264,7 @@ def test_a_repository_that_is_not_there_is_a_failure_of_the_environment(tasks, p
 
 def test_a_repository_of_no_known_kind_is_refused(tasks, tokenizer):
     task = Task(name="x", data={**tasks[0].data, "repository": {"svn": "x"}})
-    with pytest.raises(ValueError, match=r"has \['svn'\]; expected files, git with commit, or"):
+    with pytest.raises(ValueError, match=r"has \['svn'\]; expected files, git or built with"):
         SoftwareEngineering(task, tokenizer, PROFILES["small"])
 
 

@@ -4,6 +4,8 @@
 
 * ``{"files": {path: text}}``: one commit is made of them;
 * ``{"git": path, "commit": 40 hexadecimal digits}``: of this machine;
+* ``{"built": path, "commit": 40 hexadecimal digits}``: of an image that ``forage images`` has made,
+  with its environment; with ``change``, a patch, the commit is changed by it and has no past;
 * ``{"image": reference, "root": path}``: a container.
 
 ``tests`` are ``{"calls": [{"module", "call", "expected" or "raises"}]}`` (see `calls`; not in a
@@ -28,8 +30,11 @@ from cwm_jax.rl.envs.swe.suite import FORMATS, Suite
 _REPOSITORIES = {
     "files": ("files",),
     "git": ("git", "commit"),
+    "built": ("built", "commit"),
     "image": ("image", "root"),
 }
+_FORMS = "files, git or built with commit, or image with root"
+_OPTIONAL = {"built": ("change",)}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SUITE = ("command", "format", "files", "fail_to_pass", "pass_to_pass", "canary")
 # Most values are one of these; nothing else has to be parsed.
@@ -69,7 +74,7 @@ def _read(data: Mapping[str, Any]) -> SWEData:
     return SWEData(
         issue=text(data["issue"], "issue"),
         repository=repository,
-        gold=_gold(data["patch"]),
+        gold=_patch(data["patch"], "patch"),
         tests=tests,
     )
 
@@ -78,19 +83,21 @@ def _repository(value: Any) -> Mapping[str, Any]:
     forms = [form for form in _REPOSITORIES if isinstance(value, Mapping) and form in value]
     if len(forms) != 1:
         found = f"has {sorted(value)}" if isinstance(value, Mapping) else f"is {short(value)}"
-        raise ValueError(f"repository {found}; expected files, git with commit, or image with root")
-    fields(value, "repository", _REPOSITORIES[forms[0]])
+        raise ValueError(f"repository {found}; expected {_FORMS}")
+    fields(value, "repository", _REPOSITORIES[forms[0]], _OPTIONAL.get(forms[0], ()))
     if forms == ["files"]:
         _files(value["files"], "repository.files")
         if not value["files"]:
             raise ValueError("repository.files is empty; expected at least one file")
-    elif forms == ["git"]:
-        text(value["git"], "repository.git")
+    elif "commit" in value:
+        text(value[forms[0]], f"repository.{forms[0]}")
         if not _COMMIT.fullmatch(text(value["commit"], "repository.commit")):
             raise ValueError(
                 f"repository.commit is {short(value['commit'])}; expected all 40 hexadecimal "
                 "digits, as `git rev-parse` gives them: names move, and short hashes are not found"
             )
+        if "change" in value:
+            _patch(value["change"], "repository.change")
     else:
         text(value["image"], "repository.image")
         if not text(value["root"], "repository.root").startswith("/"):
@@ -101,16 +108,16 @@ def _repository(value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _gold(value: Any) -> list[FilePatch]:
+def _patch(value: Any, what: str) -> list[FilePatch]:
     try:
-        gold = parse_patch(text(value, "patch"))
+        found = parse_patch(text(value, what))
     except ValueError as error:
-        raise ValueError(f"patch, the gold one, cannot be read: {error}") from None
-    if not gold:
+        raise ValueError(f"{what} cannot be read: {error}") from None
+    if not found:
         raise ValueError(
-            f"patch is {short(value)}, which changes no file; expected what `git diff` writes"
+            f"{what} is {short(value)}, which changes no file; expected what `git diff` writes"
         )
-    return gold
+    return found
 
 
 def _tests(value: Any) -> tuple[Call, ...] | Suite:

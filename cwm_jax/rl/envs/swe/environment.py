@@ -21,7 +21,7 @@ from cwm_jax.rl.envs.swe.grading import Verdict, grade
 from cwm_jax.rl.envs.swe.profiles import SWEProfile
 from cwm_jax.rl.envs.swe.prompts import opening
 from cwm_jax.rl.envs.swe.tools import ToolReply, use_tool
-from cwm_jax.rl.envs.swe.workspaces.checkout import bare_repository
+from cwm_jax.rl.envs.swe.workspaces.checkout import bare_repository, image_root
 from cwm_jax.rl.envs.swe.workspaces.container import ContainerWorkspace
 from cwm_jax.rl.envs.swe.workspaces.local import LocalWorkspace
 from cwm_jax.rl.envs.swe.workspaces.protocol import Workspace
@@ -267,4 +267,9 @@ def workspace_maker(
         return lambda: ContainerWorkspace(
             repository["image"], repository["root"], memory_bytes=profile.limits.memory_bytes
         )
-    return lambda: LocalWorkspace(bare_repository(repository), limits=profile.limits, unsafe=unsafe)
+    return lambda: LocalWorkspace(
+        bare_repository(repository),
+        base=image_root(repository),
+        limits=profile.limits,
+        unsafe=unsafe,
+    )

@@ -81,7 +81,7 @@ def without_tests(
     kept = []
     for patch in patches:
         names = [n for n in (patch.old, patch.new) if n is not None and n not in proper]
-        if not any(map(_is_of_tests, names)) and not (names and _shadows(patch)):
+        if not any(map(is_of_tests, names)) and not (names and _shadows(patch)):
             kept.append(patch)
     return kept
 
@@ -151,7 +151,8 @@ def _complaint_of_calls(
     return f"{wrong} of {len(calls)} hidden tests fail" if wrong else ""
 
 
-def _is_of_tests(path: str) -> bool:
+def is_of_tests(path: str) -> bool:
+    """Whether a path of a repository is of its tests, or of what a runner of tests loads."""
     *folders, name = PurePosixPath(path).parts
     in_tests = bool(_TEST_FOLDERS & set(folders))
     return in_tests or bool(_TEST_FILE.fullmatch(name)) or name in _LOADED

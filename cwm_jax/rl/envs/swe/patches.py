@@ -16,6 +16,7 @@ ENCODING = dict(encoding="utf-8", errors="surrogateescape")  # any bytes survive
 
 _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 _NO_LINE_END = "\\"  # begins the line "\ No newline at end of file"
+_NO_LINE_END_TEXT = "\\ No newline at end of file\n"
 _OTHER_KINDS = ("120000", "160000")  # modes of links and submodules
 # Pieces of one text times those of the other. Measured: 10,000 characters against as many spaces
 # take 13 s, 5,000 take 0.6 s, and who submits can choose the worst.
@@ -81,6 +82,16 @@ def parse_patch(text: str) -> list[FilePatch]:
     if len(set(paths)) < len(paths):
         raise ValueError("the patch names a file twice; expected each once: make one diff of all")
     return patches
+
+
+def diff_of_file(path: str, before: str, after: str) -> str:
+    """A patch as git writes it, of a file that is there before and after; empty if it is equal."""
+    if before == after:
+        return ""
+    old, new = (re.findall(r"[^\n]*\n|[^\n]+\Z", text) for text in (before, after))
+    lines = difflib.unified_diff(old, new, f"a/{path}", f"b/{path}")
+    ended = (line if line.endswith("\n") else f"{line}\n{_NO_LINE_END_TEXT}" for line in lines)
+    return f"diff --git a/{path} b/{path}\n" + "".join(ended)
 
 
 def apply_patch(

@@ -73,8 +73,25 @@ class Format:
     parse: Callable[[str], dict[str, bool]]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SuiteRun:
+    """What a suite printed, and whether each test passed, by name, without the canary."""
+
+    output: str
+    passed: dict[str, bool]
+
+
 class SuiteFailed(Exception):  # noqa: N818
-    """A run of a suite that shows nothing; the text says why."""
+    """A run of a suite that shows nothing; the text says why.
+
+    Attributes:
+        output: what it printed.
+        ended: whether the command came to an end.
+    """
+
+    def __init__(self, why: str, *, output: str = "", ended: bool = True) -> None:
+        super().__init__(why)
+        self.output, self.ended = output, ended
 
 
 def run_suite(workspace: Workspace, tests: Suite, *, timeout_s: float) -> str:
@@ -98,7 +115,12 @@ def run_suite(workspace: Workspace, tests: Suite, *, timeout_s: float) -> str:
 
 
 def suite_results(workspace: Workspace, tests: Suite, *, timeout_s: float) -> dict[str, bool]:
-    """Whether each test that was reported passed, by name, without the canary.
+    """Whether each test that was reported passed, by name; as of `suite_run`."""
+    return suite_run(workspace, tests, timeout_s=timeout_s).passed
+
+
+def suite_run(workspace: Workspace, tests: Suite, *, timeout_s: float) -> SuiteRun:
+    """Runs a suite.
 
     Args:
         workspace, tests, timeout_s: as of `run_suite`; which tests are required plays no part.
@@ -119,14 +141,16 @@ def suite_results(workspace: Workspace, tests: Suite, *, timeout_s: float) -> di
             raise EnvironmentFailure(f"the test file {path} cannot be written: {error}") from error
     reply = workspace.run(_filled(tests.command, canary), timeout_s)
     if reply.outcome != "ok":
-        raise SuiteFailed(f"the tests did not come to an end ({reply.outcome}): {reply.detail}")
+        why = f"the tests did not come to an end ({reply.outcome}): {reply.detail}"
+        raise SuiteFailed(why, output=reply.output, ended=False)
     found = form.parse(reply.output)
     own = [name for name in found if name.endswith(f"test_{word}")]
     if [found.pop(name) for name in own] != [False]:
         raise SuiteFailed(
-            "a test that fails was not reported as failed: the run is not to be trusted"
+            "a test that fails was not reported as failed: the run is not to be trusted",
+            output=reply.output,
         )
-    return found
+    return SuiteRun(output=reply.output, passed=found)
 
 
 def parse_unittest(output: str) -> dict[str, bool]:

@@ -25,6 +25,7 @@ from cwm_jax.rl.envs.swe.patches import ENCODING
 _BRANCH = "refs/heads/main"
 # The same files give the same commit everywhere.
 _AUTHOR = "Project <project@localhost> 1735689600 +0000"
+_MESSAGE = "The project as it is\n"
 _GIT_S = 600.0  # assumed: fetching a large history from disk
 _FILE_MODES = (b"100644", b"100755")
 _TREE_BYTES = 64 << 20  # assumed: the sandbox of calls has 512 MiB for everything
@@ -38,7 +39,8 @@ def bare_repository(source: Mapping[str, Any]) -> Path:
 
     Args:
         source: ``files``, their texts by path, which become one commit; or ``git``, the path of a
-            repository, and ``commit``, the full hash of one of its commits.
+            repository, or ``built``, of an image's folder, and ``commit``, the full hash of one of
+            its commits; with ``change``, a patch, this one changed is the only commit.
 
     Raises:
         EnvironmentFailure: git is missing or fails, or there is no such commit.
@@ -52,11 +54,12 @@ def bare_repository(source: Mapping[str, Any]) -> Path:
             _git(["init", "--quiet", "--bare", "--initial-branch=main", "--template=", str(draft)])
             if "files" in source:
                 _git(["fast-import", "--quiet"], folder=draft, stdin=_commit(source["files"]))
+            elif "change" in source:
+                with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                    changed = _changed(source, Path(folder))
+                    _fetch(folder, changed, draft)
             else:
-                refspec = f"{source['commit']}:{_BRANCH}"
-                path = os.path.abspath(source["git"])
-                _git(["fetch", "--quiet", "--no-tags", path, refspec], folder=draft)
-                (draft / "FETCH_HEAD").unlink(missing_ok=True)
+                _fetch(_history(source), source["commit"], draft)
             _let_others_read(draft)
             draft.rename(target)
     return target
@@ -81,12 +84,56 @@ def files_of(source: Mapping[str, Any]) -> dict[str, bytes]:
     size = sum(int(head[3]) for _, head in files)
     if size > _TREE_BYTES:
         raise EnvironmentFailure(
-            f"{source['git']} has {size} bytes of files; expected at most {_TREE_BYTES} where "
+            f"{_history(source)} has {size} bytes of files; expected at most {_TREE_BYTES} where "
             "calls are the tests: test it with a suite"
         )
     stdin = b"".join(head[2] + b"\n" for _, head in files)
     content = _git(["cat-file", "--batch"], folder=folder, stdin=stdin)
     return dict(_contents(content, [path for path, _ in files]))
+
+
+def image_root(source: Mapping[str, Any]) -> Path | None:
+    """What an image has below its scratch folder; None for sources that are no image's.
+
+    Raises:
+        EnvironmentFailure: it is not there.
+    """
+    if "built" not in source:
+        return None
+    root = Path(source["built"], "root")
+    if not root.is_dir():
+        raise EnvironmentFailure(
+            f"{source['built']} is no image on this machine; expected a folder that `forage "
+            "images` has made, which can be made again from the task's repository"
+        )
+    return root
+
+
+def _history(source: Mapping[str, Any]) -> str:
+    path = os.path.join(source["built"], "repository.git") if "built" in source else source["git"]
+    return os.path.abspath(path)
+
+
+def _fetch(path: str, commit: str, draft: Path) -> None:
+    _git(["fetch", "--quiet", "--no-tags", path, f"{commit}:{_BRANCH}"], folder=draft)
+    (draft / "FETCH_HEAD").unlink(missing_ok=True)
+
+
+def _changed(source: Mapping[str, Any], folder: Path) -> str:
+    """Makes a commit without parents of a source's, changed, in a repository of its own there."""
+    _git(["init", "--quiet", "--bare", "--template=", str(folder)])
+    alternates = folder / "objects" / "info" / "alternates"
+    alternates.parent.mkdir(exist_ok=True)
+    alternates.write_text(f"{_history(source)}/objects\n")
+    _git(["read-tree", source["commit"]], folder=folder)
+    apply = ["apply", "--cached", "--whitespace=nowarn"]
+    _git(apply, folder=folder, stdin=source["change"].encode(**ENCODING))
+    tree = _git(["write-tree"], folder=folder).decode().strip()
+    commit = f"tree {tree}\nauthor {_AUTHOR}\ncommitter {_AUTHOR}\n\n{_MESSAGE}"
+    written = ["hash-object", "-w", "-t", "commit", "--stdin"]
+    name = _git(written, folder=folder, stdin=commit.encode()).decode().strip()
+    _git(["update-ref", _BRANCH, name], folder=folder)
+    return name
 
 
 def _contents(batch: bytes, paths: Sequence[bytes]) -> Iterator[tuple[str, bytes]]:
@@ -122,7 +169,7 @@ def _let_others_read(folder: Path) -> None:
 
 def _commit(files: Mapping[str, str]) -> bytes:
     """A stream for git fast-import. Source: git-fast-import(1)."""
-    message = b"The project as it is\n"
+    message = _MESSAGE.encode()
     head = f"commit {_BRANCH}\ncommitter {_AUTHOR}\ndata {len(message)}\n".encode() + message
     parts = [head]
     for path, text in sorted(files.items()):

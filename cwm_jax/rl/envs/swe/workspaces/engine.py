@@ -1,4 +1,4 @@
-"""The part of the Docker API that a workspace needs, which Podman serves, too.
+"""The part of the Docker API that workspaces and images need, which Podman serves, too.
 
 Source: Docker Engine API 1.41; docs.docker.com/reference/api/engine.
 """
@@ -15,12 +15,13 @@ import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cwm_jax.rl.environment import EnvironmentFailure
 
 _VERSION = "/v1.41"
 _ANSWER_S = 120.0  # assumed: of any request but for a running command
+_LAYER_S = 1800.0  # assumed: where a large archive is unpacked or a layer is made
 _FRAME = struct.Struct(">BxxxI")  # which stream, length
 _MOST_LINKS = 8
 # Bits of Go's os.FileMode.
@@ -99,20 +100,42 @@ class Engine:
             raise EngineError(f"the engine says {status} to a request for {path}")
         return body
 
-    def put_archive(self, container: str, folder: str, content: bytes) -> None:
-        """Unpacks a tar there."""
+    def put_archive(self, container: str, folder: str, content: bytes | IO[bytes]) -> None:
+        """Unpacks a tar, or a file of one, there."""
         query = urllib.parse.urlencode({"path": folder})
         status, _, body = self._answered(
-            "PUT", f"/containers/{container}/archive?{query}", content, kind="application/x-tar"
+            "PUT",
+            f"/containers/{container}/archive?{query}",
+            content,
+            kind="application/x-tar",
+            timeout_s=_LAYER_S,
         )
         if status != 200:
             raise EngineError(f"the engine says {status} to files for {folder}: {body[:500]!r}")
 
+    def image_settings(self, image: str) -> dict[str, Any]:
+        """What containers of an image start with; an EngineError if the engine has no such."""
+        found = self._asked("GET", f"/images/{urllib.parse.quote(image, safe='/:@')}/json")
+        return dict(found.get("Config") or {})
+
+    def commit(self, container: str, image: str, settings: Mapping[str, Any]) -> None:
+        """Makes an image, ``NAME:TAG``, of a container's files."""
+        name, _, tag = image.rpartition(":")
+        query = urllib.parse.urlencode({"container": container, "repo": name, "tag": tag})
+        self._asked("POST", f"/commit?{query}", settings, timeout_s=_LAYER_S)
+
     def _asked(
-        self, method: str, query: str, content: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        query: str,
+        content: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float = _ANSWER_S,
     ) -> dict[str, Any]:
         body = None if content is None else json.dumps(content).encode()
-        status, _, answer = self._answered(method, query, body, kind="application/json")
+        status, _, answer = self._answered(
+            method, query, body, kind="application/json", timeout_s=timeout_s
+        )
         if not 200 <= status < 300 and status != 304:  # 304: it is started already
             text = answer[:500].decode(errors="replace").strip()
             raise EngineError(f"the engine says {status} to {method} {query}: {text}")
@@ -122,11 +145,19 @@ class Engine:
             raise EngineError(f"the engine's answer to {method} {query} is no JSON") from None
 
     def _answered(
-        self, method: str, query: str, body: bytes | None = None, *, kind: str = ""
+        self,
+        method: str,
+        query: str,
+        body: bytes | IO[bytes] | None = None,
+        *,
+        kind: str = "",
+        timeout_s: float = _ANSWER_S,
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        connection = _UnixConnection(self._path)
+        connection = _UnixConnection(self._path, timeout_s)
         try:
             headers = {"Content-Type": kind} if body is not None else {}
+            if body is not None and not isinstance(body, bytes):  # else it goes in chunks
+                headers["Content-Length"] = str(os.fstat(body.fileno()).st_size)
             connection.request(method, _VERSION + query, body=body, headers=headers)
             response = connection.getresponse()
             return response.status, response.headers, response.read()
@@ -243,8 +274,8 @@ def is_regular(mode: int) -> bool:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("engine", timeout=_ANSWER_S)
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("engine", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:

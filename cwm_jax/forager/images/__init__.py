@@ -1,0 +1,1 @@
+"""Executable repositories: environments in which a project's tests run, kept by their content."""

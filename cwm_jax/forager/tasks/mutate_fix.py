@@ -1,0 +1,295 @@
+"""Faults in functions that tests run: a task is to find and mend one.
+
+A fault is kept if tests fail with it and all that fail run the function that has it. Kinds are drawn
+by the report's shares (see `choice`), over all images; a draw is a trial, and one run of the tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cwm_jax.forager.tasks.choice import SHARES, Draws
+from cwm_jax.forager.tasks.coverage import Coverage, coverage_from_json, record_coverage
+from cwm_jax.forager.tasks.statement import statement
+from cwm_jax.forager.tasks.tested import failure_of, tested, tests_data, write_files
+from cwm_jax.forager.tasks.trials import TASK, Trial, run_trials
+from cwm_jax.rl.envs.mutations import Mutation, functions, mutations
+from cwm_jax.rl.envs.swe.grading import is_of_tests
+from cwm_jax.rl.envs.swe.patches import diff_of_file
+from cwm_jax.rl.envs.swe.suite import SuiteFailed
+from cwm_jax.storage import write_json
+from cwm_jax.trace.corpus.engines import Engine
+
+_RECORDING = 10.0  # times that a run under the recorder may take of one without; assumed
+_MOST_FAILING = 0.5  # of an image's tests: with more, the project as a whole is broken; assumed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MutateFixSettings:
+    """What the tasks depend on besides the images.
+
+    Attributes:
+        seed: of the draws.
+        shares: weights of the kinds of faults.
+        timeout_s: of a run of the tests with a fault.
+        per_function: tasks of one function, at most; trials beyond it are not made.
+    """
+
+    seed: int = 0
+    shares: Mapping[str, int] = dataclasses.field(default_factory=lambda: dict(SHARES))
+    timeout_s: float = 60.0
+    per_function: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """A function of an image; the module's own imports have the name ""."""
+
+    image: str
+    path: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Item:
+    number: int
+    kind: str
+    place: _Place
+    index: int
+
+
+def mutate_fix(
+    images: Sequence[Path],
+    folder: Path,
+    settings: MutateFixSettings,
+    *,
+    count: int | None,
+    engine: Engine,
+) -> list[Trial]:
+    """Trials until ``count`` are tasks; see `run_trials` for the folder, results and errors.
+
+    Args:
+        images: folders of images; their order is part of the draws.
+        folder: of the run; what tests cover is kept there, too.
+        settings: of the tasks.
+        count: of tasks; None tries every fault.
+        engine: where.
+
+    Raises:
+        ValueError: none of the images has a function that a test runs.
+    """
+    covers = folder / "coverage"
+    covers.mkdir(parents=True, exist_ok=True)
+    _cover(images, covers, settings, engine)
+    places = {path.name: _places(path, covers) for path in images}
+    if not any(places.values()):
+        raise ValueError(
+            f"no test of {', '.join(path.name for path in images) or 'no image'} runs a function; "
+            "expected images whose tests import the checkout: build others"
+        )
+    named = {path.name: path for path in images}
+    values = dataclasses.asdict(settings) | {"images": [str(path) for path in images]}
+    return run_trials(
+        folder,
+        _items(places, named, settings),
+        functools.partial(_tried, named, covers, settings),
+        settings=values,
+        died=_died,
+        engine=engine,
+        count=count,
+    )
+
+
+def _cover(
+    images: Sequence[Path], folder: Path, settings: MutateFixSettings, engine: Engine
+) -> None:
+    """Records what is not recorded yet; an image of which nothing can be said has no places."""
+    missing = [path for path in images if not _coverage_path(folder, path.name).is_file()]
+    chunks = ([path] for path in missing)
+    function = functools.partial(_recorded, settings.timeout_s)
+    for line in engine.map_chunks(function, chunks, _nothing_recorded):
+        name, values = json.loads(line)
+        write_json(_coverage_path(folder, name), values)
+
+
+def _recorded(timeout_s: float, paths: Sequence[Path]) -> bytes:
+    lines = []
+    for path in paths:
+        image = tested(path, timeout_s)
+        workspace = image.workspace()
+        try:
+            found = record_coverage(
+                workspace, image.suite, image.passing, timeout_s=_RECORDING * timeout_s
+            )
+            values = found.to_json()
+        except SuiteFailed as error:
+            values = Coverage(tests={}).to_json() | {"failure": str(error)}
+        finally:
+            workspace.close()
+        lines.append(json.dumps([path.name, values]).encode() + b"\n")
+    return b"".join(lines)
+
+
+def _nothing_recorded(path: Path) -> bytes:
+    values = Coverage(tests={}).to_json() | {"failure": "the process ended twice"}
+    return json.dumps([path.name, values]).encode() + b"\n"
+
+
+def _coverage_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"
+
+
+@functools.cache
+def _coverage(path: Path) -> Coverage:
+    return coverage_from_json(json.loads(path.read_bytes()))
+
+
+def _places(path: Path, covers: Path) -> list[_Place]:
+    """Functions that tests run, with those inside of them, and modules; not the tests' own."""
+    coverage = _coverage(_coverage_path(covers, path.name))
+    found = []
+    for file in sorted({file for file, _ in coverage.tests}):
+        source = _source(path, file)
+        if source is None or is_of_tests(file):
+            continue
+        names = ["", *(function.name for function in functions(source))]
+        covered = [name for name in names if not name or _tests(coverage, file, name)]
+        found += [_Place(path.name, file, name) for name in covered]
+    return found
+
+
+def _tests(coverage: Coverage, file: str, name: str) -> tuple[str, ...]:
+    if not name:
+        return coverage.of_file(file)
+    return coverage.tests.get((file, name.partition(".<locals>")[0]), ())
+
+
+@functools.lru_cache(maxsize=64)
+def _source(path: Path, file: str) -> str | None:
+    """None for what is no Python that can be changed."""
+    content = tested(path, 0.0).files().get(file)
+    try:
+        source = (content or b"").decode()
+        functions(source)
+    except (UnicodeDecodeError, SyntaxError, ValueError):
+        return None
+    return source or None
+
+
+@functools.lru_cache(maxsize=256)
+def _mutations(path: Path, file: str, name: str) -> Mapping[str, list[Mutation]]:
+    """By kind."""
+    source = _source(path, file)
+    assert source is not None
+    found: dict[str, list[Mutation]] = {}
+    for mutation in mutations(source, function=name):
+        found.setdefault(mutation.kind, []).append(mutation)
+    return found
+
+
+def _items(
+    places: Mapping[str, Sequence[_Place]], named: Mapping[str, Path], settings: MutateFixSettings
+) -> Iterator[_Item]:
+    def number_of(kind: str, place: _Place) -> int:
+        found = _mutations(named[place.image], place.path, place.name)
+        return len(found.get(kind, []))
+
+    tried: dict[_Place, int] = {}
+    draws = Draws(places, number_of, shares=settings.shares, seed=settings.seed)
+    number = 0
+    for _, kind, place, index in draws:
+        # By trials, not tasks: what is drawn may not depend on what came of draws before.
+        if tried.setdefault(place, 0) < settings.per_function:
+            tried[place] += 1
+            yield _Item(number, kind, place, index)
+            number += 1
+
+
+def _tried(
+    named: Mapping[str, Path], covers: Path, settings: MutateFixSettings, items: Sequence[_Item]
+) -> bytes:
+    return b"".join(_trial(item, named, covers, settings).to_line() for item in items)
+
+
+def _trial(
+    item: _Item, named: Mapping[str, Path], covers: Path, settings: MutateFixSettings
+) -> Trial:
+    place, path = item.place, named[item.place.image]
+    source = _source(path, place.path)
+    assert source is not None
+    fault = _mutations(path, place.path, place.name)[item.kind][item.index]
+    image = tested(path, settings.timeout_s)
+    coverage = _coverage(_coverage_path(covers, place.image))
+    running = {*_tests(coverage, place.path, place.name)}
+    found = Trial(
+        number=item.number,
+        image=place.image,
+        kind=item.kind,
+        what=f"{place.path}:{place.name or '(module)'}: {fault.what}",
+        outcome=TASK,
+    )
+    workspace = image.workspace()
+    try:
+        write_files(workspace, {place.path: fault.source})
+        failing = image.failing(workspace)
+        outcome = _outcome(failing, running, len(image.passing))
+        if outcome == TASK:
+            first, style = failing[0], image.suite.format
+            failure = failure_of(first, workspace, style, timeout_s=settings.timeout_s)
+            outcome = TASK if failure else "no error shown"
+    except SuiteFailed as error:
+        outcome, failing = ("broken" if error.ended else "no end"), []
+    finally:
+        workspace.close()
+    found = dataclasses.replace(found, outcome=outcome, num_failing=len(failing))
+    if outcome != TASK:
+        return found
+    assert failure is not None
+    gold = diff_of_file(place.path, fault.source, source)
+    issue = statement(
+        failure,
+        kind=item.kind,
+        num_failing=len(failing),
+        mended=[line[1:] for line in gold.splitlines()[3:] if line.startswith("+")],
+        seed=f"{settings.seed}/{item.number}",
+    )
+    lost = {*failing}
+    kept = [name for name in image.passing if name not in lost]
+    data: dict[str, Any] = {
+        "issue": issue,
+        "repository": image.repository | {"change": diff_of_file(place.path, source, fault.source)},
+        "patch": gold,
+        "tests": tests_data(image.suite, failing, kept, {}),
+        "fault": {
+            "kind": fault.kind,
+            "place": f"{place.path}:{place.name or '(module)'}",
+            "what": fault.what,
+        },
+    }
+    name = f"mutate-fix/{place.image}/{settings.seed}-{item.number}"
+    return dataclasses.replace(found, task={"name": name, "data": data, "group": place.image})
+
+
+def _outcome(failing: Sequence[str], running: set[str], num_passing: int) -> str:
+    if not failing:
+        return "not noticed"
+    if not running >= {*failing}:
+        return "other tests fail"
+    if len(failing) > _MOST_FAILING * num_passing:
+        return "most tests fail"
+    return TASK
+
+
+def _died(item: _Item) -> bytes:
+    return Trial(
+        number=item.number,
+        image=item.place.image,
+        kind=item.kind,
+        what=f"{item.place.path}:{item.place.name}",
+        outcome="process died",
+    ).to_line()
