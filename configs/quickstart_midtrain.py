@@ -10,11 +10,11 @@ Command:   python train.py --config configs/quickstart_midtrain.py
 Hardware:  2 CPU cores, 3 GiB of memory, no download; bubblewrap for the sandbox
 Time:      7 minutes of the processor with the evaluation (measured 2026-11-28; 23 by the clock, as
            six jobs shared the cores); about 5 on idle cores (assumed)
-Result:    (measured 2026-11-28) held-out loss, nats a token: 12.68 -> 1.72 of what the agent says in
-           two trajectories of the same repository, 0.88 -> 0.08 of traces (0.07 before the longer
-           rows and RoPE). Of held-out programs' frames, after the true ones: 99.3 -> 99.3 %
-           well-formed, 99.6 -> 95.8 % of the actions and 69.0 -> 67.5 % of the states exact; 17 -> 16
-           of 100 outputs right after its own trace
+Result:    (measured 2026-11-28) held-out loss, nats a token: 12.68 -> 1.72 of what the agent says
+           in two trajectories of the same repository, 0.88 -> 0.08 of traces (0.07 before the
+           longer rows and RoPE). Of held-out programs' frames, after the true ones: 99.3 -> 99.3
+           % well-formed, 99.6 -> 95.8 % of the actions and 69.0 -> 67.5 % of the states exact; 17
+           -> 16 of 100 outputs right after its own trace
 Values:    measured where so marked (docs/LOG.md), else assumed
 
 As configs/midtrain_32b.py: longer rows and scaled RoPE from the first step, half of the tools'
