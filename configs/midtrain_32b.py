@@ -8,7 +8,7 @@ Time:      not run; 21 days if H100s reach 40 % MFU (assumed)
 Result:    unknown, not run
 Values:    architecture from configs/cwm_32b.py, whose scaled RoPE begins here; optimizer, schedule
            and batch go on from configs/pretrain_32b.py; mixture and length buckets (report,
-           section 4)
+           section 4); trajectories are of ``python -m cwm_jax forage`` (docs/forager.md)
 """
 
 import dataclasses
@@ -39,13 +39,21 @@ def get_config() -> RunConfig:
         run_name="midtrain_32b",
         model=MODEL,
         data=DataConfig(
-            # report: 30 / 40 / 30 %; the folders are assumed. With epochs=1 to 4 (report) in the
-            # place of its weight a source gets epochs x its tokens / train_tokens instead.
+            # report: 30 / 40 / 30 % of CWM's own data, code and rehearsal. How the first 30 are
+            # divided is not published: 0.2 and 0.1 are assumed, and the folders. With epochs=1 to 4
+            # (report) in the place of its weight a source gets epochs x its tokens / train_tokens
+            # instead.
             sources=(
-                SourceConfig(name="traces", kind="traces", path="corpus/traces", weight=0.3),
+                SourceConfig(name="traces", kind="traces", path="corpus/traces", weight=0.2),
+                SourceConfig(
+                    name="trajectories", kind="chat", path="corpus/trajectories", weight=0.1
+                ),
                 SourceConfig(name="code", kind="jsonl", path="corpus/code", weight=0.4),
                 SourceConfig(name="rehearsal", kind="jsonl", path="corpus/text", weight=0.3),
             ),
+            packing="best_fit",  # assumed: no trajectory that fits a row is cut
+            long_dialogs="split",  # assumed
+            observation_loss=0.5,  # report
             length_buckets=LENGTH_BUCKETS,
             num_streams=256,  # as many as hosts of eight GPUs (assumed)
         ),

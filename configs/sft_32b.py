@@ -30,7 +30,8 @@ def get_config() -> RunConfig:
         data=DataConfig(
             sources=(
                 SourceConfig(name="dialogs", kind="chat", path="corpus/sft", weight=0.7),
-                # report: about 30 % rehearsal of mid-training; here in its own proportions
+                # report: about 30 % rehearsal of mid-training; here in its own proportions,
+                # trajectories counted as traces: the dialogs have some
                 SourceConfig(name="traces", kind="traces", path="corpus/traces", weight=0.09),
                 SourceConfig(name="code", kind="jsonl", path="corpus/code", weight=0.12),
                 SourceConfig(name="rehearsal", kind="jsonl", path="corpus/text", weight=0.09),

@@ -151,6 +151,32 @@ def test_phases_start_from_the_ones_before_them():
         assert config.data.heldout_fraction == before.data.heldout_fraction  # nothing leaks
 
 
+def test_the_quickstarts_midtraining_starts_from_it_and_holds_out_the_same():
+    before = load_config(str(ROOT / "configs/quickstart.py"))
+    config = load_config(str(ROOT / "configs/quickstart_midtrain.py"))
+    assert config.checkpoint.load_parameters_path == f"runs/{before.run_name}"
+    assert config.tokenizer.path == f"runs/{before.run_name}/export"
+    assert config.data.heldout_fraction == before.data.heldout_fraction
+    assert config.trace_evaluation == before.trace_evaluation  # its result is compared
+    context = {
+        "rope_parameters": before.model.rope_parameters,
+        "max_position_embeddings": before.model.max_position_embeddings,
+    }
+    assert dataclasses.replace(config.model, **context) == before.model
+    assert config.batch.max_target_length <= config.model.max_position_embeddings
+
+
+@pytest.mark.parametrize("name", ["quickstart_midtrain", "midtrain_32b"])
+def test_midtraining_learns_half_of_the_results_in_whole_trajectories(name):
+    data = load_config(str(ROOT / f"configs/{name}.py")).data
+    assert data.observation_loss == 0.5 and data.long_dialogs == "split"
+    assert sum(source.weight for source in data.sources) == pytest.approx(1)
+    own = [source for source in data.sources if source.kind in ("traces", "chat")]
+    assert [source.name for source in own] == ["traces", "trajectories"]
+    if name == "midtrain_32b":
+        assert sum(source.weight for source in own) == pytest.approx(0.3)
+
+
 def test_a_file_of_phases_is_no_single_run():
     with pytest.raises(ValueError, match="has the phases quickstart-pre, quickstart-mid"):
         load_config(str(ROOT / "configs/quickstart_rl.py"))

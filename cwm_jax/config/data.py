@@ -166,6 +166,10 @@ class DataConfig:
             on.
         packing: ``concat_then_split`` fills every row and cuts documents at its end; ``first_fit``
             and ``best_fit`` keep documents whole (longer ones are cut into rows first) and pad.
+        long_dialogs: what becomes of a dialog that is longer than a row: ``cut`` where rows end, so
+            that what follows is learnt without what stands before it; or ``split`` at turns into
+            pieces that fit, each with the dialog's opening before it (``cwm_jax.data.pieces``),
+            which ``first_fit`` and ``best_fit`` can. (assumed: not published)
         shuffle: draw documents in a random order that the run's seed fixes, anew each epoch.
         prefetch_rows: packed rows prepared ahead of the step (for each length bucket).
         num_streams: parts into which documents are dealt, each packed by itself, whose rows make a
@@ -185,6 +189,7 @@ class DataConfig:
     cache_directory: str = "runs/data"
     heldout_fraction: float = 0.02
     packing: Literal["concat_then_split", "first_fit", "best_fit"] = "concat_then_split"
+    long_dialogs: Literal["cut", "split"] = "cut"
     shuffle: bool = True
     prefetch_rows: int = 64
     num_streams: int = 1
@@ -203,6 +208,12 @@ class DataConfig:
         if not 0 <= self.observation_loss <= 1:
             raise ValueError(
                 f"data.observation_loss is {self.observation_loss}; expected a share from 0 to 1"
+            )
+        if self.long_dialogs == "split" and self.packing == "concat_then_split":
+            raise ValueError(
+                "data.long_dialogs is 'split' and data.packing 'concat_then_split', which cuts "
+                "dialogs where rows end; expected a packing that keeps pieces whole: set "
+                "data.packing='best_fit'"
             )
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):

@@ -13,8 +13,10 @@ from cwm_jax.data.dialogs import parse_dialog
 from cwm_jax.data.shards import (
     CONTEXT_MARK,
     MASKED_MARK,
+    MESSAGE_MARK,
     OBSERVATION_MARK,
     TOKEN_DTYPE,
+    TURN_MARK,
     TextTokenizer,
 )
 from cwm_jax.data.sources import Document
@@ -41,7 +43,7 @@ def text_of(document: Document) -> str | None:
 def dialog_tokens(
     tokenizer: Tokenizer, messages: Sequence[Message], *, reasoning: str = "text"
 ) -> np.ndarray:
-    """``[n]`` uint32 tokens of a dialog, those that are no target of the loss marked.
+    """``[n]`` uint32 tokens of a dialog with marks: no target of the loss, a message, a turn.
 
     Args:
         tokenizer: of the model.
@@ -52,11 +54,15 @@ def dialog_tokens(
     """
     special = tokenizer.special_tokens
     parts = [np.array([tokenizer.bos_id], TOKEN_DTYPE) | MASKED_MARK]
-    for message in messages:
+    for before, message in zip([None, *messages], messages, strict=False):
         if reasoning == "tokens":
             message = _with_reserved_tokens(message)
         body = [*encode_body(tokenizer, message), special[END_OF_TURN]]
-        parts.append(np.array(encode_header(tokenizer, message), TOKEN_DTYPE) | MASKED_MARK)
+        header = np.array(encode_header(tokenizer, message), TOKEN_DTYPE) | MASKED_MARK
+        header[0] |= MESSAGE_MARK
+        if _begins_turn(message, before):
+            header[0] |= TURN_MARK
+        parts.append(header)
         tokens = np.array(body, TOKEN_DTYPE)
         if message.is_assistant:
             tokens[tokens == special[THINKING_START]] |= MASKED_MARK
@@ -94,6 +100,11 @@ def _dialogs_tokens(
     for document in kept:
         messages = parse_dialog(json.loads(document.data))
         yield dialog_tokens(tokenizer, messages, reasoning=source.reasoning)
+
+
+def _begins_turn(message: Message, before: Message | None) -> bool:
+    after_tool = before is not None and before.is_tool
+    return message.header == "user" or (message.is_assistant and after_tool)
 
 
 def _with_reserved_tokens(message: Message) -> Message:

@@ -16,7 +16,8 @@ from grain.sources import ArrayRecordDataSource
 
 from cwm_jax.config import DataConfig
 from cwm_jax.data.mixture import Bucket, SourceShare, bucket_of_step, make_buckets
-from cwm_jax.data.packing import GROUP_ROWS, Cursor, Row, pack, stack_rows
+from cwm_jax.data.packing import GROUP_ROWS, Cursor, Row, describe_cut, pack, stack_rows
+from cwm_jax.data.pieces import describe_split
 from cwm_jax.data.prefetch import Prefetched
 from cwm_jax.data.shards import (
     CONTEXT_MARK,
@@ -29,6 +30,7 @@ from cwm_jax.data.sources import DataError
 
 _STREAM_VERSION = 4  # raised when the same fingerprint would no longer mean the same rows
 _HELDOUT_SEED = 0  # held-out rows are the same for every run
+_DIALOGS_LOOKED_AT = 256  # for a line at the start of a run: no wait, whatever the corpus
 
 
 class Loader:
@@ -60,8 +62,8 @@ class Loader:
         Args:
             shards: as ``prepare`` made them, one for each of ``data_config.sources``, in their
                 order.
-            data_config: packing, shuffle, prefetch_rows, num_streams, length_buckets and
-                trace_context_loss are read.
+            data_config: packing, long_dialogs, shuffle, prefetch_rows, num_streams, length_buckets,
+                trace_context_loss and observation_loss are read.
             shares: of the sources, from ``source_shares``.
             max_target_length: tokens T in a row.
             seed: of the order of the documents and of the buckets.
@@ -106,6 +108,7 @@ class Loader:
             "trace_context_loss": data_config.trace_context_loss,
             "observation_loss": data_config.observation_loss,
             "packing": data_config.packing,
+            "long_dialogs": data_config.long_dialogs,
             "group_rows": GROUP_ROWS,
             "shuffle": data_config.shuffle,
             "max_target_length": max_target_length,
@@ -272,6 +275,7 @@ class _BucketRows:
                         _tokens_from(self._documents[stream], cursor.document, self._data_config),
                         packing=self._data_config.packing,
                         max_target_length=self._max_target_length,
+                        long_dialogs=self._data_config.long_dialogs,
                         cursor=cursor,
                     )
                     for stream, cursor in self.cursors.items()
@@ -327,8 +331,34 @@ def heldout_rows(
         for part in everything.parts
     ]
     documents = (_read(readers[number], at, data_config) for _, number, at in heapq.merge(*turns))
-    rows = pack(documents, packing=data_config.packing, max_target_length=max_target_length)
+    rows = pack(
+        documents,
+        packing=data_config.packing,
+        max_target_length=max_target_length,
+        long_dialogs=data_config.long_dialogs,
+    )
     return stack_rows(row for row, _ in itertools.islice(rows, num_rows))
+
+
+def describe_long_dialogs(
+    shards: Shards, data_config: DataConfig, *, max_target_length: int
+) -> str | None:
+    """What becomes of a source's dialogs that no row holds, for the start of a run; None: nothing.
+
+    Of those that are split the first ``_DIALOGS_LOOKED_AT`` are read.
+    """
+    lengths = np.asarray(shards.lengths("train"), np.int64)
+    if data_config.long_dialogs == "cut":
+        return describe_cut(
+            lengths, packing=data_config.packing, max_target_length=max_target_length
+        )
+    longer = np.flatnonzero(lengths - 1 > max_target_length)
+    if not len(longer):
+        return None
+    some = longer[:_DIALOGS_LOOKED_AT]
+    reader = _reader(shards, "train", some)
+    dialogs = (_read(reader, at, data_config) for at in range(len(some)))
+    return describe_split(dialogs, max_target_length, longer=len(longer), count=len(lengths))
 
 
 def _turns(weight: float, number: int, count: int) -> Iterator[tuple[float, int, int]]:

@@ -4,7 +4,8 @@ A document of n tokens is n - 1 pairs (token, next token), and rows hold pairs. 
 document's first is a target exactly once wherever rows are cut, and the last token (``eos``) is a
 target only: no slot is spent on an input without a target. A document that is continued in another
 row is a document of its own there: its positions restart at 0 and it does not see its earlier part.
-A token that bears a mark (``cwm_jax.data.shards``) is no target of the loss.
+A token that bears a mark (``cwm_jax.data.shards``) is no target of the loss. Long dialogs that are
+split at turns are the exception: their pieces repeat some tokens that are no targets.
 
 The packers are not grain's: these need no grain, serve finite streams (held-out rows) as well, and
 their state survives JSON (grain 0.2.18 compares slices with a tuple, which JSON returns as a list).
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from cwm_jax.data.pieces import pieces_of
 from cwm_jax.data.shards import TOKEN_BITS
 
 ROW_KEYS = ("tokens", "targets", "positions", "segment_ids", "loss_mask")
@@ -32,7 +34,8 @@ class Cursor:
 
     Attributes:
         document: index in the stream of documents of the first one that is needed again.
-        offset: its targets that earlier rows (for the fits: earlier groups) hold.
+        offset: its targets that earlier rows (for the fits: earlier groups) hold; of a dialog that
+            is split, the place where the next piece's own tokens begin.
         row: rows delivered of the group that begins there; 0 for ``concat_then_split``.
     """
 
@@ -46,6 +49,7 @@ def pack(
     *,
     packing: str,
     max_target_length: int,
+    long_dialogs: str = "cut",
     cursor: Cursor = Cursor(),
 ) -> Iterator[tuple[Row, Cursor]]:
     """Yields packed rows, each with the cursor from which the stream goes on after it.
@@ -60,12 +64,14 @@ def pack(
         documents: tokens of each, at least 2, from number ``cursor.document`` of the stream on.
         packing: as in ``DataConfig``.
         max_target_length: targets T in a row.
+        long_dialogs: as in ``DataConfig``; read by the fits.
         cursor: where to go on; with it the rows are those of the uninterrupted stream.
     """
     if packing == "concat_then_split":
         return _concat_then_split(documents, max_target_length, cursor)
     if packing in ("first_fit", "best_fit"):
-        return _fit(documents, max_target_length, cursor, best=packing == "best_fit")
+        pieces = _pieces(documents, max_target_length, cursor, long_dialogs=long_dialogs)
+        return _fit(pieces, max_target_length, cursor, best=packing == "best_fit")
     raise ValueError(
         f"packing is {packing!r}; expected 'concat_then_split', 'first_fit' or 'best_fit'"
     )
@@ -84,7 +90,8 @@ def describe_cut(lengths: np.ndarray, *, packing: str, max_target_length: int) -
         return None
     return (
         f"{longer:,} dialogs of {count:,} are longer than T {T:,} and are cut: what follows a cut "
-        "is learnt without what stands before it; raise batch.max_target_length, or take them out"
+        "is learnt without what stands before it; raise batch.max_target_length, set "
+        "data.long_dialogs='split', or take them out"
     )
 
 
@@ -139,11 +146,11 @@ def _concat_then_split(
 
 
 def _fit(
-    documents: Iterable[np.ndarray], T: int, cursor: Cursor, *, best: bool
+    pieces: Iterable[tuple[np.ndarray, Cursor]], T: int, cursor: Cursor, *, best: bool
 ) -> Iterator[tuple[Row, Cursor]]:
     group, free, start = _empty_group(T), np.full(GROUP_ROWS, T), cursor
     end = Cursor(cursor.document)
-    for piece, at in _pieces(documents, T, cursor):
+    for piece, at in pieces:
         need = len(piece) - 1
         if need > free.max():
             yield from _rows_of_group(group, T, start, after=at)
@@ -161,12 +168,13 @@ def _empty_group(T: int) -> list[list[np.ndarray]]:
 
 
 def _pieces(
-    documents: Iterable[np.ndarray], T: int, cursor: Cursor
+    documents: Iterable[np.ndarray], T: int, cursor: Cursor, *, long_dialogs: str
 ) -> Iterator[tuple[np.ndarray, Cursor]]:
     first = cursor.offset
     for index, tokens in enumerate(documents, cursor.document):
-        for offset in range(first, len(tokens) - 1, T):
-            yield tokens[offset : offset + T + 1], Cursor(index, offset)
+        for offset, piece in pieces_of(tokens, T, long_dialogs=long_dialogs):
+            if offset >= first:
+                yield piece, Cursor(index, offset)
         first = 0
 
 

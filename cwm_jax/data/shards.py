@@ -4,8 +4,8 @@ A folder ``<source name>-<key>`` holds ``{train,heldout}-00000-of-000NN.arrayrec
 ``{train,heldout}-lengths.npy`` and ``manifest.json``; ``cwm_jax.data.prepare`` writes it. A record
 is one document: ``bos``, its text, ``eos``, as little-endian uint32; of an execution trace its own
 tokens alone, with bit 31 (``CONTEXT_MARK``) set in those before the first frame; of a dialog with
-bits 30 and 29 in those that the assistant has not written. The lengths are the documents' tokens,
-uint32 in the order of the records.
+bits 30 and 29 in those that the assistant has not written, and 28 and 27 where messages and turns
+begin. The lengths are the documents' tokens, uint32 in the order of the records.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cwm_jax.config.schema import check_types
 from cwm_jax.data.sources import DataError
 from cwm_jax.storage import MANIFEST, StoredFile, check_file, read_manifest
 
-KIND, SCHEMA_VERSION = "token-shards", 3
+KIND, SCHEMA_VERSION = "token-shards", 4
 TOKEN_DTYPE = np.dtype("<u4")
 LENGTH_DTYPE = np.dtype("<u4")
 # On tokens that are no targets of the loss: context of a trace and results of tools, unless the
@@ -31,7 +31,11 @@ LENGTH_DTYPE = np.dtype("<u4")
 CONTEXT_MARK = np.uint32(1 << 31)
 MASKED_MARK = np.uint32(1 << 30)
 OBSERVATION_MARK = np.uint32(1 << 29)
-TOKEN_BITS = np.uint32((1 << 29) - 1)
+# On the first token of each message of a dialog, and of those with which a turn begins: the user's,
+# and the assistant's after a tool's result. Both are tokens of headers, so never targets.
+MESSAGE_MARK = np.uint32(1 << 28)
+TURN_MARK = np.uint32(1 << 27)
+TOKEN_BITS = np.uint32((1 << 27) - 1)
 SPLITS = ("train", "heldout")
 
 # Up to this size, about two seconds of hashing, shards are verified each time they are opened.

@@ -13,14 +13,13 @@ import jax
 from jax.sharding import Mesh
 
 from cwm_jax.config import RunConfig
-from cwm_jax.data.loader import Loader, heldout_rows
+from cwm_jax.data.loader import Loader, describe_long_dialogs, heldout_rows
 from cwm_jax.data.mixture import (
     SourceShare,
     describe_buckets,
     describe_shares,
     source_shares,
 )
-from cwm_jax.data.packing import describe_cut
 from cwm_jax.data.prepare import prepare_all
 from cwm_jax.data.shards import Shards
 from cwm_jax.data.vocabulary import load_or_train_tokenizer
@@ -188,10 +187,8 @@ def _describe_data(shards: list[Shards], tokenizer: Tokenizer, config: RunConfig
         )
         cut = None
         if manifest.source.is_of_dialogs:
-            cut = describe_cut(
-                shard.lengths("train"),
-                packing=config.data.packing,
-                max_target_length=config.batch.max_target_length,
+            cut = describe_long_dialogs(
+                shard, config.data, max_target_length=config.batch.max_target_length
             )
         if cut is not None:
             yield f"source {manifest.source.name}: {cut}"

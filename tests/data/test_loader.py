@@ -206,6 +206,10 @@ def test_seed_and_shuffle_decide_the_order(make_loader):
     [
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"packing": "best_fit"}, "packing was 'concat_then_split' and is 'best_fit'"),
+        (
+            {"packing": "best_fit", "long_dialogs": "split"},
+            "long_dialogs was 'cut' and is 'split'; packing was",
+        ),
         ({"max_target_length": 25}, "max_target_length was 24 and is 25"),
         ({"num_streams": 2, "hosts": 2}, "num_streams was 1 and is 2"),
         ({"shuffle": False}, "shuffle was True and is False"),

@@ -201,7 +201,7 @@ def test_damaged_manifests_are_noticed(prepared, tokenizer):
         ("{", "no readable manifest"),
         ("[]", "no readable manifest"),
         ("{}", "no readable manifest"),
-        (json.dumps({**values, "schema_version": 0}), "version 0; expected 'token-shards', 3"),
+        (json.dumps({**values, "schema_version": 0}), "version 0; expected 'token-shards', 4"),
         (json.dumps({**values, "train": None}), "no readable manifest"),
     ]:
         path.write_text(damaged)
