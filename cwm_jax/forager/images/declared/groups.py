@@ -39,7 +39,8 @@ def _groups(project: Project) -> dict[str, tuple[str, ...]]:
     tool = table(document, "tool")
     standard = table(document, "dependency-groups")
     found: dict[str, tuple[str, ...]] = {}
-    by_name = {canonicalize_name(name): value for name, value in standard.items()}
+    by_name: dict[str, Any] = {}
+    by_name |= {canonicalize_name(name): value for name, value in standard.items()}
     found |= {name: _expanded(by_name, name) for name in islice(by_name, MAX_NAMES)}
     for name, texts in islice(table(tool, "pdm", "dev-dependencies").items(), MAX_NAMES):
         found.setdefault(canonicalize_name(name), index_requirements(strings(texts)))
