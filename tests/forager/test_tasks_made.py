@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cwm_jax.forager.documents.pull_requests import read_issues
 from cwm_jax.forager.images.store import Image, Store
 from cwm_jax.forager.tasks.issue_fix import IssueFixSettings, issue_fix
 from cwm_jax.forager.tasks.mutate_fix import MutateFixSettings, mutate_fix
@@ -162,7 +163,7 @@ def test_statistics_count_what_there_is(one):
     assert f"| all | {len(trials)} | {COUNT} |" in table(found)
 
 
-# A history with three mended faults, a change without tests, one of tests alone, and one that
+# A history with a mended fault, a change without tests, one of tests alone, and one that
 # speaks of no fault.
 BUG = FILES["shapes/area.py"]
 WIDER = BUG.replace("return width - height", "return width - height  # the rest")
@@ -218,11 +219,36 @@ def test_a_commit_that_mends_a_fault_is_a_task(history, tmp_path):
     assert "test_negative" not in seen.output
 
 
+def numbered(mended: int) -> dict[str, str]:
+    """A module of ten functions, so many of them right and tested."""
+    lines = ["import unittest", "", "import ten", "", "", "class TenTest(unittest.TestCase):"]
+    lines += ["    def test_all(self):", "        self.assertEqual(len(vars(ten)) > 10, True)"]
+    for n in range(mended):
+        lines += ["", f"    def test_{n}(self):", f"        self.assertEqual(ten.f{n}(5), {5 + n})"]
+    wrong = ("x" if n < mended else "2" for n in range(10))
+    code = "\n\n".join(f"def f{n}(x):\n    return {word} + {n}" for n, word in enumerate(wrong))
+    return {"ten.py": code + "\n", "tests/test_ten.py": "\n".join(lines) + "\n"}
+
+
+def test_ten_commits_of_a_history_are_ten_tasks(store, tmp_path):
+    commits = [(f"Fix f{n - 1}", numbered(n)) for n in range(1, 11)]
+    first = ("Begin", {**numbered(0), "tests/__init__.py": ""})
+    image = image_of(store, repository(tmp_path / "ten", first, *commits), name="ten")
+    trials = issue_fix(
+        [image.path], tmp_path / "run", IssueFixSettings(), count=None, engine=LocalEngine(2)
+    )
+    tasks = tasks_of(tmp_path / "run", trials)
+    assert [task.data["issue"] for task in tasks] == [f"Fix f{n}" for n in range(9, -1, -1)]
+    for task in (tasks[0], tasks[-1]):
+        data = read_data(task)
+        make = workspace_maker(data.repository, PROFILES["small"])
+        assert grade(data, task.data["patch"], timeout_s=30, make_workspace=make).passed
+        assert not grade(data, nothing_of(task), timeout_s=30, make_workspace=make).passed
+
+
 def test_the_issue_is_the_one_that_the_message_names(history, tmp_path):
     path = tmp_path / "issues.jsonl"
     path.write_text('{"number": 7, "title": "Depths", "body": "scaled(-5, -2) is -2"}\n')
-    from cwm_jax.forager.documents.pull_requests import read_issues
-
     settings = IssueFixSettings(issues=read_issues(path))
     trials = issue_fix([history.path], tmp_path / "run", settings, count=1, engine=LocalEngine(1))
     (task,) = tasks_of(tmp_path / "run", trials)

@@ -54,7 +54,8 @@ def make_images(
 ) -> list[BuildRow]:
     """Makes what the store's ``builds.jsonl`` does not tell of; the rows of these sources.
 
-    Of two rows of a source the later one holds. Rows are written in the order of the sources; a kill loses those in flight.
+    Of two rows of a source the later one holds. Rows are written in the order of the sources; a
+    kill loses those in flight.
 
     Raises:
         StorageError: another process writes the store, or a row of it cannot be read.

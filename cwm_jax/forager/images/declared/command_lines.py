@@ -231,6 +231,8 @@ def simple_commands(text: str) -> list[list[str]]:
                     current = []
                 elif re.fullmatch(r"[<>&]+\d?", word):
                     redirected = True
+                    if current and current[-1] in ("0", "1", "2"):  # of 2>&1
+                        current.pop()
                     continue
                 elif not redirected and word not in ("then", "do", "else", "!", "-", "if"):
                     current.append(word)

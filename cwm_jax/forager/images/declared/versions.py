@@ -64,5 +64,5 @@ def _version(project: Project) -> str:
 
 
 def _field(project: Project, path: str, name: str) -> str:
-    match = re.search(rf"^{name}[ \t]*(\S+)[ \t]*$", project.text(path) or "", re.M)
+    match = re.search(rf"^{name}[ \t]*(\S{{1,100}})[ \t]*$", project.text(path) or "", re.M)
     return match[1] if match else ""
