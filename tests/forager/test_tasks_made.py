@@ -25,7 +25,7 @@ from cwm_jax.trace.corpus.engines import LocalEngine, RayEngine
 from tests.forager.images_made import image_of, repository
 from tests.forager.packages_made import FILES, PASSED
 
-COUNT = 4
+COUNT = 3
 ROOT = Path(__file__).parents[2]
 
 
