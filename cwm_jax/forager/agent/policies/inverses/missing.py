@@ -1,0 +1,363 @@
+"""Inverses of what leaves out: returns, imports, parameters, arguments, other simple statements."""
+
+from __future__ import annotations
+
+import ast
+import collections
+import functools
+import itertools
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+
+from cwm_jax.forager.agent.policies.inverses.scope import Draft, Scope
+from cwm_jax.rl.envs.mutations.functions import own_nodes
+from cwm_jax.rl.envs.mutations.text import Text
+
+# Where a name that nobody defines is looked for, after the project's own modules; assumed.
+_HOMES = (collections, functools, itertools, math, re)
+_BY_USE = {"append": "[]", "extend": "[]", "add": "set()", "get": "{}", "items": "{}", "pop": "[]"}
+_VALUES = ("0", "[]", "{}", "None", "1", "''", "set()", "False", "True")
+_MOST_NAMES = 5  # assumed: that are tried at one place, the newest first
+
+
+def imports(text: Text, undefined: str, own: Sequence[tuple[str, str]]) -> Iterator[Draft]:
+    """Of a name that is not defined.
+
+    Args:
+        text: of the module that reads it.
+        undefined: the name.
+        own: (module, name) of what the project defines.
+    """
+    lines = [f"from {module} import {name}" for module, name in own if name == undefined]
+    lines += [f"from {m.__name__} import {undefined}" for m in _HOMES if hasattr(m, undefined)]
+    if undefined in sys.stdlib_module_names:
+        lines.insert(0, f"import {undefined}")
+    at = _import_place(text)
+    for number, line in enumerate(lines):
+        why = f"`{undefined}` is read and never imported."
+        source = text.replaced([(at, at, f"{line}\n")])
+        yield Draft(cost=0.1 * number, why=why, source=source)
+
+
+def parameters(scope: Scope) -> Iterator[Draft]:
+    """A parameter of each name that the function reads and nobody gives."""
+    text, own = scope.text, scope.node.args
+    opening = text.content.find(b"(", text.start(scope.node)) + 1
+    plain = [*own.posonlyargs, *own.args]
+    places = [text.start(a) for a in plain if a.arg not in ("self", "cls")]
+    defaults = dict(zip(plain[::-1], own.defaults[::-1], strict=False))
+    ends = [text.end(defaults.get(a, a)) for a in plain]
+    for name in scope.undefined:
+        why = f"`{scope.name}` reads `{name}`, which may have been one of its parameters."
+        if ends:
+            at = ends[-1]
+            yield Draft(cost=0.4, why=why, source=text.replaced([(at, at, f", {name}")]))
+            none = text.replaced([(at, at, f", {name}=None")])
+            yield Draft(cost=0.5, why=why, source=none)
+        else:
+            yield Draft(cost=0.4, why=why, source=text.replaced([(opening, opening, name)]))
+        for number, at in enumerate(places):
+            source = text.replaced([(at, at, f"{name}, ")])
+            yield Draft(cost=0.4 + 0.1 * number, why=why, source=source)
+
+
+def further_parameters(scope: Scope, names: Sequence[str]) -> Iterator[Draft]:
+    """A parameter that callers give and the body does not read, of these names or of any."""
+    own = scope.node.args
+    plain = [*own.posonlyargs, *own.args]
+    opening = scope.text.content.find(b"(", scope.text.start(scope.node)) + 1
+    places = [scope.text.end(plain[-1]), *map(scope.text.start, plain)] if plain else []
+    why = f"Callers of `{scope.name}` give it more than it takes."
+    for name in names or ("value",):
+        if not plain:
+            source = scope.text.replaced([(opening, opening, name)])
+            yield Draft(cost=0.6, why=why, source=source)
+        for number, at in enumerate(places):
+            inserted = f"{name}, " if number else f", {name}=None"
+            source = scope.text.replaced([(at, at, inserted)])
+            yield Draft(cost=0.6 + 0.1 * number, why=why, source=source)
+
+
+def arguments(scope: Scope, missing: str) -> Iterator[Draft]:
+    """One more argument of a call; ``missing`` is what an error says is not given."""
+    calls = [n for n in own_nodes(scope.node) if isinstance(n, ast.Call)]
+    for call in calls:
+        named = scope.text.of(call.func).rpartition(".")[2]
+        values = [*_likely(missing, scope), *_constants(named, call)]
+        for rank, value in enumerate(values):
+            cost = (0.3 if missing else 2.0) + 0.2 * rank
+            cost -= 0.5 * (value in scope.unread)
+            yield from _with_argument(scope, call, value, cost=cost)
+        if missing:
+            yield from _with_argument(scope, call, f"{missing}={missing}", cost=0.3)
+
+
+def returns(scope: Scope) -> Iterator[Draft]:
+    """A return of a name, or of a value as others are, behind the last statements."""
+    found = [n for n in own_nodes(scope.node) if isinstance(n, ast.Return)]
+    given = [n.value for n in found if n.value is not None]
+    if (found and len(given) < len(found)) or not scope.body:
+        return
+    values = [*scope.local[:_MOST_NAMES]]
+    texts = {scope.text.of(value) for value in given}
+    values += ["False"] * ("True" in texts) + ["True"] * ("False" in texts)
+    if texts and not values:
+        values += ["None"]
+    falls = _falls_through(scope.body)
+    statements = [s for s in scope.statements() if not isinstance(s, ast.Return | ast.Pass)]
+    last = scope.body[-1]
+    statements.sort(key=lambda s: (s is not last, -(s.end_lineno or 0), s.col_offset))
+    for place, statement in enumerate(statements[:8]):
+        for rank, value in enumerate(values):
+            cost = (0.5 if falls else 2.5) + 0.5 * place + 0.15 * rank
+            cost -= 0.3 * (value in scope.unread)
+            why = f"`{scope.name}` may have lost a return: a path through it gives nothing back."
+            source = scope.after(statement, f"return {value}")
+            yield Draft(cost=cost, why=why, source=source)
+
+
+def emptied(scope: Scope) -> Iterator[Draft]:
+    """Something in the place of a ``pass``."""
+    passes = [s for s in scope.statements() if isinstance(s, ast.Pass)]
+    for statement in passes:
+        span = (scope.text.start(statement), scope.text.end(statement))
+        for cost, line in _simple_statements(scope, statement):
+            why = f"Line {statement.lineno}, in `{scope.name}`, does nothing: it may have lost its work."
+            yield Draft(cost=cost, why=why, source=scope.text.replaced([(*span, line)]))
+
+
+def statements(scope: Scope, *, is_endless: bool) -> Iterator[Draft]:
+    """Assignments, steps and jumps that a function may have lost."""
+    yield from _first_values(scope)
+    yield from _updates(scope)
+    for loop in own_nodes(scope.node):
+        if isinstance(loop, ast.For | ast.While):
+            yield from _steps(scope, loop, is_endless=is_endless)
+
+
+def raises(scope: Scope, error: str) -> Iterator[Draft]:
+    """A raise of an error that a test waits for, where a condition leads to nothing."""
+    for statement in scope.statements():
+        if isinstance(statement, ast.If) and isinstance(statement.body[0], ast.Pass):
+            span = (scope.text.start(statement.body[0]), scope.text.end(statement.body[0]))
+            why = f"`{scope.name}` finds `{scope.text.of(statement.test)}` and raises nothing."
+            source = scope.text.replaced([(*span, f"raise {error}")])
+            yield Draft(cost=0.0, why=why, source=source)
+
+
+def _import_place(text: Text) -> int:
+    first = text.tree.body[0] if isinstance(text.tree, ast.Module) and text.tree.body else None
+    if not isinstance(first, ast.Expr):
+        return 0
+    body = [s for s in ast.walk(text.tree) if isinstance(s, ast.ImportFrom)]
+    futures = [s for s in body if s.module == "__future__"]
+    at = text.end(futures[-1] if futures else first)
+    return text.content.find(b"\n", at) + 1
+
+
+def _likely(missing: str, scope: Scope) -> list[str]:
+    """Names that may be given, the likeliest first."""
+    names = [n for n in scope.unread if n not in ("self", "cls")] + [*scope.local]
+    names = list(dict.fromkeys(names))
+    if missing in names:
+        names = [missing, *(n for n in names if n != missing)]
+    return names[:_MOST_NAMES]
+
+
+def _constants(named: str, call: ast.Call) -> list[str]:
+    """What is often the second argument."""
+    if len(call.args) != 1:
+        return []
+    usual = {
+        "range": ["1", "0"],
+        "get": ["0", "[]", "None"],
+        "round": ["2"],
+        "max": ["0"],
+        "min": ["0"],
+        "setdefault": ["[]"],
+        "getattr": ["None"],
+    }
+    return usual.get(named, [])
+
+
+def _with_argument(scope: Scope, call: ast.Call, value: str, *, cost: float) -> Iterator[Draft]:
+    text = scope.text
+    why = f"The call `{_short(text.of(call.func))}` of line {call.lineno} may lack an argument."
+    given = [*call.args, *(k.value for k in call.keywords)]
+    closing = text.end(call) - 1
+    if not given:
+        yield Draft(cost=cost, why=why, source=text.replaced([(closing, closing, value)]))
+        return
+    last = max(text.end(part) for part in given)
+    yield Draft(cost=cost, why=why, source=text.replaced([(last, last, f", {value}")]))
+    if "=" not in value:
+        for number, part in enumerate(call.args):
+            at = text.start(part)
+            source = text.replaced([(at, at, f"{value}, ")])
+            yield Draft(cost=cost + 0.1 + 0.1 * number, why=why, source=source)
+
+
+def _falls_through(block: Sequence[ast.stmt]) -> bool:
+    """Whether a block may come to its end."""
+    last = block[-1]
+    if isinstance(last, ast.Return | ast.Raise | ast.Continue | ast.Break):
+        return False
+    if isinstance(last, ast.If):
+        return not last.orelse or _falls_through(last.body) or _falls_through(last.orelse)
+    if isinstance(last, ast.With):
+        return _falls_through(last.body)
+    if isinstance(last, ast.Try):
+        parts = [last.body, *(h.body for h in last.handlers)]
+        return any(map(_falls_through, parts))
+    if isinstance(last, ast.While):
+        return not (isinstance(last.test, ast.Constant) and last.test.value)
+    return True
+
+
+def _simple_statements(scope: Scope, statement: ast.stmt) -> Iterator[tuple[float, str]]:
+    names = list(scope.local)[:_MOST_NAMES]
+    is_in_loop = any(
+        isinstance(n, ast.For | ast.While) and n.lineno < statement.lineno <= (n.end_lineno or 0)
+        for n in ast.walk(scope.node)
+    )
+    returned = [n.value for n in ast.walk(scope.node) if isinstance(n, ast.Return) and n.value]
+    for value in returned:
+        if isinstance(value, ast.Constant) and isinstance(value.value, bool):
+            yield 0.2, f"return {not value.value}"
+    for rank, name in enumerate(names):
+        yield 0.4 + 0.1 * rank, f"return {name}"
+    if is_in_loop:
+        yield 0.4, "continue"
+        yield 0.4, "break"
+    for rank, name in enumerate(names):
+        yield 0.7 + 0.1 * rank, f"{name} += 1"
+        for other in names:
+            if other != name:
+                yield 0.9 + 0.1 * rank, f"{name} = {other}"
+                yield 1.1 + 0.1 * rank, f"{name} += {other}"
+                yield 1.2 + 0.1 * rank, f"{name}.append({other})"
+    for value in ("None", "[]", "0", "{}", "''", "1"):
+        yield 0.9, f"return {value}"
+
+
+def _first_values(scope: Scope) -> Iterator[Draft]:
+    """Of names that are read without one; what is done with them says what they are."""
+    only_added = _only_added(scope)
+    for name in dict.fromkeys([*scope.undefined, *only_added]):
+        uses = [
+            n.attr
+            for n in ast.walk(scope.node)
+            if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == name
+        ]
+        likely = [_BY_USE[use] for use in uses if use in _BY_USE]
+        stored = (n for n in ast.walk(scope.node) if isinstance(n, ast.Subscript))
+        likely += ["{}"] * any(
+            isinstance(n.value, ast.Name) and n.value.id == name and isinstance(n.ctx, ast.Store)
+            for n in stored
+        )
+        values = dict.fromkeys([*likely, *_VALUES, *scope.parameters])
+        why = f"`{scope.name}` reads `{name}` before it has a value."
+        for rank, value in enumerate(v for v in values if v not in ("self", name)):
+            source = scope.before(scope.body[0], f"{name} = {value}")
+            yield Draft(cost=0.4 + 0.15 * rank, why=why, source=source)
+
+
+def _only_added(scope: Scope) -> list[str]:
+    """Names whose first place in the function changes them, which needs a value."""
+    found = []
+    for name in scope.stored:
+        if name in scope.parameters:
+            continue
+        nodes = [n for n in ast.walk(scope.node) if isinstance(n, ast.Assign | ast.For | ast.With
+                 | ast.AnnAssign | ast.comprehension | ast.NamedExpr | ast.Import)]  # fmt: skip
+        targets = {
+            inner.id
+            for node in nodes
+            for inner in ast.walk(node)
+            if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store)
+        }
+        if name not in targets:
+            found.append(name)
+    return found
+
+
+def _updates(scope: Scope) -> Iterator[Draft]:
+    """Of a name that begins empty, is given back, and is never changed in between."""
+    first: dict[str, ast.expr] = {}
+    count = collections.Counter[str]()
+    for statement in scope.statements():
+        targets = statement.targets if isinstance(statement, ast.Assign) else []
+        if isinstance(statement, ast.AugAssign):
+            targets = [statement.target]
+        for target in targets:
+            root = target
+            while isinstance(root, ast.Subscript | ast.Attribute):
+                root = root.value
+            if isinstance(root, ast.Name):
+                count[root.id] += 1
+                if isinstance(statement, ast.Assign) and root is target:
+                    first.setdefault(root.id, statement.value)
+    called = {
+        n.func.value.id
+        for n in ast.walk(scope.node)
+        if isinstance(n, ast.Call)
+        and isinstance(n.func, ast.Attribute)
+        and isinstance(n.func.value, ast.Name)
+    }
+    loops = [n for n in own_nodes(scope.node) if isinstance(n, ast.For | ast.While)]
+    for name, value in first.items():
+        if count[name] == 1 and name not in called:
+            for loop in loops:
+                yield from _changes(scope, name, value, loop)
+
+
+def _changes(
+    scope: Scope, name: str, value: ast.expr, loop: ast.For | ast.While
+) -> Iterator[Draft]:
+    inside = [
+        n.id
+        for part in (loop.target if isinstance(loop, ast.For) else loop.test, *loop.body)
+        for n in ast.walk(part)
+        if isinstance(n, ast.Name) and (isinstance(n.ctx, ast.Store) or isinstance(loop, ast.While))
+    ]
+    names = [n for n in dict.fromkeys(inside) if n != name][:_MOST_NAMES]
+    lines = [f"{name} += 1", *(f"{name} += {n}" for n in names), *(f"{name} = {n}" for n in names)]
+    if isinstance(value, ast.List | ast.ListComp):
+        lines = [f"{name}.append({n})" for n in names]
+    elif isinstance(value, ast.Call) and scope.text.of(value).startswith("set("):
+        lines = [f"{name}.add({n})" for n in names]
+    elif isinstance(value, ast.Dict):
+        lines = [f"{name}[{a}] = {b}" for a in names for b in names if a != b]
+    why = f"`{name}` of `{scope.name}` is made and never changed: a loop may have lost that."
+    for rank, line in enumerate(lines):
+        for place in (loop.body[-1], loop.body[0]):
+            first = place is loop.body[0]
+            source = scope.before(place, line) if first else scope.after(place, line)
+            yield Draft(cost=0.6 + 0.1 * rank + 0.2 * first, why=why, source=source)
+
+
+def _steps(scope: Scope, loop: ast.For | ast.While, *, is_endless: bool) -> Iterator[Draft]:
+    """A counter's step at a loop's end; a jump at the end of its branches."""
+    cost = 0.2 if is_endless else 2.4
+    if isinstance(loop, ast.While):
+        names = [n.id for n in ast.walk(loop.test) if isinstance(n, ast.Name)]
+        for name in dict.fromkeys(names):
+            for step in ("+= 1", "-= 1"):
+                why = f"The loop of line {loop.lineno} may have lost the step of `{name}`."
+                source = scope.after(loop.body[-1], f"{name} {step}")
+                yield Draft(cost=cost, why=why, source=source)
+    for statement in (s for s in loop.body if isinstance(s, ast.If)):
+        for word in ("continue", "break"):
+            if not isinstance(
+                statement.body[-1], ast.Return | ast.Raise | ast.Break | ast.Continue
+            ):
+                why = f"The branch of line {statement.lineno} may have to end with {word}."
+                source = scope.after(statement.body[-1], word)
+                yield Draft(cost=cost + 0.2, why=why, source=source)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 40 else line[:37] + "..."
