@@ -26,7 +26,8 @@ from cwm_jax.forager.agent.policies.failing_tests import (
 from cwm_jax.forager.agent.policies.inverses.ranking import Change, Evidence, ranked
 from cwm_jax.forager.agent.policies.scripted import Script, call
 
-_MOST_TRIES = 50  # assumed: two turns each
+_MOST_TRIES = 55  # assumed: two turns each
+_ENDLESS_S = 4  # assumed: for tries where the test did not end
 _MOST_FILES = 6  # assumed: that are read as candidates
 _PIECE_LINES = 250  # assumed: of a file that is too long for one look
 _MOST_PIECES = 8  # assumed
@@ -63,7 +64,10 @@ def debugging(issue: str) -> Script:
     if found is None:
         return _NOTHING
     changes = ranked(found.files, found.evidence)
-    kept = yield from _tried(found.test, changes[:_MOST_TRIES])
+    test = found.test
+    if found.evidence.is_endless:
+        test = dataclasses.replace(test, run_s=_ENDLESS_S)
+    kept = yield from _tried(test, changes[:_MOST_TRIES])
     if kept is None:
         return _GIVEN_UP
     yield call("bash", "git diff", words="That mends it. I look at the whole change.")

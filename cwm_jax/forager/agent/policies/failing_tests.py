@@ -18,7 +18,6 @@ _DOTTED = re.compile(r"\b(?:\w+\.){2,}\w+\b")
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+), in (\S+)', re.M)
 _SHORT_FRAME = re.compile(r"^([^\s:]+\.py):(\d+): (?:in (\S+))?", re.M)
 _FAILED = re.compile(r"^(?:FAIL|ERROR): (\w+) \(([\w.]+)\)", re.M)
-_RUN_S = 20  # assumed: of one test
 _FILE_S = 50  # assumed: of all of a file
 
 
@@ -31,12 +30,14 @@ class FailingTest:
         names: of its class, if it is in one, and of its function.
         runner: ``unittest`` or ``pytest``.
         folder: that imports begin in, besides the repository's root; empty for that alone.
+        run_s: that it may take; assumed.
     """
 
     path: str
     names: Sequence[str]
     runner: str
     folder: str = ""
+    run_s: int = 20
 
     def command(self, *, whole_file: bool = False, lines: int = 40, otherwise: str = "") -> str:
         """Runs it, or all of its file, and says with which status it ended.
@@ -46,7 +47,7 @@ class FailingTest:
             lines: of the output, the last ones.
             otherwise: a command for where it does not pass.
         """
-        seconds = _FILE_S if whole_file else _RUN_S
+        seconds = _FILE_S if whole_file else self.run_s
         run = f"{self.environment}timeout {seconds} python -m {self.arguments(whole_file)}"
         if not otherwise:
             return f'{run} 2>&1 | tail -n {lines}; echo "exit ${{PIPESTATUS[0]}}"'

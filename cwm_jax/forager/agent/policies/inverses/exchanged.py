@@ -24,10 +24,10 @@ _BEFORE: dict[type[ast.AST], tuple[str, tuple[str, ...]]] = {
     ast.BitOr: (r"\|", ("&",)),
     ast.LShift: ("<<", (">>",)),
     ast.RShift: (">>", ("<<",)),
-    ast.Lt: ("<", ("<=", ">")),
-    ast.LtE: ("<=", ("<", ">=")),
-    ast.Gt: (">", (">=", "<")),
-    ast.GtE: (">=", (">", "<=")),
+    ast.Lt: ("<", ("<=",)),
+    ast.LtE: ("<=", ("<",)),
+    ast.Gt: (">", (">=",)),
+    ast.GtE: (">=", (">",)),
     ast.Eq: ("==", ("!=",)),
     ast.NotEq: ("!=", ("==",)),
     ast.In: (r"\bin\b", ("not in",)),
@@ -110,7 +110,7 @@ def _other(scope: Scope, left: ast.expr, op: ast.AST, right: ast.expr) -> Iterat
             f"`{match[0]}`."
         )
         source = scope.text.replaced([(start, end, changed)])
-        yield Draft(cost=1.0 + 0.7 * number, why=why, source=source)
+        yield Draft(cost=1.0 + 0.3 * number, why=why, source=source)
 
 
 def _negations(scope: Scope) -> Iterator[Draft]:
@@ -123,16 +123,16 @@ def _negations(scope: Scope) -> Iterator[Draft]:
             parts = node.ifs
         elif isinstance(node, ast.BoolOp):
             parts = node.values
-        elif isinstance(node, ast.Return) and isinstance(node.value, ast.Call | ast.Name):
-            parts = [node.value]
+        elif isinstance(node, ast.Return | ast.Assign) and _may_be_negated(node):
+            parts = [node.value] if node.value is not None else []
         for part in parts:
             if isinstance(part, ast.Compare):
                 continue  # its operator has an opposite
             span = (scope.text.start(part), scope.text.end(part))
             inner = scope.text.of(part)
             whole = f"not ({inner})" if isinstance(part, ast.BoolOp) else f"not {inner}"
-            cost = 2.4 if isinstance(node, ast.Return) else 1.2
-            why = f"The condition `{_short(inner)}` of `{scope.name}` may be the wrong way round."
+            cost = {ast.Return: 2.4, ast.Assign: 0.1}.get(type(node), 1.2)
+            why = f"`{_short(inner)}` of `{scope.name}` may be the wrong way round."
             yield Draft(cost=cost, why=why, source=scope.text.replaced([(*span, whole)]))
 
 
@@ -149,10 +149,12 @@ def _minuses(scope: Scope) -> Iterator[Draft]:
         elif isinstance(node, ast.Return | ast.Assign) and node.value is not None:
             parts = [(2.2, node.value)]
         elif isinstance(node, ast.Call):
-            parts = [(2.6, argument) for argument in node.args]
+            parts = [(1.6 if _is_number(part) else 2.6, part) for part in node.args]
+        elif isinstance(node, ast.IfExp):
+            parts = [(1.4, part) for part in (node.body, node.orelse)]
         elif isinstance(node, ast.Tuple | ast.Lambda):
             own = node.elts if isinstance(node, ast.Tuple) else [node.body]
-            parts = [(2.6, part) for part in own]
+            parts = [(1.6 if _is_number(part) else 2.6, part) for part in own]
         elif isinstance(node, ast.Compare):
             parts = [(2.6, part) for part in node.comparators if _is_number(part)]
         for cost, part in parts:
@@ -162,6 +164,14 @@ def _minuses(scope: Scope) -> Iterator[Draft]:
                 at = scope.text.start(part)
                 why = f"`{_short(scope.text.of(part))}` of `{scope.name}` may lack a minus."
                 yield Draft(cost=cost, why=why, source=scope.text.replaced([(at, at, "-")]))
+
+
+def _may_be_negated(node: ast.Return | ast.Assign) -> bool:
+    """A name or a call that is given back; a name that gets its own value."""
+    if isinstance(node, ast.Return):
+        return isinstance(node.value, ast.Call | ast.Name)
+    target, value = node.targets[0], node.value
+    return isinstance(target, ast.Name) and isinstance(value, ast.Name) and target.id == value.id
 
 
 def _is_number(node: ast.expr) -> bool:

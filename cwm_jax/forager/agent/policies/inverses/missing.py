@@ -19,6 +19,7 @@ from cwm_jax.rl.envs.mutations.text import Text
 _HOMES = (collections, functools, itertools, math, re)
 _BY_USE = {"append": "[]", "extend": "[]", "add": "set()", "get": "{}", "items": "{}", "pop": "[]"}
 _VALUES = ("0", "[]", "{}", "None", "1", "''", "set()", "False", "True")
+_JOINTS = ("'\\n'", "''", "' '", "', '")
 _MOST_NAMES = 5  # assumed: that are tried at one place, the newest first
 
 
@@ -80,27 +81,51 @@ def further_parameters(scope: Scope, names: Sequence[str]) -> Iterator[Draft]:
             yield Draft(cost=0.6 + 0.1 * number, why=why, source=source)
 
 
-def arguments(scope: Scope, missing: str) -> Iterator[Draft]:
-    """One more argument of a call; ``missing`` is what an error says is not given."""
+def attributes(scope: Scope, name: str) -> Iterator[Draft]:
+    """A first value of an attribute, where an object is made."""
+    why = f"`{scope.name}` may have lost the first value of `{name}`."
+    own = [p for p in scope.parameters if p != "self"]
+    values = dict.fromkeys([*(p for p in own if p == name), *_VALUES, *own])
+    for rank, value in enumerate(values):
+        source = scope.after(scope.body[-1], f"self.{name} = {value}")
+        yield Draft(cost=0.1 * rank, why=why, source=source)
+
+
+def arguments(scope: Scope, lacking: str, missing: str) -> Iterator[Draft]:
+    """One more argument of a call.
+
+    Args:
+        scope: of the function with the calls.
+        lacking: the function of which an error says that it is given too little; else empty.
+        missing: the name of what it says is not given; else empty.
+    """
     calls = [n for n in own_nodes(scope.node) if isinstance(n, ast.Call)]
     for call in calls:
         named = scope.text.of(call.func).rpartition(".")[2]
-        values = [*_likely(missing, scope), *_constants(named, call)]
+        is_named = bool(lacking) and named in (lacking, "super().__init__")
+        values = [*_constants(named, call), *_likely(missing, scope, call.lineno)]
+        if is_named:
+            values += [v for v in _numbers(scope) if v not in values]
         for rank, value in enumerate(values):
-            cost = (0.3 if missing else 2.0) + 0.2 * rank
+            cost = (0.3 if is_named else 2.0) + 0.2 * rank
             cost -= 0.5 * (value in scope.unread)
             yield from _with_argument(scope, call, value, cost=cost)
-        if missing:
+        if missing and is_named:
             yield from _with_argument(scope, call, f"{missing}={missing}", cost=0.3)
 
 
-def returns(scope: Scope) -> Iterator[Draft]:
-    """A return of a name, or of a value as others are, behind the last statements."""
+def returns(scope: Scope, wanted: str = "") -> Iterator[Draft]:
+    """A return of a name, or of a value as others are, behind the last statements.
+
+    Args:
+        scope: of the function.
+        wanted: the type that a test wants where it gets None; else empty.
+    """
     found = [n for n in own_nodes(scope.node) if isinstance(n, ast.Return)]
     given = [n.value for n in found if n.value is not None]
     if (found and len(given) < len(found)) or not scope.body:
         return
-    values = [*scope.local[:_MOST_NAMES]]
+    values = _values_of(scope, wanted)
     texts = {scope.text.of(value) for value in given}
     values += ["False"] * ("True" in texts) + ["True"] * ("False" in texts)
     if texts and not values:
@@ -124,7 +149,9 @@ def emptied(scope: Scope) -> Iterator[Draft]:
     for statement in passes:
         span = (scope.text.start(statement), scope.text.end(statement))
         for cost, line in _simple_statements(scope, statement):
-            why = f"Line {statement.lineno}, in `{scope.name}`, does nothing: it may have lost its work."
+            why = (
+                f"Line {statement.lineno} of `{scope.name}` does nothing: a statement may be lost."
+            )
             yield Draft(cost=cost, why=why, source=scope.text.replaced([(*span, line)]))
 
 
@@ -147,6 +174,30 @@ def raises(scope: Scope, error: str) -> Iterator[Draft]:
             yield Draft(cost=0.0, why=why, source=source)
 
 
+def _values_of(scope: Scope, wanted: str) -> list[str]:
+    """What may be given back, by what is wanted."""
+    names = [*scope.local[:_MOST_NAMES]]
+    newest = names[:2]
+    made = {
+        "str": [f"{text}.join({name})" for name in newest for text in _JOINTS],
+        "list": [f"{make}({name})" for name in newest for make in ("list", "sorted")],
+        "tuple": [f"({a}, {b})" for a in names[:3] for b in names[:3] if a != b],
+        "dict": [f"dict({name})" for name in newest],
+        "number": [f"len({name})" for name in newest],
+        "bool": ["True", "False"],
+    }.get(wanted, [])
+    if wanted in ("bool", "tuple"):
+        return [*made, *names]
+    return [*names[:3], *made, *names[3:]]
+
+
+def _numbers(scope: Scope) -> list[str]:
+    """Small ones, and texts that the function has."""
+    found = [n for n in own_nodes(scope.node) if isinstance(n, ast.Constant)]
+    own = [scope.text.of(n) for n in found if isinstance(n.value, int | str)]
+    return list(dict.fromkeys([*own, *map(str, range(1, 9))]))[:12]
+
+
 def _import_place(text: Text) -> int:
     first = text.tree.body[0] if isinstance(text.tree, ast.Module) and text.tree.body else None
     if not isinstance(first, ast.Expr):
@@ -157,9 +208,9 @@ def _import_place(text: Text) -> int:
     return text.content.find(b"\n", at) + 1
 
 
-def _likely(missing: str, scope: Scope) -> list[str]:
+def _likely(missing: str, scope: Scope, line: int) -> list[str]:
     """Names that may be given, the likeliest first."""
-    names = [n for n in scope.unread if n not in ("self", "cls")] + [*scope.local]
+    names = [n for n in scope.unread if n not in ("self", "cls")] + scope.near(line)
     names = list(dict.fromkeys(names))
     if missing in names:
         names = [missing, *(n for n in names if n != missing)]
@@ -176,7 +227,7 @@ def _constants(named: str, call: ast.Call) -> list[str]:
         "round": ["2"],
         "max": ["0"],
         "min": ["0"],
-        "setdefault": ["[]"],
+        "setdefault": ["[]", "set()"],
         "getattr": ["None"],
     }
     return usual.get(named, [])
@@ -238,6 +289,16 @@ def _simple_statements(scope: Scope, statement: ast.stmt) -> Iterator[tuple[floa
                 yield 0.9 + 0.1 * rank, f"{name} = {other}"
                 yield 1.1 + 0.1 * rank, f"{name} += {other}"
                 yield 1.2 + 0.1 * rank, f"{name}.append({other})"
+    attributes = sorted(
+        {scope.text.of(n) for n in ast.walk(scope.node) if isinstance(n, ast.Attribute)
+         and isinstance(n.value, ast.Name) and n.value.id == "self"}
+    )  # fmt: skip
+    for attribute in attributes[:_MOST_NAMES]:
+        for name in names:
+            yield 0.9, f"{attribute} = {name}"
+            for other in names:
+                if other != name:
+                    yield 1.0, f"{attribute}[{name}] = {other}"
     for value in ("None", "[]", "0", "{}", "''", "1"):
         yield 0.9, f"return {value}"
 
@@ -288,17 +349,14 @@ def _updates(scope: Scope) -> Iterator[Draft]:
     first: dict[str, ast.expr] = {}
     count = collections.Counter[str]()
     for statement in scope.statements():
-        targets = statement.targets if isinstance(statement, ast.Assign) else []
-        if isinstance(statement, ast.AugAssign):
-            targets = [statement.target]
-        for target in targets:
+        for target, value in _assigned(statement):
             root = target
             while isinstance(root, ast.Subscript | ast.Attribute):
                 root = root.value
             if isinstance(root, ast.Name):
                 count[root.id] += 1
-                if isinstance(statement, ast.Assign) and root is target:
-                    first.setdefault(root.id, statement.value)
+                if value is not None and root is target:
+                    first.setdefault(root.id, value)
     called = {
         n.func.value.id
         for n in ast.walk(scope.node)
@@ -308,9 +366,36 @@ def _updates(scope: Scope) -> Iterator[Draft]:
     }
     loops = [n for n in own_nodes(scope.node) if isinstance(n, ast.For | ast.While)]
     for name, value in first.items():
-        if count[name] == 1 and name not in called:
+        if count[name] == 1 and name not in called and _is_empty(value):
             for loop in loops:
                 yield from _changes(scope, name, value, loop)
+
+
+def _assigned(statement: ast.stmt) -> Iterator[tuple[ast.expr, ast.expr | None]]:
+    """Each target with its value, where it is one of its own."""
+    if isinstance(statement, ast.AugAssign):
+        yield statement.target, None
+    if not isinstance(statement, ast.Assign):
+        return
+    value = statement.value
+    for target in statement.targets:
+        if not isinstance(target, ast.Tuple | ast.List):
+            yield target, value
+        elif isinstance(value, ast.Tuple | ast.List):
+            yield from zip(target.elts, value.elts, strict=False)
+        else:
+            yield from ((part, None) for part in target.elts)
+
+
+def _is_empty(value: ast.expr) -> bool:
+    """Whether something is begun with it."""
+    if isinstance(value, ast.Constant):
+        return not value.value or value.value == 1
+    if isinstance(value, ast.List | ast.Tuple):
+        return not value.elts
+    return (isinstance(value, ast.Dict) and not value.keys) or (
+        isinstance(value, ast.Call) and not value.args and not value.keywords
+    )
 
 
 def _changes(

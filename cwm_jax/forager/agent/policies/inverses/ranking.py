@@ -13,6 +13,10 @@ from cwm_jax.rl.envs.mutations.text import Text
 
 _UNDEFINED = re.compile(r"(?:name|variable) '(\w+)'")
 _NOT_GIVEN = re.compile(r"(\w+)\(\) missing .* arguments?: '(\w+)'")
+_TOO_FEW = re.compile(
+    r"(\w+) expected (?:at least )?\d+ arguments?, got|(\w+)\(\) takes .* given\)"
+)
+_NO_ATTRIBUTE = re.compile(r"'(\w+)' object has no attribute '(\w+)'")
 _UNEXPECTED = re.compile(r"(\w+)\(\) got an unexpected keyword argument '(\w+)'")
 _TOO_MANY = re.compile(r"(\w+)\(\) takes .* positional arguments? but \d+ (?:was|were) given")
 _NOT_RAISED = re.compile(r"(\w+) not raised|DID NOT RAISE .*?(\w+)'?>")
@@ -70,6 +74,7 @@ def _drafts(
     path: str, text: Text, evidence: Evidence, own: Sequence[tuple[str, str]]
 ) -> Iterator[Draft]:
     undefined = _UNDEFINED.search(evidence.error)
+    is_raised = not evidence.error.startswith("AssertionError")
     for scope in scopes(text):
         where = _where(path, scope, evidence)
         if where is None:
@@ -77,7 +82,7 @@ def _drafts(
         raised = [line for place, line in evidence.places[-1:] if place == path]
         for draft in _of_function(scope, evidence):
             line = _first_difference(text.content.decode(), draft.source)
-            nearer = 0.4 if line in raised else 0.0
+            nearer = (1.0 if is_raised else 0.4) if line in raised else 0.0
             cost = draft.cost + _ELSEWHERE[where] - nearer
             yield dataclasses.replace(draft, cost=cost)
         for name in scope.undefined:
@@ -97,10 +102,14 @@ def _of_function(scope: Scope, evidence: Evidence) -> Iterator[Draft]:
     for pattern in (_UNEXPECTED, _TOO_MANY):
         if (found := pattern.search(error)) and found[1] in (last, _owner(scope)):
             yield from missing.further_parameters(scope, [*found.groups()][1:])
-    yield from missing.arguments(scope, not_given[2] if not_given else "")
-    yield from missing.returns(scope)
+    too_few = _TOO_FEW.search(error)
+    lacking = (too_few[1] or too_few[2]) if too_few else not_given[1] if not_given else ""
+    yield from missing.arguments(scope, lacking, not_given[2] if not_given else "")
+    yield from missing.returns(scope, _wanted_type(error))
     yield from missing.emptied(scope)
     yield from missing.statements(scope, is_endless=evidence.is_endless)
+    if (lost := _NO_ATTRIBUTE.search(error)) and last == "__init__" and _owner(scope) == lost[1]:
+        yield from missing.attributes(scope, lost[2])
     if not_raised:
         yield from missing.raises(scope, not_raised[1] or not_raised[2])
 
@@ -113,6 +122,9 @@ def _where(path: str, scope: Scope, evidence: Evidence) -> str | None:
     if lines:
         newest = evidence.places[-1]
         return "raised" if newest[0] == path and newest[1] in lines else "in traceback"
+    lost = _NO_ATTRIBUTE.search(evidence.error)
+    if lost and last == "__init__" and _owner(scope) == lost[1]:
+        return "raised"
     if re.search(rf"\b{re.escape(last)}\(\)", evidence.error):
         return "raised"  # it is called wrongly, or takes too little
     names = {name.rpartition(".")[2] for place, name in evidence.run if place == path}
@@ -124,6 +136,18 @@ def _where(path: str, scope: Scope, evidence: Evidence) -> str | None:
     ):
         return "named in test"
     return "run" if evidence.run else "read"
+
+
+def _wanted_type(error: str) -> str:
+    """Of what a test wants in place of None: ``str``, ``list`` and so on; empty if unknown."""
+    found = re.search(r"\bNone (?:!=|==) (.)", error)
+    if found is None:
+        return ""
+    first = found[1]
+    names = {"'": "str", '"': "str", "[": "list", "(": "tuple", "T": "bool", "F": "bool"}
+    if first == "{":
+        return "dict"
+    return names.get(first, "number" if first in "-0123456789" else "")
 
 
 def _owner(scope: Scope) -> str:

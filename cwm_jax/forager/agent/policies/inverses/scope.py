@@ -51,9 +51,34 @@ class Scope:
 
     @property
     def local(self) -> tuple[str, ...]:
-        """All names that hold values here, the newest first."""
+        """Names that hold values here: those that gather something first, then the newest."""
         own = [name for name in self.parameters if name not in ("self", "cls")]
-        return tuple(dict.fromkeys([*reversed(self.stored), *own]))
+        gathering = [name for name in self.stored if name in self.gathered]
+        return tuple(dict.fromkeys([*gathering, *reversed(self.stored), *own]))
+
+    def near(self, line: int) -> list[str]:
+        """Names that hold values, those first that got theirs last before a line."""
+        places = {
+            n.id: n.lineno
+            for n in ast.walk(self.node)
+            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and n.lineno <= line
+        }
+        return sorted(self.local, key=lambda name: -places.get(name, self.node.lineno))
+
+    @property
+    def gathered(self) -> frozenset[str]:
+        """Names that a loop or a call adds to."""
+        found = set()
+        for node in ast.walk(self.node):
+            if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+                found.add(node.target.id)
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                root = node.value.func
+                while isinstance(root, ast.Attribute | ast.Subscript):
+                    root = root.value
+                if isinstance(root, ast.Name):
+                    found.add(root.id)
+        return frozenset(found)
 
     @property
     def body(self) -> list[ast.stmt]:
@@ -109,11 +134,13 @@ def _loaded(node: ast.AST) -> dict[str, None]:
 
 
 def _stored(node: FunctionNode) -> Iterator[str]:
-    for inner in ast.walk(node):
+    """In the order of the text; a comprehension's names are its own."""
+    found = []
+    for inner in _outside_comprehensions(node):
         if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
-            yield inner.id
-        elif isinstance(inner, ast.AugAssign) and isinstance(inner.target, ast.Name):
-            yield inner.target.id
+            found.append((inner.lineno, inner.col_offset, inner.id))
+    for *_, name in sorted(found):
+        yield name
 
 
 def _given(node: ast.AST) -> Iterator[str]:
@@ -128,6 +155,13 @@ def _given(node: ast.AST) -> Iterator[str]:
         yield node.name
     if isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar):
         yield node.name or ""
+
+
+def _outside_comprehensions(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+            yield from _outside_comprehensions(child)
 
 
 def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
