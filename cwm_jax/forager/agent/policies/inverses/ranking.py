@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
-from cwm_jax.forager.agent.policies.inverses import exchanged, missing
+from cwm_jax.forager.agent.policies.inverses import exchanged, missing_names, missing_statements
 from cwm_jax.forager.agent.policies.inverses.scope import Draft, Scope, scopes
 from cwm_jax.rl.envs.mutations.text import Text
 
@@ -86,10 +86,10 @@ def _drafts(
             cost = draft.cost + _ELSEWHERE[where] - nearer
             yield dataclasses.replace(draft, cost=cost)
         for name in scope.undefined:
-            for draft in missing.imports(text, name, own):
+            for draft in missing_names.imports(text, name, own):
                 yield dataclasses.replace(draft, cost=draft.cost + _ELSEWHERE[where])
     if undefined and any(place == path for place, _ in evidence.places):
-        yield from missing.imports(text, undefined[1], own)
+        yield from missing_names.imports(text, undefined[1], own)
 
 
 def _of_function(scope: Scope, evidence: Evidence) -> Iterator[Draft]:
@@ -98,20 +98,20 @@ def _of_function(scope: Scope, evidence: Evidence) -> Iterator[Draft]:
     yield from exchanged.operators(scope)
     yield from exchanged.arguments(scope)
     yield from exchanged.variables(scope)
-    yield from missing.parameters(scope)
+    yield from missing_names.parameters(scope)
     for pattern in (_UNEXPECTED, _TOO_MANY):
         if (found := pattern.search(error)) and found[1] in (last, _owner(scope)):
-            yield from missing.further_parameters(scope, [*found.groups()][1:])
+            yield from missing_names.further_parameters(scope, [*found.groups()][1:])
     too_few = _TOO_FEW.search(error)
     lacking = (too_few[1] or too_few[2]) if too_few else not_given[1] if not_given else ""
-    yield from missing.arguments(scope, lacking, not_given[2] if not_given else "")
-    yield from missing.returns(scope, _wanted_type(error))
-    yield from missing.emptied(scope)
-    yield from missing.statements(scope, is_endless=evidence.is_endless)
+    yield from missing_names.arguments(scope, lacking, not_given[2] if not_given else "")
+    yield from missing_statements.returns(scope, _wanted_type(error))
+    yield from missing_statements.emptied(scope)
+    yield from missing_statements.statements(scope, is_endless=evidence.is_endless)
     if (lost := _NO_ATTRIBUTE.search(error)) and last == "__init__" and _owner(scope) == lost[1]:
-        yield from missing.attributes(scope, lost[2])
+        yield from missing_names.attributes(scope, lost[2])
     if not_raised:
-        yield from missing.raises(scope, not_raised[1] or not_raised[2])
+        yield from missing_statements.raises(scope, not_raised[1] or not_raised[2])
 
 
 def _where(path: str, scope: Scope, evidence: Evidence) -> str | None:

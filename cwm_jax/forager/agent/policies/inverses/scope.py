@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from cwm_jax.rl.envs.mutations.functions import FunctionNode, function_nodes
 from cwm_jax.rl.envs.mutations.text import Text
 
+# What a name may have begun with, the commonest first; and how many names are tried at one place.
+FIRST_VALUES = ("0", "[]", "{}", "None", "1", "''", "set()", "False", "True")  # assumed
+MOST_NAMES = 5  # assumed
 _BUILTINS = frozenset(dir(builtins)) | {"__file__", "__name__", "__doc__", "__class__"}
 
 
