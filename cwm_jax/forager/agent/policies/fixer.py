@@ -6,12 +6,12 @@ a session of `debugging`.
 
 from __future__ import annotations
 
-import itertools
+import ast
 import re
 
 from cwm_jax.forager.agent.policies.debugging import debugging
 from cwm_jax.forager.agent.policies.edits import edit_of
-from cwm_jax.forager.agent.policies.repairs import reachable, repairs
+from cwm_jax.forager.agent.policies.inverses.ranking import Evidence, ranked
 from cwm_jax.forager.agent.policies.scripted import Script, call
 
 _ISSUE = re.compile(
@@ -34,19 +34,33 @@ def fixer(issue: str) -> Script:
     read = _ISSUE.search(issue)
     if read is None:
         return (yield from debugging(issue))
-    module, expression, trouble, _, expected = read.groups()
+    module, expression, trouble, verb, expected = read.groups()
     path = module.replace(".", "/") + ".py"
     source = yield call("bash", f"cat {path}", words="I read the module of the issue.")
     program = _CHECK.format(module=module, call=expression, expected=expected)
     yield call("create", f"/tmp/check.py\n{program}", words="I write down the failing call.")
     source = source if source.endswith("\n") else source + "\n"
-    functions = reachable(source, expression)
-    for changed in itertools.islice(repairs(source, functions, trouble), _MOST_TRIES):
-        yield call("edit", edit_of(path, source, changed))
+    evidence = Evidence(
+        error=_as_error(trouble, verb, expected),
+        places=(),
+        run=[(path, name) for name in _reachable(source, expression)],
+        test=expression,
+    )
+    for change in ranked({path: source}, evidence)[:_MOST_TRIES]:
+        edit = edit_of(path, source, change.draft.source)
+        yield call("edit", edit, words=change.draft.why)
         seen = yield call("bash", _checked(path))
         if seen.rstrip().endswith("KEPT"):
             return f"The change of {path} gives what the issue asks for, and the tests pass."
     return "None of the changes that I tried mends the issue; the files are as they were."
+
+
+def _as_error(trouble: str, verb: str, expected: str) -> str:
+    """What a test of the call would say: ``trouble`` is what it gives or raises."""
+    kind, _, found = trouble.strip().partition(" ")
+    if kind == "raises":
+        return found
+    return f"{expected} not raised" if verb == "raise" else f"AssertionError: {found} != {expected}"
 
 
 def _checked(path: str) -> str:
@@ -55,3 +69,17 @@ def _checked(path: str) -> str:
         '2>&1 | tail -n 5; if [ "${PIPESTATUS[0]}" = 0 ]; then echo KEPT; '
         f"else git checkout -q -- {path}; echo REVERTED; fi"
     )
+
+
+def _reachable(source: str, expression: str) -> list[str]:
+    """Names of the module's functions that a call comes to, the nearest first."""
+    tree = ast.parse(source)
+    functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+    found: list[str] = []
+    queue: list[ast.AST] = [ast.parse(expression.strip(), mode="eval")]
+    while queue:
+        for node in ast.walk(queue.pop(0)):
+            if isinstance(node, ast.Name) and node.id in functions and node.id not in found:
+                found.append(node.id)
+                queue.append(functions[node.id])
+    return found
