@@ -220,7 +220,7 @@ def _turns(
 ) -> str:
     """How it ended; the messages are added to."""
     began = time.monotonic()
-    for left in range(limits.turns - 1, -1, -1):
+    for _ in range(limits.turns):
         try:
             turn = policy.turn(messages)
         except NoRoomError:
@@ -230,8 +230,6 @@ def _turns(
         observed = _observed(turn, workspace, limits)
         if observed is None:
             return "finished"
-        if not left:
-            return "turns"
         size = sum(len(m.text) for m in [*messages, observed])
         if size > limits.characters:
             return "characters"

@@ -37,6 +37,7 @@ _BEFORE: dict[type[ast.AST], tuple[str, tuple[str, ...]]] = {
     ast.And: (r"\band\b", ("or",)),
     ast.Or: (r"\bor\b", ("and",)),
 }
+_WITH_OPPOSITES = (ast.Eq, ast.NotEq, ast.In, ast.NotIn, ast.Is, ast.IsNot)
 _EXCHANGES = ("arguments exchanged", "arguments reversed", "keywords exchanged")
 _MOST_PAIRS = 30  # assumed: of variables
 
@@ -126,8 +127,8 @@ def _negations(scope: Scope) -> Iterator[Draft]:
         elif isinstance(node, ast.Return | ast.Assign) and _may_be_negated(node):
             parts = [node.value] if node.value is not None else []
         for part in parts:
-            if isinstance(part, ast.Compare):
-                continue  # its operator has an opposite
+            if isinstance(part, ast.Compare) and isinstance(part.ops[0], _WITH_OPPOSITES):
+                continue
             span = (scope.text.start(part), scope.text.end(part))
             inner = scope.text.of(part)
             whole = f"not ({inner})" if isinstance(part, ast.BoolOp) else f"not {inner}"

@@ -35,7 +35,7 @@ def imports(text: Text, undefined: str, own: Sequence[tuple[str, str]]) -> Itera
     for number, line in enumerate(lines):
         why = f"`{undefined}` is read and never imported."
         source = text.replaced([(at, at, f"{line}\n")])
-        yield Draft(cost=0.1 * number, why=why, source=source)
+        yield Draft(cost=-2.0 + 0.1 * number, why=why, source=source)
 
 
 def parameters(scope: Scope) -> Iterator[Draft]:
