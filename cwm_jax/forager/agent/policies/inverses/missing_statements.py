@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import collections
+import itertools
 from collections.abc import Iterator, Sequence
 
 from cwm_jax.forager.agent.policies.inverses.scope import FIRST_VALUES, MOST_NAMES, Draft, Scope
 from cwm_jax.rl.envs.mutations.functions import own_nodes
 
 _BY_USE = {"append": "[]", "extend": "[]", "add": "set()", "get": "{}", "items": "{}", "pop": "[]"}
+_MOST_CHANGES = 12  # assumed: of one name
 _JOINTS = ("'\\n'", "''", "' '", "', '")
 
 
@@ -22,7 +24,9 @@ def returns(scope: Scope, wanted: str = "") -> Iterator[Draft]:
     """
     found = [n for n in own_nodes(scope.node) if isinstance(n, ast.Return)]
     given = [n.value for n in found if n.value is not None]
-    if (found and len(given) < len(found)) or not scope.body:
+    yields = any(isinstance(n, ast.Yield | ast.YieldFrom) for n in own_nodes(scope.node))
+    is_init = scope.name.rpartition(".")[2] == "__init__"
+    if (found and len(given) < len(found)) or not scope.body or yields or is_init:
         return
     values = _values_of(scope, wanted)
     texts = {scope.text.of(value) for value in given}
@@ -207,8 +211,8 @@ def _updates(scope: Scope) -> Iterator[Draft]:
     loops = [n for n in own_nodes(scope.node) if isinstance(n, ast.For | ast.While)]
     for name, value in first.items():
         if count[name] == 1 and name not in called and _is_empty(value):
-            for loop in loops:
-                yield from _changes(scope, name, value, loop)
+            changes = (draft for loop in loops for draft in _changes(scope, name, value, loop))
+            yield from itertools.islice(changes, _MOST_CHANGES)
 
 
 def _assigned(statement: ast.stmt) -> Iterator[tuple[ast.expr, ast.expr | None]]:
