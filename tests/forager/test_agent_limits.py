@@ -101,9 +101,9 @@ def test_a_workspace_has_its_own_limits_and_so_has_the_run_of_the_tests(monkeypa
     made = []
 
     class Counted(LocalWorkspace):
-        def __init__(self, repository, *, limits, unsafe):
-            made.append(limits)
-            super().__init__(repository, limits=limits, unsafe=unsafe)
+        def __init__(self, repository, **options):
+            made.append(options["limits"])
+            super().__init__(repository, **options)
 
     monkeypatch.setattr("cwm_jax.rl.envs.swe.environment.LocalWorkspace", Counted)
     mend = Saying("sed -i s/1/2/ a.py", times=1)
