@@ -15,6 +15,8 @@ from typing import Any
 from cwm_jax.data.chat import Message
 from cwm_jax.data.dialogs import parse_dialog, to_json
 
+ENVIRONMENT = "environment"  # the outcome where a sandbox or the host failed: nobody's fault
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trajectory:
@@ -26,11 +28,12 @@ class Trajectory:
         kind: of the task, ``mutate-fix``, ``issue-fix`` or another word.
         repository: what near-duplicates are looked for within.
         policy: who acted, as ``fixer`` or a model's name.
-        outcome: how it ended: ``finished`` where the agent said so, else the limit that ended it.
+        outcome: how it ended: ``finished`` where the agent said so, `ENVIRONMENT` where what it
+            works in failed, else the limit that ended it.
         solved: whether the hidden tests pass with what it left; None where nothing judged.
         reason: why not; empty where they pass.
         messages: system, user, then assistant and ``tool: NAME`` in turn, ending with the
-            assistant.
+            assistant; none where it had no turn.
     """
 
     name: str
@@ -67,7 +70,8 @@ def trajectory_from_json(values: Mapping[str, Any]) -> Trajectory:
             raise ValueError(f"{name} is {values[name]!r}; expected a text")
     if not isinstance(values["solved"], bool | None):
         raise ValueError(f"solved is {values['solved']!r}; expected true, false or null")
-    return Trajectory(**{**values, "messages": parse_dialog(values["messages"])})
+    messages = parse_dialog(values["messages"]) if values["messages"] != [] else []
+    return Trajectory(**{**values, "messages": messages})
 
 
 def read_trajectories(path: Path) -> Iterator[Trajectory]:

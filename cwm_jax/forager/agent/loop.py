@@ -1,7 +1,8 @@
 """An episode: a policy's turns in a workspace, then the verdict on what it left there.
 
 The patch is what ``git diff`` says at the end, whatever the policy believes; a final answer, a turn
-without a call, is its own claim to be done. Episodes that fail are results as others are.
+without a call, is its own claim to be done. Episodes that fail are results as others are. Where a
+sandbox or the host fails nothing can be judged, and the result says that.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from cwm_jax.data.chat import Message
-from cwm_jax.data.trajectories import Trajectory
+from cwm_jax.data.chat import THINK_CLOSING, Message
+from cwm_jax.data.trajectories import ENVIRONMENT, Trajectory
 from cwm_jax.forager.agent.normalise import normalised
 from cwm_jax.forager.agent.view import view
-from cwm_jax.rl.environment import Task
-from cwm_jax.rl.envs.swe.actions import Call, FormatError, parse_answer
+from cwm_jax.rl.environment import EnvironmentFailure, Task
+from cwm_jax.rl.envs.swe.actions import (
+    CUT_TURN,
+    EMPTY_ANSWER,
+    Call,
+    FormatError,
+    parse_answer,
+)
 from cwm_jax.rl.envs.swe.data import SWEData, read_data
 from cwm_jax.rl.envs.swe.environment import workspace_maker
 from cwm_jax.rl.envs.swe.grading import grade
@@ -27,8 +34,12 @@ from cwm_jax.rl.envs.swe.patches import ENCODING
 from cwm_jax.rl.envs.swe.profiles import PROFILES
 from cwm_jax.rl.envs.swe.tools import use_tool
 from cwm_jax.rl.envs.swe.workspaces.protocol import Workspace
+from cwm_jax.sandbox import SandboxError, ShellLimits
 
 TOOLS = ("bash", "create", "edit", "view")  # report
+EMPTY_TURN = "(empty)"  # stands for a turn that says nothing, which no dialog may have
+_MIB = 1 << 20
+_WORKSPACE = ShellLimits(memory_bytes=2_048 * _MIB, scratch_bytes=512 * _MIB, processes=128)
 _PATCH_BYTES = 1 << 20  # assumed
 _GIT_S = 60.0  # assumed
 _DIFF_FILE = "/tmp/.changes.diff"
@@ -70,6 +81,7 @@ class EpisodeLimits:
         command_s: of one call.
         observation_characters: a longer one loses its middle.
         test_s: of the hidden tests.
+        workspace: of the agent's sandbox, and of the one that a suite of hidden tests runs in.
     """
 
     turns: int = 128
@@ -78,13 +90,35 @@ class EpisodeLimits:
     command_s: float = 60.0
     observation_characters: int = 16_000
     test_s: float = 300.0
+    workspace: ShellLimits = _WORKSPACE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What a policy says.
+
+    Attributes:
+        message: the assistant's.
+        is_whole: false where it was cut, which the policy is told.
+    """
+
+    message: Message
+    is_whole: bool = True
+
+
+class NoRoomError(Exception):
+    """The policy cannot read so long a dialog; the episode ends with the word ``context``."""
 
 
 class Policy(Protocol):
     """Of one episode."""
 
-    def turn(self, messages: Sequence[Message]) -> Message:
-        """The assistant's next message, given all before it."""
+    def turn(self, messages: Sequence[Message]) -> Turn:
+        """What comes after all these messages.
+
+        Raises:
+            NoRoomError: they are too long for it.
+        """
         ...
 
 
@@ -97,36 +131,42 @@ def play(
     limits: EpisodeLimits,
     unsafe: bool = False,
 ) -> Trajectory:
-    """Plays and judges one episode.
+    """Plays and judges one episode; where a sandbox or the host fails, its outcome says so.
 
     Raises:
-        EnvironmentFailure: the sandbox or the host failed.
         ValueError: the task's data cannot be used.
     """
-    data = read_data(task)
-    make = workspace_maker(data.repository, PROFILES["small"], unsafe=unsafe)
-    workspace = make()
+    data, messages = read_data(task), list[Message]()
     try:
-        base = _git(workspace, "rev-parse HEAD")
-        messages = opening(data.issue, workspace.root)
-        outcome = _turns(messages, policy, workspace, limits)
-        patch = _patch(workspace, base.strip())
-    finally:
-        workspace.close()
-    solved, reason = False, "the patch changes no file"
-    if patch.strip():
-        verdict = grade(data, patch, timeout_s=limits.test_s, make_workspace=make, unsafe=unsafe)
-        solved, reason = verdict.passed, verdict.reason
+        outcome, solved, reason = _played(data, policy, messages, limits, unsafe=unsafe)
+    except (EnvironmentFailure, SandboxError) as error:
+        outcome, solved, reason = ENVIRONMENT, None, str(error)
+    last = max((n for n, message in enumerate(messages) if message.is_assistant), default=-1)
     return Trajectory(
         name=name,
         task=task.name,
-        kind="mutate-fix" if "fault" in task.data else "issue-fix",
+        kind=_kind(task),
         repository=repository_name(data),
         policy=policy_name,
         outcome=outcome,
         solved=solved,
         reason=normalised(reason),
-        messages=messages,
+        messages=messages[: last + 1],
+    )
+
+
+def not_played(name: str, task: Task, reason: str, *, policy_name: str) -> Trajectory:
+    """The result of an episode that took its process with it."""
+    return Trajectory(
+        name=name,
+        task=task.name,
+        kind=_kind(task),
+        repository=repository_name(read_data(task)),
+        policy=policy_name,
+        outcome=ENVIRONMENT,
+        solved=None,
+        reason=normalised(reason),
+        messages=[],
     )
 
 
@@ -148,19 +188,50 @@ def repository_name(data: SWEData) -> str:
     return "files-" + hashlib.sha256(paths.encode()).hexdigest()[:12]
 
 
+def _kind(task: Task) -> str:
+    return "mutate-fix" if "fault" in task.data else "issue-fix"
+
+
+def _played(
+    data: SWEData,
+    policy: Policy,
+    messages: list[Message],
+    limits: EpisodeLimits,
+    *,
+    unsafe: bool,
+) -> tuple[str, bool, str]:
+    """(outcome, whether it is solved, why not); the messages are added to."""
+    profile = dataclasses.replace(PROFILES["small"], limits=limits.workspace)
+    make = workspace_maker(data.repository, profile, unsafe=unsafe)
+    workspace = make()
+    try:
+        base = _git(workspace, "rev-parse HEAD")
+        messages += opening(data.issue, workspace.root)
+        outcome = _turns(messages, policy, workspace, limits)
+        patch = _patch(workspace, base.strip())
+    finally:
+        workspace.close()
+    if not patch.strip():
+        return outcome, False, "the patch changes no file"
+    verdict = grade(data, patch, timeout_s=limits.test_s, make_workspace=make, unsafe=unsafe)
+    return outcome, verdict.passed, verdict.reason
+
+
 def _turns(
     messages: list[Message], policy: Policy, workspace: Workspace, limits: EpisodeLimits
 ) -> str:
-    """How it ended; the messages are added to, and end with the assistant's."""
+    """How it ended; the messages are added to."""
     began = time.monotonic()
-    for left in range(limits.turns - 1, -1, -1):
-        message = policy.turn(messages)
-        messages.append(message)
-        observed = _observed(message.content or "", workspace, limits)
+    for _ in range(limits.turns):
+        try:
+            turn = policy.turn(messages)
+        except NoRoomError:
+            return "context"
+        says_nothing = not turn.message.text.strip()
+        messages.append(Message("assistant", EMPTY_TURN) if says_nothing else turn.message)
+        observed = _observed(turn, workspace, limits)
         if observed is None:
             return "finished"
-        if not left:
-            return "turns"
         size = sum(len(m.text) for m in [*messages, observed])
         if size > limits.characters:
             return "characters"
@@ -170,10 +241,10 @@ def _turns(
     return "turns"
 
 
-def _observed(text: str, workspace: Workspace, limits: EpisodeLimits) -> Message | None:
+def _observed(turn: Turn, workspace: Workspace, limits: EpisodeLimits) -> Message | None:
     """What is said to a turn; None for a final answer."""
     try:
-        call = parse_answer(text, think=False, tools=TOOLS).call
+        call = _call(turn)
     except FormatError as error:
         return Message("user", str(error))
     if call is None:
@@ -184,6 +255,19 @@ def _observed(text: str, workspace: Workspace, limits: EpisodeLimits) -> Message
         half, left_out = longest // 2, len(found) - 2 * (longest // 2)
         found = f"{found[:half]}\n... {left_out} characters ...\n{found[-half:]}"
     return Message(f"tool: {call.tool}", found)
+
+
+def _call(turn: Turn) -> Call | None:
+    """As the environment of RL reads a turn, but that nothing has to be submitted."""
+    if not turn.is_whole:
+        raise FormatError(CUT_TURN)
+    text, reasoning = turn.message.content or "", turn.message.reasoning
+    if reasoning:
+        text = f"{reasoning}{THINK_CLOSING}{text}"
+    answer = parse_answer(text, think=bool(reasoning), tools=TOOLS)
+    if not answer.text:
+        raise FormatError(EMPTY_ANSWER)
+    return answer.call
 
 
 def _used(call: Call, workspace: Workspace, timeout_s: float) -> str:

@@ -27,13 +27,16 @@ def view(content: str, workspace: Workspace) -> ToolReply:
         return ToolReply(text=text, worked=False)
     path = posixpath.normpath(posixpath.join(workspace.root, words[0]))
     try:
-        found = workspace.read(path, _FILE_BYTES).decode(errors="replace")
+        found = workspace.read(path, _FILE_BYTES)
     except OSError as error:
         if error.errno == errno.EISDIR:
             return _listing(path, workspace)
         why = os.strerror(error.errno or errno.EIO).lower()
         return ToolReply(text=f"Cannot view {words[0]}: {why}. Check the path.", worked=False)
-    lines = found.removesuffix("\n").split("\n")
+    if b"\0" in found:
+        text = f"Cannot view {words[0]}: it is no text, but {len(found)} bytes."
+        return ToolReply(text=text, worked=False)
+    lines = found.decode(errors="replace").removesuffix("\n").split("\n") if found else []
     first, last = map(int, numbers) if numbers else (1, len(lines))
     shown = range(max(1, first), min(last, len(lines)) + 1)
     text = "\n".join(f"{number:6}\t{lines[number - 1]}" for number in shown)

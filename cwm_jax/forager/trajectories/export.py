@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.data.trajectories import Trajectory, read_trajectories
+from cwm_jax.data.trajectories import ENVIRONMENT, Trajectory, read_trajectories
 from cwm_jax.forager.trajectories.deduplication import TrajectoryIndex
 from cwm_jax.storage import file_sha256, write_json
 
@@ -27,24 +27,29 @@ def manifest_path(out: Path) -> Path:
 def export(inputs: Sequence[Path], out: Path) -> dict[str, Any]:
     """Writes the trajectories that are no near-duplicates, in their order, as dialogs.
 
-    Failures are kept as what was solved is: both show what an environment answers.
+    Failures are kept as what was solved is: both show what an environment answers. What is left out
+    are those whose environment failed, and those without a turn.
 
     Returns:
-        The manifest: ``read``, ``kept`` and ``duplicates``, of what is kept the number ``by`` each
-        kind, policy, outcome and ``solved``, and the file's ``sha256``.
+        The manifest: ``read``, ``kept``, ``duplicates``, and ``unusable``, which is the other
+        two; of what is kept the number ``by`` each kind, policy, outcome and ``solved``, and the
+        file's ``sha256``.
 
     Raises:
         ValueError: a line is no trajectory, or ``out`` is one of the inputs.
     """
     if out.resolve() in {path.resolve() for path in inputs}:
         raise ValueError(f"{out} is read and written; expected a new file: choose another --out")
-    index, read, kept = TrajectoryIndex(), 0, 0
+    index, read, kept, unusable = TrajectoryIndex(), 0, 0, 0
     counts = {name: collections.Counter[str]() for name in _COUNTED}
     partial = out.with_name(f"{out.name}.partial")
     with partial.open("w", encoding="utf-8", newline="\n") as file:
         for path in inputs:
             for trajectory in read_trajectories(path):
                 read += 1
+                if trajectory.outcome == ENVIRONMENT or not trajectory.messages:
+                    unusable += 1
+                    continue
                 if not index.add(trajectory):
                     continue
                 kept += 1
@@ -59,7 +64,8 @@ def export(inputs: Sequence[Path], out: Path) -> dict[str, Any]:
     manifest = {
         "read": read,
         "kept": kept,
-        "duplicates": read - kept,
+        "duplicates": read - kept - unusable,
+        "unusable": unusable,
         "by": by,
         "sha256": digest,
     }

@@ -1,16 +1,17 @@
 """A heuristic that reads the issue's call, tries changes of what it comes to, and keeps what works.
 
-It sees what a model would: the messages. Issues without a call in the form of the shipped tasks it
-gives up at once.
+It sees what a model would: the messages. Issues without a call in the form of the shipped tasks are
+a session of `debugging`.
 """
 
 from __future__ import annotations
 
-import itertools
+import ast
 import re
-from collections.abc import Sequence
 
-from cwm_jax.forager.agent.policies.repairs import reachable, repairs
+from cwm_jax.forager.agent.policies.debugging import debugging
+from cwm_jax.forager.agent.policies.edits import edit_of
+from cwm_jax.forager.agent.policies.inverses.ranking import Evidence, ranked
 from cwm_jax.forager.agent.policies.scripted import Script, call
 
 _ISSUE = re.compile(
@@ -32,20 +33,34 @@ def fixer(issue: str) -> Script:
     """Tries changes in turn, each by an edit and a run of the call and the project's own tests."""
     read = _ISSUE.search(issue)
     if read is None:
-        return "I find no failing call in the issue, and have changed nothing."
-    module, expression, trouble, _, expected = read.groups()
+        return (yield from debugging(issue))
+    module, expression, trouble, verb, expected = read.groups()
     path = module.replace(".", "/") + ".py"
     source = yield call("bash", f"cat {path}", words="I read the module of the issue.")
     program = _CHECK.format(module=module, call=expression, expected=expected)
     yield call("create", f"/tmp/check.py\n{program}", words="I write down the failing call.")
     source = source if source.endswith("\n") else source + "\n"
-    functions = reachable(source, expression)
-    for changed in itertools.islice(repairs(source, functions, trouble), _MOST_TRIES):
-        yield call("edit", _edit(path, source, changed))
+    evidence = Evidence(
+        error=_as_error(trouble, verb, expected),
+        places=(),
+        run=[(path, name) for name in _reachable(source, expression)],
+        test=expression,
+    )
+    for change in ranked({path: source}, evidence)[:_MOST_TRIES]:
+        edit = edit_of(path, source, change.draft.source)
+        yield call("edit", edit, words=change.draft.why)
         seen = yield call("bash", _checked(path))
         if seen.rstrip().endswith("KEPT"):
             return f"The change of {path} gives what the issue asks for, and the tests pass."
     return "None of the changes that I tried mends the issue; the files are as they were."
+
+
+def _as_error(trouble: str, verb: str, expected: str) -> str:
+    """What a test of the call would say: ``trouble`` is what it gives or raises."""
+    kind, _, found = trouble.strip().partition(" ")
+    if kind == "raises":
+        return found
+    return f"{expected} not raised" if verb == "raise" else f"AssertionError: {found} != {expected}"
 
 
 def _checked(path: str) -> str:
@@ -56,21 +71,15 @@ def _checked(path: str) -> str:
     )
 
 
-def _edit(path: str, before: str, after: str) -> str:
-    """The lines that differ, with as many around them as make them unique."""
-    old, new = before.split("\n")[:-1], after.split("\n")[:-1]
-    first = next(n for n in itertools.count() if old[n : n + 1] != new[n : n + 1])
-    most = min(len(old), len(new)) - first
-    last = next((n for n in range(most) if old[-1 - n] != new[-1 - n]), most)
-    while True:
-        wanted = old[first : len(old) - last]
-        if any(line.strip() for line in wanted) and _count(old, wanted) == 1:
-            break
-        first, last = max(0, first - 1), max(0, last - 1)
-    search, replace = "\n".join(wanted), "\n".join(new[first : len(new) - last])
-    return f"{path}\n<<<<<<< SEARCH\n{search}\n=======\n{replace}\n>>>>>>> REPLACE"
-
-
-def _count(lines: Sequence[str], wanted: Sequence[str]) -> int:
-    size = len(wanted)
-    return sum(lines[n : n + size] == wanted for n in range(len(lines) - size + 1))
+def _reachable(source: str, expression: str) -> list[str]:
+    """Names of the module's functions that a call comes to, the nearest first."""
+    tree = ast.parse(source)
+    functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+    found: list[str] = []
+    queue: list[ast.AST] = [ast.parse(expression.strip(), mode="eval")]
+    while queue:
+        for node in ast.walk(queue.pop(0)):
+            if isinstance(node, ast.Name) and node.id in functions and node.id not in found:
+                found.append(node.id)
+                queue.append(functions[node.id])
+    return found

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Generator, Sequence
 
 from cwm_jax.data.chat import Message
+from cwm_jax.forager.agent.loop import Turn
 from cwm_jax.rl.envs.swe.data import SWEData
 from cwm_jax.rl.envs.swe.patches import Hunk
 
@@ -31,14 +32,14 @@ class Scripted:
     def __init__(self, script: Script) -> None:
         self._script, self._begun = script, False
 
-    def turn(self, messages: Sequence[Message]) -> Message:
+    def turn(self, messages: Sequence[Message]) -> Turn:
         try:
             seen = messages[-1].content or ""
             text = self._script.send(seen) if self._begun else next(self._script)
         except StopIteration as end:
             text = end.value
         self._begun = True
-        return Message("assistant", text)
+        return Turn(message=Message("assistant", text))
 
 
 def call(tool: str, content: str, *, words: str = "") -> str:

@@ -10,6 +10,10 @@ from cwm_jax.data.chat import THINK_CLOSING
 
 TOOLS = ("bash", "edit", "create", "submit")
 
+# What is said to a turn that nothing can be read from.
+CUT_TURN = "Your turn was cut: it was longer than a turn may be. Be brief, and end it."
+EMPTY_ANSWER = "Your answer is empty. Call a tool, or report what you did."
+
 _OPENING, _CLOSING = "<tool:", "</tool>"
 _CALL = re.compile(r"<tool:\s([a-zA-Z_]+)>\n(.*?)\n</tool>", re.DOTALL)
 

@@ -14,7 +14,14 @@ from cwm_jax.data.chat import Message, encode_message
 from cwm_jax.rl.environment import Observation, Step, Task
 from cwm_jax.rl.envs.answers import encode_cut
 from cwm_jax.rl.envs.prompts import encode_opening
-from cwm_jax.rl.envs.swe.actions import Answer, Call, FormatError, parse_answer
+from cwm_jax.rl.envs.swe.actions import (
+    CUT_TURN,
+    EMPTY_ANSWER,
+    Answer,
+    Call,
+    FormatError,
+    parse_answer,
+)
 from cwm_jax.rl.envs.swe.budget import with_budget
 from cwm_jax.rl.envs.swe.data import read_data
 from cwm_jax.rl.envs.swe.grading import Verdict, grade
@@ -149,9 +156,7 @@ class SoftwareEngineering:
         """
         try:
             if not is_whole:
-                raise FormatError(
-                    "Your turn was cut: it was longer than a turn may be. Be brief, and end it."
-                )
+                raise FormatError(CUT_TURN)
             text = self._tokenizer.decode(action[:-1])
             answer = parse_answer(text, think=self._profile.think, tools=self._profile.tools)
             if answer.call is None:
@@ -174,7 +179,7 @@ class SoftwareEngineering:
                 f"submit a {self._asked_for} before your final answer."
             )
         if not answer.text:
-            raise FormatError("Your answer is empty. Call a tool, or report what you did.")
+            raise FormatError(EMPTY_ANSWER)
         if self._profile.strict_format and _REPORT_MARK not in answer.text:
             raise FormatError(
                 f"Your final answer is no report in markdown: it has no heading ({_REPORT_MARK})."
