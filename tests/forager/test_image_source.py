@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 
-from cwm_jax.forager.images import archive
+from cwm_jax.forager.images import archive, bare
 from cwm_jax.forager.images.bare import git, history_up_to
 from cwm_jax.forager.images.source import SourceError, open_source
 
@@ -176,6 +176,65 @@ def test_programs_that_a_partial_clone_names_are_not_run(checkout, tmp_path, lac
     with pytest.raises(SourceError, match=says):
         open_source(str(folder), tmp_path)
     assert not list(tmp_path.glob("source-*"))
+
+
+def test_a_commit_of_too_much_is_refused(checkout, tmp_path, monkeypatch):
+    folder, shas, run = checkout
+    run("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},submodule")
+    run("commit", "-qm", "two entries")
+    (tmp_path / "RAN").unlink()  # by the commands here
+    monkeypatch.setattr(bare, "_MOST_BYTES", 2)
+    monkeypatch.setattr(bare, "_MOST_FILES", 2)
+    assert len(open_source(str(folder), tmp_path, earlier=1).commits) == 2
+    monkeypatch.setattr(bare, "_MOST_FILES", 1)
+    with pytest.raises(SourceError, match="has too many files or bytes"):
+        open_source(str(folder), tmp_path)
+    assert len(open_source(f"{folder}@{shas[9]}", tmp_path, earlier=1).commits) == 2
+    monkeypatch.setattr(bare, "_MOST_BYTES", 1)
+    with pytest.raises(SourceError, match="has too many files or bytes"):
+        open_source(f"{folder}@{shas[9]}", tmp_path)
+
+
+def test_an_earlier_commit_of_too_much_is_passed_over(checkout, tmp_path, monkeypatch):
+    folder, shas, run = checkout
+    (folder / "second.txt").touch()
+    run("add", "second.txt")
+    run("commit", "-qm", "much")
+    run("rm", "-q", "second.txt")
+    run("commit", "-qm", "last")
+    last = run("rev-parse", "HEAD")
+    (tmp_path / "RAN").unlink()  # by the commands here
+    monkeypatch.setattr(bare, "_MOST_FILES", 1)
+    assert open_source(str(folder), tmp_path, earlier=99).commits == (last, *shas[::-1])
+
+
+@pytest.mark.parametrize("leaf", ["blob", "tree"])
+def test_a_tree_that_holds_itself_many_times_is_refused(tmp_path, monkeypatch, leaf):
+    """Ten folders of ten folders, and so on: ten objects are ten thousand million files."""
+    folder = tmp_path / "bomb.git"
+    git(["init", "-q", "--bare", str(folder)])
+    make = {"blob": ["hash-object", "-w", "--stdin"], "tree": ["mktree"]}[leaf]
+    number = git(make, folder=folder).decode().strip()
+    kind = {"blob": "100644 blob", "tree": "040000 tree"}[leaf]
+    for _ in range(10):
+        lines = "".join(f"{kind} {number}\t{name}\n" for name in range(10))
+        number = git(["mktree"], folder=folder, stdin=lines.encode()).decode().strip()
+        kind = "040000 tree"
+    identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    commit = git([*identity, "commit-tree", "-m", "x", number], folder=folder).decode().strip()
+    git(["update-ref", "HEAD", commit], folder=folder)
+    monkeypatch.setattr(bare, "_MOST_FILES", 2000)
+    with pytest.raises(SourceError, match="has too many files or bytes"):
+        open_source(str(folder), tmp_path)
+    assert not list(tmp_path.glob("source-*"))
+
+
+def test_a_commit_whose_files_cannot_be_listed_is_refused(checkout, tmp_path):
+    folder, _, run = checkout
+    tree = run("rev-parse", "HEAD^{tree}")
+    (folder / ".git/objects" / tree[:2] / tree[2:]).unlink()
+    with pytest.raises(ValueError, match="cannot read"):
+        bare.is_tree_bounded(folder / ".git", "HEAD")
 
 
 @pytest.mark.parametrize(

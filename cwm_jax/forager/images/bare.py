@@ -20,6 +20,9 @@ BRANCH = "refs/heads/main"
 _AUTHOR = b"Project <project@localhost> 1735689600 +0000"
 _MESSAGE = b"The project as it is\n"
 _GIT_S = 1800.0  # assumed: a large history over a network
+# Both assumed: what a checkout in a sandbox has room for.
+_MOST_FILES = 200_000  # with folders
+_MOST_BYTES = 1 << 30
 # Of what a user has set, what a machine needs to reach a network at all.
 _NETWORK = ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _NETWORK += ("GIT_SSL_CAINFO", "SSH_AUTH_SOCK")
@@ -43,15 +46,7 @@ def git(
     Raises:
         GitError: it fails.
     """
-    line = ["git", "-c", "safe.directory=*", *arguments]
-    env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/nonexistent", "LANG": "C.UTF-8"}
-    env |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_NO_LAZY_FETCH": "1"}
-    env |= {"GIT_TERMINAL_PROMPT": "0", "GIT_NO_REPLACE_OBJECTS": "1", "GIT_ATTR_NOSYSTEM": "1"}
-    env |= {"GIT_ALLOW_PROTOCOL": protocol or "none", "GIT_SSH_COMMAND": "ssh -o BatchMode=yes"}
-    if protocol in ("https", "ssh"):
-        env |= {name: os.environ[name] for name in _NETWORK if name in os.environ}
-    if folder is not None:
-        env["GIT_DIR"] = str(folder)
+    line, env = _line_and_variables(arguments, folder, protocol)
     try:
         done = subprocess.run(line, env=env, input=stdin, capture_output=True, timeout=_GIT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -118,6 +113,34 @@ def resolve(repository: Path, name: str) -> str:
     return git(line, folder=git_folder(repository)).decode().strip()
 
 
+def is_tree_bounded(repository: Path, commit: str) -> bool:
+    """Whether a commit has few enough files and bytes to be listed and checked out.
+
+    A few folders, each of which is in another many times, make any number of files of a few
+    objects. So the list is never held, and no more of it is made than is allowed.
+
+    Raises:
+        GitError: the commit cannot be read.
+    """
+    line, env = _line_and_variables(["ls-tree", "-r", "-t", "-l", "-z", commit], repository)
+    left_files, left_bytes, rest = _MOST_FILES, _MOST_BYTES, b""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, env=env, stdout=pipe, stderr=subprocess.DEVNULL) as listing:
+        assert listing.stdout is not None
+        while chunk := listing.stdout.read(1 << 16):
+            *entries, rest = (rest + chunk).split(b"\0")
+            # Mode, kind, object, size. Source: git-ls-tree(1); what is no file has the size "-".
+            sizes = [entry.split(None, 4)[3] for entry in entries]
+            left_files -= len(sizes)
+            left_bytes -= sum(int(size) for size in sizes if size != b"-")
+            if left_files < 0 or left_bytes < 0:
+                listing.kill()
+                return False
+    if listing.returncode:
+        raise GitError(f"git ls-tree on this host: cannot read {commit}")
+    return True
+
+
 def git_folder(repository: Path) -> Path:
     """Where a checkout or a bare repository has its objects; no folder above it is looked at."""
     inside = repository / ".git"
@@ -125,6 +148,21 @@ def git_folder(repository: Path) -> Path:
         said = inside.read_text(encoding="utf-8", errors="surrogateescape").strip()
         return (repository / said.removeprefix("gitdir:").strip()).resolve()
     return inside if inside.is_dir() else repository
+
+
+def _line_and_variables(
+    arguments: Sequence[str], folder: Path | None, protocol: str = ""
+) -> tuple[list[str], dict[str, str]]:
+    line = ["git", "-c", "safe.directory=*", *arguments]
+    env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/nonexistent", "LANG": "C.UTF-8"}
+    env |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_NO_LAZY_FETCH": "1"}
+    env |= {"GIT_TERMINAL_PROMPT": "0", "GIT_NO_REPLACE_OBJECTS": "1", "GIT_ATTR_NOSYSTEM": "1"}
+    env |= {"GIT_ALLOW_PROTOCOL": protocol or "none", "GIT_SSH_COMMAND": "ssh -o BatchMode=yes"}
+    if protocol in ("https", "ssh"):
+        env |= {name: os.environ[name] for name in _NETWORK if name in os.environ}
+    if folder is not None:
+        env["GIT_DIR"] = str(folder)
+    return line, env
 
 
 def _init(target: Path) -> None:

@@ -19,6 +19,7 @@ from cwm_jax.forager.images.bare import (
     git_folder,
     history_up_to,
     import_files,
+    is_tree_bounded,
     resolve,
 )
 
@@ -72,7 +73,7 @@ def open_source(
         spec: one of these.
         work: folder for the repository; it is the caller's to remove.
         earlier: at most so many commits before the first are named too: of the line of first
-            parents, at equal distances.
+            parents, at equal distances, without those of too many files.
         download: gets the source distribution of a requirement, as ``NAME==VERSION``.
 
     Raises:
@@ -137,11 +138,18 @@ def _of_repository(
     history_up_to(path, commit, repository)
     line = ["rev-list", "--first-parent", commit]
     history = git(line, folder=repository).decode().split()
+    spread = _spread(history, earlier)
+    commits = tuple(commit for commit in spread if is_tree_bounded(repository, commit))
+    if commit not in commits:
+        raise SourceError(
+            f"{spec}: commit {commit} has too many files or bytes for a sandbox; expected what a "
+            "project has: give another commit"
+        )
     return Source(
         name=distribution_name(name or _last(str(path.resolve()))),
         version=commit[:_HASH_CHARACTERS],
         repository=repository,
-        commits=_spread(history, earlier),
+        commits=commits,
         has_history=len(history) > 1,
     )
 
