@@ -21,7 +21,7 @@ def _run(out: Path, policy: str, *, workers: int = 1, num: int = TASKS, turns: i
 
 
 def test_the_oracle_solves_all_in_the_same_bytes_for_any_number_of_workers(tmp_path):
-    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    one, two = tmp_path / "new/one.jsonl", tmp_path / "new/two.jsonl"
     rows = _run(one, "oracle")
     _run(two, "oracle", workers=2)
     assert [row.outcome for row in rows] == ["finished"] * TASKS

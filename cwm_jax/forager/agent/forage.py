@@ -91,6 +91,7 @@ def forage(
         RuntimeError: an episode could not be played; those before it are kept.
     """
     assert (policies is not None) == (settings.model is not None)
+    out.parent.mkdir(parents=True, exist_ok=True)
     file = LineFile(out, shown=out, otherwise="name another --out")
     seconds = LineFile(_beside(out), shown=_beside(out), otherwise="name another --out")
     play_all = functools.partial(_played, settings, policies)

@@ -42,6 +42,7 @@ def export(inputs: Sequence[Path], out: Path) -> dict[str, Any]:
         raise ValueError(f"{out} is read and written; expected a new file: choose another --out")
     index, read, kept, unusable = TrajectoryIndex(), 0, 0, 0
     counts = {name: collections.Counter[str]() for name in _COUNTED}
+    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.name}.partial")
     with partial.open("w", encoding="utf-8", newline="\n") as file:
         for path in inputs:
