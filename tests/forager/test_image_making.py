@@ -94,7 +94,8 @@ def test_earlier_commits_are_tried_where_the_last_is_broken(tmp_path, given):
     (row,) = made(tmp_path / "store", checkout)
     assert row.failure == "tests-fail"
     (row,) = made(tmp_path / "other", checkout, earlier=1)
-    assert row.commit == git(checkout, "rev-parse", "HEAD~1").strip() and row.image
+    assert row.commit == git(checkout, "rev-parse", "HEAD~1").strip()
+    assert row.image.startswith(f"shapes-{row.commit[:12]}-")
 
 
 def test_a_source_is_made_once_whoever_works(tmp_path, given, monkeypatch):

@@ -9,19 +9,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-import shutil
 import sysconfig
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from cwm_jax.forager.images.bare import GitError, history_up_to
 from cwm_jax.forager.images.index_access import Access
 from cwm_jax.forager.images.outcomes import Outcome, flaky, outcomes, share_passing
 from cwm_jax.forager.images.recipe import Recipe
-from cwm_jax.forager.images.tree import unpack
+from cwm_jax.forager.images.tree import TreeError, unpack
 from cwm_jax.rl.environment import EnvironmentFailure
 from cwm_jax.rl.envs.swe.suite import Suite, SuiteFailed, suite_run
-from cwm_jax.rl.envs.swe.workspaces.checkout import bare_repository
 from cwm_jax.rl.envs.swe.workspaces.local import LocalWorkspace
 from cwm_jax.sandbox import SandboxError, Shell, ShellLimits, ShellReply
 
@@ -119,7 +118,7 @@ def attempt(
     access: Access,
     limits: BuildLimits,
 ) -> Attempt:
-    """Installs and tests; where it works, ``draft`` has ``root`` and ``repository.git``.
+    """Installs and tests; where it works, ``draft`` is ready to be kept.
 
     Args:
         repository: with the commit.
@@ -133,17 +132,16 @@ def attempt(
     began = time.monotonic()
     try:
         try:
-            bare = bare_repository({"git": str(repository), "commit": commit})
+            bare = draft / "repository.git"
+            history_up_to(repository, commit, bare)
             _install(bare, recipe, draft, access, limits)
         finally:
             took = time.monotonic() - began
             found = dataclasses.replace(found, build_s=took)
         found = _tested(found, bare, draft / "root", limits)
-        if not found.failure:
-            shutil.copytree(bare, draft / "repository.git")
     except _Failed as end:
         found = dataclasses.replace(found, failure=end.failure, detail=end.detail)
-    except (SandboxError, EnvironmentFailure) as error:
+    except (SandboxError, EnvironmentFailure, GitError, TreeError) as error:
         found = dataclasses.replace(found, failure="sandbox", detail=str(error))
     return found
 

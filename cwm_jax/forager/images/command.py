@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from cwm_jax.forager.decontamination import SWE_BENCH, Exclusions
 from cwm_jax.forager.images.builds import BuildLimits
 from cwm_jax.forager.images.index_access import configured_index
 from cwm_jax.forager.images.making import ImageSettings, make_images
-from cwm_jax.forager.images.oci import write_layout
+from cwm_jax.forager.images.oci import add_to_engine, write_layout
 from cwm_jax.forager.images.report import render
-from cwm_jax.forager.images.store import Store
+from cwm_jax.forager.images.store import Image, Store
 from cwm_jax.rl.environment import EnvironmentFailure
+from cwm_jax.rl.envs.swe.workspaces.engine import find_engine
 from cwm_jax.sandbox import SandboxError
 from cwm_jax.trace.corpus.engine_arguments import add_engine, engine_of
 
@@ -40,9 +42,22 @@ def add_parser(parts: Any) -> None:
     parser.add_argument("--exclude", nargs="*", default=[], metavar="NAME", help="repositories")
     parser.add_argument("--allow-swe-bench", action="store_true", help="leave none of them out")
     parser.add_argument("--keep", type=float, metavar="GIB", help="remove what is used least above")
-    parser.add_argument("--oci", type=Path, metavar="FOLDER", help="write images as archives, too")
+    _add_oci(parser.add_argument_group("of containers: the images of these sources, too"))
     add_engine(parser)
     parser.set_defaults(main=_main)
+
+
+def _add_oci(group: Any) -> None:
+    group.add_argument("--oci", type=Path, metavar="FOLDER", help="written as OCI archives")
+    group.add_argument("--oci-base", type=Path, metavar="FILE", help="an OCI archive below them")
+    group.add_argument("--container-base", metavar="IMAGE", help="put into Docker or Podman on it")
+    group.add_argument(
+        "--oci-link",
+        nargs="*",
+        default=[],
+        metavar="PATH=TARGET",
+        help="links for what a base has elsewhere: /sandbox/bin/python=/usr/local/bin/python3.11",
+    )
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -71,8 +86,21 @@ def _images(args: argparse.Namespace) -> int:
     print(render(rows))
     images = store.images()
     print(f"{args.store}: {len(images)} images, {store.num_bytes() / _GIB:.2f} GiB")
+    _write_oci([image for image in images if image.name in {row.image for row in rows}], args)
+    return int(any(row.failure for row in rows))
+
+
+def _write_oci(images: Sequence[Image], args: argparse.Namespace) -> None:
+    pairs = [link.partition("=") for link in args.oci_link]
+    links = {path: target for path, _, target in pairs}
     if args.oci is not None:
         args.oci.mkdir(parents=True, exist_ok=True)
         for image in images:
-            write_layout(image, args.oci / f"{image.name}.tar")
-    return int(any(row.failure for row in rows))
+            out = args.oci / f"{image.name}.tar"
+            needs = write_layout(image, out, base=args.oci_base, links=links)
+            wanted = f"; a base has to bring {', '.join(needs)}" if needs else ""
+            print(f"{out}: written{wanted}")
+    if args.container_base is not None:
+        engine = find_engine()
+        for image in images:
+            print(add_to_engine(image, engine, base=args.container_base, links=links))

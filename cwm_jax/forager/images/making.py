@@ -157,9 +157,10 @@ def _told(spec: str, found: Attempt, began: float, *, image: str = "") -> BuildR
 
 
 def _manifest(spec: str, source: Source, found: Attempt) -> Manifest:
+    is_first = found.commit == source.commits[0]
     return Manifest(
         name=source.name,
-        version=source.version,
+        version=source.version if is_first else found.commit[: len(source.version)],
         source=spec,
         commit=found.commit,
         recipe=found.recipe,

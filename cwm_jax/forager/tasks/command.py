@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -48,7 +49,8 @@ def _kind(kinds: Any, name: str, make: Maker, help: str) -> argparse.ArgumentPar
 def _guarded(make: Maker, what: str, args: argparse.Namespace) -> int:
     """2 for what a user has caused."""
     try:
-        trials = make(args, _images(args))
+        with contextlib.ExitStack() as stack:
+            trials = make(args, _images(args, stack))
         statistics = write_tasks(args.out, trials)
     except (ValueError, OSError, RuntimeError, EnvironmentFailure, SandboxError) as error:
         print(f"cwm_jax {what}: {error}", file=sys.stderr)
@@ -58,8 +60,10 @@ def _guarded(make: Maker, what: str, args: argparse.Namespace) -> int:
     return 0
 
 
-def _images(args: argparse.Namespace) -> list[Path]:
-    images = Store(args.images).images()
+def _images(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Path]:
+    """Nobody removes them as long as the stack lasts."""
+    store = Store(args.images)
+    images = store.images()
     wanted = {*(args.only or [])}
     found = [image for image in images if not wanted or image.manifest.name in wanted]
     if missing := wanted - {image.manifest.name for image in found}:
@@ -67,7 +71,7 @@ def _images(args: argparse.Namespace) -> list[Path]:
         raise ValueError(f"{args.images} has no image of {sorted(missing)}, but of {known}")
     if not found:
         raise ValueError(f"{args.images} has no images; make some with `forage images`")
-    return [image.path for image in found]
+    return [stack.enter_context(store.use(image)).path for image in found]
 
 
 def _mutate_fix(args: argparse.Namespace, images: Sequence[Path]) -> list[Trial]:
