@@ -16,10 +16,10 @@ from typing import Any
 
 from cwm_jax.forager.tasks.choice import SHARES, Draws
 from cwm_jax.forager.tasks.coverage import Coverage, coverage_from_json, record_coverage
-from cwm_jax.forager.tasks.statement import statement
-from cwm_jax.forager.tasks.tested import failure_of, tested, tests_data, write_files
+from cwm_jax.forager.tasks.statement import Failure, statement
+from cwm_jax.forager.tasks.tested import Tested, failure_of, tested, tests_data, write_files
 from cwm_jax.forager.tasks.trials import TASK, Trial, run_trials
-from cwm_jax.rl.envs.mutations import Mutation, functions, mutations
+from cwm_jax.rl.envs.mutations import Mutation, candidates, functions, is_mutation
 from cwm_jax.rl.envs.swe.grading import is_of_tests
 from cwm_jax.rl.envs.swe.patches import diff_of_file
 from cwm_jax.rl.envs.swe.suite import SuiteFailed
@@ -183,12 +183,12 @@ def _source(path: Path, file: str) -> str | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _mutations(path: Path, file: str, name: str) -> Mapping[str, list[Mutation]]:
-    """By kind."""
+def _candidates(path: Path, file: str, name: str) -> Mapping[str, list[Mutation]]:
+    """By kind; a trial looks at whether one is a mutation."""
     source = _source(path, file)
     assert source is not None
     found: dict[str, list[Mutation]] = {}
-    for mutation in mutations(source, function=name):
+    for mutation in candidates(source, function=name):
         found.setdefault(mutation.kind, []).append(mutation)
     return found
 
@@ -197,7 +197,7 @@ def _items(
     places: Mapping[str, Sequence[_Place]], named: Mapping[str, Path], settings: MutateFixSettings
 ) -> Iterator[_Item]:
     def number_of(kind: str, place: _Place) -> int:
-        found = _mutations(named[place.image], place.path, place.name)
+        found = _candidates(named[place.image], place.path, place.name)
         return len(found.get(kind, []))
 
     tried: dict[_Place, int] = {}
@@ -223,57 +223,81 @@ def _trial(
     place, path = item.place, named[item.place.image]
     source = _source(path, place.path)
     assert source is not None
-    fault = _mutations(path, place.path, place.name)[item.kind][item.index]
+    fault = _candidates(path, place.path, place.name)[item.kind][item.index]
     image = tested(path, settings.timeout_s)
     coverage = _coverage(_coverage_path(covers, place.image))
-    running = {*_tests(coverage, place.path, place.name)}
-    found = Trial(
+    seen = _Seen(outcome="no change")
+    if is_mutation(fault, source):
+        running = {*_tests(coverage, place.path, place.name)}
+        seen = _look(image, place.path, fault.source, running)
+    task = None
+    if seen.failure is not None:
+        data = _data(item, image, fault, source, seen)
+        name = f"mutate-fix/{place.image}/{settings.seed}-{item.number}"
+        task = {"name": name, "data": data, "group": place.image}
+    return Trial(
         number=item.number,
         image=place.image,
         kind=item.kind,
-        what=f"{place.path}:{place.name or '(module)'}: {fault.what}",
-        outcome=TASK,
+        what=f"{_words(place)}: {fault.what}",
+        outcome=seen.outcome,
+        num_failing=len(seen.failing),
+        task=task,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What tests show of a fault; there is a failure to tell of only in a task."""
+
+    outcome: str
+    failing: Sequence[str] = ()
+    failure: Failure | None = None
+
+
+def _look(image: Tested, file: str, changed: str, running: set[str]) -> _Seen:
     workspace = image.workspace()
     try:
-        write_files(workspace, {place.path: fault.source})
+        write_files(workspace, {file: changed})
         failing = image.failing(workspace)
         outcome = _outcome(failing, running, len(image.passing))
-        if outcome == TASK:
-            first, style = failing[0], image.suite.format
-            failure = failure_of(first, workspace, style, timeout_s=settings.timeout_s)
-            outcome = TASK if failure else "no error shown"
+        if outcome != TASK:
+            return _Seen(outcome=outcome, failing=failing)
+        failure = failure_of(failing[0], workspace, image.suite.format, timeout_s=image.timeout_s)
+        return _Seen(
+            outcome=TASK if failure else "no error shown", failing=failing, failure=failure
+        )
     except SuiteFailed as error:
-        outcome, failing = ("broken" if error.ended else "no end"), []
+        return _Seen(outcome="broken" if error.ended else "no end")
     finally:
         workspace.close()
-    found = dataclasses.replace(found, outcome=outcome, num_failing=len(failing))
-    if outcome != TASK:
-        return found
-    assert failure is not None
-    gold = diff_of_file(place.path, fault.source, source)
+
+
+def _data(item: _Item, image: Tested, fault: Mutation, source: str, seen: _Seen) -> dict[str, Any]:
+    """Of a task."""
+    file, failing = item.place.path, [*seen.failing]
+    gold = diff_of_file(file, fault.source, source)
+    assert seen.failure is not None
     issue = statement(
-        failure,
+        seen.failure,
         kind=item.kind,
         num_failing=len(failing),
         mended=[line[1:] for line in gold.splitlines()[3:] if line.startswith("+")],
-        seed=f"{settings.seed}/{item.number}",
+        seed=f"{item.place}/{item.kind}/{item.index}",
     )
     lost = {*failing}
     kept = [name for name in image.passing if name not in lost]
-    data: dict[str, Any] = {
+    return {
         "issue": issue,
-        "repository": image.repository | {"change": diff_of_file(place.path, source, fault.source)},
+        "repository": {**image.repository, "change": diff_of_file(file, source, fault.source)},
         "patch": gold,
         "tests": tests_data(image.suite, failing, kept, {}),
-        "fault": {
-            "kind": fault.kind,
-            "place": f"{place.path}:{place.name or '(module)'}",
-            "what": fault.what,
-        },
+        "fault": {"kind": fault.kind, "place": _words(item.place), "what": fault.what},
     }
-    name = f"mutate-fix/{place.image}/{settings.seed}-{item.number}"
-    return dataclasses.replace(found, task={"name": name, "data": data, "group": place.image})
+
+
+def _words(place: _Place) -> str:
+    return f"{place.path}:{place.name or '(module)'}"
 
 
 def _outcome(failing: Sequence[str], running: set[str], num_passing: int) -> str:
@@ -291,6 +315,6 @@ def _died(item: _Item) -> bytes:
         number=item.number,
         image=item.place.image,
         kind=item.kind,
-        what=f"{item.place.path}:{item.place.name}",
+        what=_words(item.place),
         outcome="process died",
     ).to_line()
