@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cwm_jax.forager.agent.loop import repository_name
+from cwm_jax.forager.decontamination import KnownTexts
 from cwm_jax.forager.documents.pull_requests import read_issues
 from cwm_jax.forager.images.store import Image, Store
 from cwm_jax.forager.tasks.issue_fix import IssueFixSettings, issue_fix
@@ -162,6 +163,17 @@ def test_statistics_count_what_there_is(one):
     assert found["tasks"] == COUNT == sum(found["kinds"].values())
     assert found["trials"] == len(trials) == sum(found["outcomes"].values())
     assert f"| all | {len(trials)} | {COUNT} |" in table(found)
+
+
+def test_a_task_near_a_known_text_is_none(one, images, tmp_path):
+    first = next(trial for trial in one[1] if trial.task)
+    known = KnownTexts({"theirs": first.task["data"]["issue"].upper()})
+    chosen = MutateFixSettings(timeout_s=30.0)
+    trials = mutate_fix(
+        images, tmp_path / "run", chosen, count=1, engine=LocalEngine(1), known=known
+    )
+    assert trials[first.number].outcome == "near a known text" and not trials[first.number].task
+    assert trials[-1].task and trials[-1].number > first.number
 
 
 # A history with a mended fault, a change without tests, one of tests alone, and one that

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cwm_jax.evals.contamination import training_texts
+from cwm_jax.forager.decontamination import KnownTexts
 from cwm_jax.forager.documents.pull_requests import read_issues
 from cwm_jax.forager.images.store import Store
 from cwm_jax.forager.tasks.issue_fix import IssueFixSettings, issue_fix
@@ -41,6 +43,9 @@ def _kind(kinds: Any, name: str, make: Maker, help: str) -> argparse.ArgumentPar
     kind.add_argument("--only", nargs="+", metavar="NAME", help="of the images")
     kind.add_argument("--out", type=Path, required=True, help="folder, gone on with if it is there")
     kind.add_argument("--count", type=int, help="of tasks (default all that there are)")
+    kind.add_argument(
+        "--decontaminate", nargs="+", default=[], metavar="PATH", help="texts to stay away from"
+    )
     add_engine(kind)
     kind.set_defaults(main=functools.partial(_guarded, make, f"forage tasks {name}"))
     return kind
@@ -78,10 +83,22 @@ def _mutate_fix(args: argparse.Namespace, images: Sequence[Path]) -> list[Trial]
     settings = MutateFixSettings(
         seed=args.seed, timeout_s=args.timeout, per_function=args.per_function
     )
-    return mutate_fix(images, args.out, settings, count=args.count, engine=engine_of(args))
+    engine, known = engine_of(args), _known(args)
+    return mutate_fix(images, args.out, settings, count=args.count, engine=engine, known=known)
 
 
 def _issue_fix(args: argparse.Namespace, images: Sequence[Path]) -> list[Trial]:
     issues = read_issues(args.issues) if args.issues else {}
     settings = IssueFixSettings(timeout_s=args.timeout, issues=issues)
-    return issue_fix(images, args.out, settings, count=args.count, engine=engine_of(args))
+    engine, known = engine_of(args), _known(args)
+    return issue_fix(images, args.out, settings, count=args.count, engine=engine, known=known)
+
+
+def _known(args: argparse.Namespace) -> KnownTexts | None:
+    """None where there is nothing to stay away from."""
+    texts = {
+        f"{path}:{name}": text
+        for path in args.decontaminate
+        for name, text in training_texts(Path(path), None)
+    }
+    return KnownTexts(texts) if texts else None

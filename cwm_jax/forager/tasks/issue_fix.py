@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cwm_jax.forager.decontamination import KnownTexts
 from cwm_jax.forager.documents.history import Commit, History
 from cwm_jax.forager.documents.pull_requests import Issue, issue_of
 from cwm_jax.forager.tasks.tested import Tested, tested, tests_data, write_files
@@ -61,6 +62,7 @@ def issue_fix(
     *,
     count: int | None,
     engine: Engine,
+    known: KnownTexts | None = None,
 ) -> list[Trial]:
     """Tries the commits of the images' histories, the newest first; see `run_trials`.
 
@@ -70,6 +72,7 @@ def issue_fix(
         settings: of the tasks.
         count: of tasks; None tries every commit.
         engine: where.
+        known: texts that tasks may not be near to.
 
     Raises:
         ValueError: none of the images has a history.
@@ -89,6 +92,7 @@ def issue_fix(
         died=_died,
         engine=engine,
         count=count,
+        known=known,
     )
 
 

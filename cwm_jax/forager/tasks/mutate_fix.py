@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cwm_jax.forager.decontamination import KnownTexts
 from cwm_jax.forager.tasks.choice import SHARES, Draws
 from cwm_jax.forager.tasks.coverage import Coverage, coverage_from_json, record_coverage
 from cwm_jax.forager.tasks.statement import Failure, statement
@@ -71,6 +72,7 @@ def mutate_fix(
     *,
     count: int | None,
     engine: Engine,
+    known: KnownTexts | None = None,
 ) -> list[Trial]:
     """Trials until ``count`` are tasks; see `run_trials` for the folder, results and errors.
 
@@ -80,6 +82,7 @@ def mutate_fix(
         settings: of the tasks.
         count: of tasks; None tries every fault.
         engine: where.
+        known: texts that tasks may not be near to.
 
     Raises:
         ValueError: none of the images has a function that a test runs.
@@ -103,6 +106,7 @@ def mutate_fix(
         died=_died,
         engine=engine,
         count=count,
+        known=known,
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cwm_jax.forager.decontamination import KnownTexts
 from cwm_jax.storage import LineFile, StorageError, write_json, write_whole
 from cwm_jax.trace.corpus.engines import Engine
 
@@ -56,6 +57,7 @@ def run_trials(
     died: Callable[[Any], bytes],
     engine: Engine,
     count: int | None,
+    known: KnownTexts | None = None,
 ) -> list[Trial]:
     """Tries items until ``count`` of them have become tasks, or none is left.
 
@@ -67,6 +69,7 @@ def run_trials(
         died: the line of an item that ended its process twice.
         engine: where they are tried.
         count: of tasks; None tries all.
+        known: texts that a task's issue with its patch may not be near to.
 
     Returns:
         All trials of the run, up to the one that gave the last task.
@@ -80,12 +83,13 @@ def run_trials(
     file = LineFile(path, shown=path, otherwise="name another --out")
     try:
         lines = file.lines()
+        settings = {**settings, "known_texts": len(known) if known else 0}
         _check_settings(folder, settings, begun=bool(lines))
         found = [_read(line, path) for line in lines]
         rest = _rest(items, len(found))
         for line in () if _enough(found, count) else engine.map_chunks(function, rest, died):
-            file.add(line)
-            found.append(_read(line, path))
+            found.append(_clean(_read(line, path), known))
+            file.add(found[-1].to_line())
             if _enough(found, count):
                 break
     finally:
@@ -148,6 +152,16 @@ def _read(line: bytes, path: Path) -> Trial:
         raise StorageError(
             f"{path} has a line that is no trial ({error}); name another --out"
         ) from error
+
+
+def _clean(trial: Trial, known: KnownTexts | None) -> Trial:
+    if trial.task is None or known is None:
+        return trial
+    data = trial.task["data"]
+    near = known.find(data["issue"]) or known.find(data["patch"])
+    if near is None:
+        return trial
+    return dataclasses.replace(trial, outcome="near a known text", task=None)
 
 
 def _rest(items: Iterable[Any], num_done: int) -> Iterator[list[Any]]:
