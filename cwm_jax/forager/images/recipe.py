@@ -79,7 +79,7 @@ def recipes(files: Mapping[str, bytes]) -> list[Recipe]:
             (`unreadable_files` tells of it).
 
     Returns:
-        None if there are no tests.
+        The recipes; an empty list if there are no tests.
     """
     return _Maker(Project(files)).recipes()
 
