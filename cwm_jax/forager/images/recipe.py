@@ -7,6 +7,7 @@ run in a sandbox to show.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import posixpath
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,12 @@ from cwm_jax.forager.images.declared import (
     tox,
     workflows,
 )
-from cwm_jax.forager.images.declared.locations import FoundTests, guessed_tests, named_tests
+from cwm_jax.forager.images.declared.locations import (
+    FoundTests,
+    guessed_tests,
+    is_collected,
+    named_tests,
+)
 from cwm_jax.forager.images.declared.needs import RANKS, Declared, lines_of_file, names_of
 from cwm_jax.forager.images.declared.project import Project, table
 from cwm_jax.forager.images.declared.pytest_options import (
@@ -49,7 +55,7 @@ class Recipe:
             (``python`` and ``pip`` on PATH), with network. The last installs the project itself,
             editable, so that whatever the others brought of it gives way.
         command: runs the tests in the root, without network, and prints each test's result; a
-            ``{canary}`` in it becomes the canary's path.
+            ``{canary}`` in it, if there is one, becomes the canary's path.
         format: of its output, as `cwm_jax.rl.envs.swe.suite.FORMATS` has it.
         canary: the folder of tests that it collects from, relative to the root, "." for the root.
     """
@@ -73,7 +79,7 @@ def recipes(files: Mapping[str, bytes]) -> list[Recipe]:
             (`unreadable_files` tells of it).
 
     Returns:
-        None if there are no tests.
+        The recipes; an empty list if there are no tests.
     """
     return _Maker(Project(files)).recipes()
 
@@ -149,15 +155,18 @@ class _Maker:
         options = dict.fromkeys(_pairs((*given.options, *said.options)))
         words = [
             *fixed_options(self._config, self._declarations()),
+            *self._names_of_files(),
             *(word for pair in options for word in pair),
             *tests.paths,
         ]
+        # Only where it is needed: pytest 8 collects of a folder and a file in it the file alone.
+        canary = "" if is_collected(tests) else " {canary}"
         plugins = ("pytest", *self._config.plugins, *given.plugins, *said.plugins)
         environment = self._environment(declared)
         return Recipe(
             name=declared.name,
             install=self._install(declared, plugins),
-            command=f"{environment}python -m pytest {shlex.join(words)} {{canary}}",
+            command=f"{environment}python -m pytest {shlex.join(words)}{canary}",
             format="pytest",
             canary=tests.canary,
         )
@@ -175,6 +184,13 @@ class _Maker:
             format="unittest",
             canary=folder,
         )
+
+    def _names_of_files(self) -> list[str]:
+        """Options by which a canary is collected where test files have names of another form."""
+        patterns = self._config.python_files
+        if any(fnmatch.fnmatchcase("test_x.py", one) for one in patterns):
+            return []
+        return ["-o", f"python_files={' '.join(patterns)} test_*.py"]
 
     def _environment(self, declared: Declared) -> str:
         variables = dict(declared.environment)

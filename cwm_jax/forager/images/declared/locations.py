@@ -54,7 +54,8 @@ def named_tests(
             if matches := _matches(project, whole):
                 found |= dict.fromkeys(matches)
                 break
-    kept = {path: _below(project, path, python_files) for path in found}
+    outer = [path for path in found if not any(_lies_below(path, other) for other in found)]
+    kept = {path: _below(project, path, python_files) for path in outer}
     return _tests({path: files for path, files in kept.items() if files})
 
 
@@ -79,6 +80,16 @@ def guessed_tests(project: Project, python_files: Sequence[str]) -> FoundTests |
         for path in every:
             groups[path.split("/")[0]].append(path)
     return _tests(dict(groups)) or _plainly_named(project)
+
+
+def is_collected(tests: FoundTests) -> bool:
+    """Whether the canary's folder is among what the paths collect."""
+    homes = [path for path in tests.paths if not path.endswith(".py")]
+    return any(home == tests.canary or _lies_below(tests.canary, home) for home in homes)
+
+
+def _lies_below(path: str, folder: str) -> bool:
+    return path != folder and (folder == "." or path.startswith(f"{folder}/"))
 
 
 def _plainly_named(project: Project) -> FoundTests | None:
