@@ -17,7 +17,7 @@ from cwm_jax.rl.envs.swe.suite import FORMATS
 PY = f"py{sys.version_info[0]}{sys.version_info[1]}"
 DOTTED = f"{sys.version_info[0]}.{sys.version_info[1]}"
 TEST = "def test_a():\n    pass\n"
-RUN = "python -m pytest -v -p no:cacheprovider -o addopts="
+RUN = "python -m pytest -v --continue-on-collection-errors -p no:cacheprovider -o addopts="
 BUILT = '[build-system]\nrequires = ["flit_core"]\n[project]\nname = "thing"\n'
 
 
@@ -306,7 +306,7 @@ def test_plugins_that_change_the_output_or_the_order_are_off():
 
 def test_a_setting_of_the_cache_would_be_unknown_without_it():
     found = first(project('[tool.pytest.ini_options]\ncache_dir = "x"\n'))
-    assert found.command == "python -m pytest -v -o addopts= tests"
+    assert found.command == "python -m pytest -v --continue-on-collection-errors -o addopts= tests"
 
 
 @pytest.mark.parametrize(
@@ -423,7 +423,7 @@ def test_unittest_is_the_last_candidate():
     test = {"setup.py": b"", "src/thing/tests/test_a.py": b"import unittest\n"}
     found = recipes(packages | test)
     assert [one.format for one in found] == ["pytest", "unittest"]
-    assert found[1].command == "python -m unittest discover -v -s src/thing/tests -t src"
+    assert found[1].command == "python -W ignore -m unittest discover -v -s src/thing/tests -t src"
     with_pytest = files(tests__test_a_DOT_py="import unittest\nimport pytest\n")
     assert [one.format for one in recipes(with_pytest)] == ["pytest"]
 
