@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from cwm_jax.storage import write_json
 from cwm_jax.trace.corpus.engines import Engine
 
 _RECORDING = 10.0  # times that a run under the recorder may take of one without; assumed
+# Of a run with a fault: so many times what the recorder took, and so many seconds at least. Faults
+# that loop for ever are a few of a hundred; assumed.
+_SLOWER, _LEAST_S = 2.0, 15.0
 _MOST_FAILING = 0.5  # of an image's tests: with more, the project as a whole is broken; assumed
 
 
@@ -38,7 +42,7 @@ class MutateFixSettings:
     Attributes:
         seed: of the draws.
         shares: weights of the kinds of faults.
-        timeout_s: of a run of the tests with a fault.
+        timeout_s: of a run of the tests with a fault, at most.
         per_function: trials of one function, at most.
     """
 
@@ -128,10 +132,11 @@ def _recorded(timeout_s: float, paths: Sequence[Path]) -> bytes:
         image = tested(path, timeout_s)
         workspace = image.workspace()
         try:
+            began = time.monotonic()
             found = record_coverage(
                 workspace, image.suite, image.passing, timeout_s=_RECORDING * timeout_s
             )
-            values = found.to_json()
+            values = found.to_json() | {"seconds": round(time.monotonic() - began, 1)}
         except SuiteFailed as error:
             values = Coverage(tests={}).to_json() | {"failure": str(error)}
         finally:
@@ -152,6 +157,13 @@ def _coverage_path(folder: Path, name: str) -> Path:
 @functools.cache
 def _coverage(path: Path) -> Coverage:
     return coverage_from_json(json.loads(path.read_bytes()))
+
+
+@functools.cache
+def _timeout_s(path: Path, most_s: float) -> float:
+    """Of a run of the tests, of what was recorded there."""
+    took_s = json.loads(path.read_bytes()).get("seconds", most_s)
+    return min(most_s, max(_LEAST_S, _SLOWER * took_s))
 
 
 def _places(path: Path, covers: Path) -> list[_Place]:
@@ -228,8 +240,9 @@ def _trial(
     source = _source(path, place.path)
     assert source is not None
     fault = _candidates(path, place.path, place.name)[item.kind][item.index]
-    image = tested(path, settings.timeout_s)
-    coverage = _coverage(_coverage_path(covers, place.image))
+    recorded = _coverage_path(covers, place.image)
+    image = tested(path, _timeout_s(recorded, settings.timeout_s))
+    coverage = _coverage(recorded)
     seen = _Seen(outcome="no change")
     if is_mutation(fault, source):
         running = {*_tests(coverage, place.path, place.name)}
