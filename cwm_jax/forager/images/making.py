@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 import platform
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -89,11 +88,11 @@ def make_image(spec: str, store: Store, settings: ImageSettings, index: Index) -
     if excluded := settings.exclusions.find(spec):
         return BuildRow(source=spec, failure="excluded", detail=f"is {excluded}")
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="images-") as work, index_access(index) as access:
+    with store.draft() as work, index_access(index) as access:
         try:
             source = open_source(
                 spec,
-                Path(work),
+                work,
                 earlier=settings.earlier,
                 download=functools.partial(download_sdist, index=index),
             )

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from cwm_jax.rl.envs.swe.grading import grade
 from cwm_jax.rl.envs.swe.profiles import PROFILES
 from cwm_jax.rl.envs.swe.workspaces.checkout import bare_repository, files_of
 
+ROOT = Path(__file__).parents[3]
 RIGHT = "def double(x):\n    return x * 2\n"
 FAULTY = "def double(x):\n    return x\n"
 TEST = """import unittest
@@ -165,3 +167,28 @@ def test_the_image_stays_as_it_is(data):
     finally:
         workspace.close()
     assert sorted(os.walk(root)) == before
+
+
+def test_what_a_killed_process_has_left_is_removed(tmp_path):
+    code = """
+import os, signal, sys
+from cwm_jax.rl.envs.swe.workspaces.checkout import bare_repository
+print(bare_repository({"files": {"a": "x"}}).parent, flush=True)
+if sys.argv[1] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.stdin.read()
+"""
+    made = {"cwd": ROOT, "env": {**os.environ, "TMPDIR": str(tmp_path)}, "text": True}
+    made |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    folders, running = [], []
+    for how in ("killed", "alive", "alive"):
+        process = subprocess.Popen([sys.executable, "-c", code, how], **made)
+        folders.append(Path(process.stdout.readline().strip()))
+        running.append(process)
+        if how == "killed":
+            process.wait()
+            assert folders[0].exists()
+    assert [folder.exists() for folder in folders] == [False, True, True]
+    for process in running:
+        process.communicate()
+    assert not [*tmp_path.glob("repositories-*")]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import atexit
 import collections
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +19,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cwm_jax.rl.environment import EnvironmentFailure
 from cwm_jax.rl.envs.swe.patches import ENCODING
@@ -29,6 +31,7 @@ _MESSAGE = "The project as it is\n"
 _GIT_S = 600.0  # assumed: fetching a large history from disk
 _FILE_MODES = (b"100644", b"100755")
 _TREE_BYTES = 64 << 20  # assumed: the sandbox of calls has 512 MiB for everything
+_PREFIX = "repositories-"
 _lock = threading.Lock()
 _making: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)  # by repository
 _folders: dict[int, str] = {}  # by process: a fork has none of its own
@@ -149,15 +152,39 @@ def _contents(batch: bytes, paths: Sequence[bytes]) -> Iterator[tuple[str, bytes
 def _folder() -> str:
     pid = os.getpid()
     if pid not in _folders:
-        _folders[pid] = tempfile.mkdtemp(prefix="repositories-")
+        _remove_stale()
+        _folders[pid] = tempfile.mkdtemp(prefix=_PREFIX)
         os.chmod(_folders[pid], 0o755)
-        atexit.register(_remove, _folders[pid], pid)
+        lock = _locked(Path(_folders[pid]))
+        atexit.register(_remove, _folders[pid], pid, lock)
     return _folders[pid]
 
 
-def _remove(folder: str, pid: int) -> None:
+def _locked(folder: Path) -> IO[bytes] | None:
+    """A file whose lock ends with this process and its forks; None if another holds it."""
+    file = (folder / ".lock").open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _remove_stale() -> None:
+    """Folders that processes which were killed have left; one without a lock is just begun."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/.lock"):
+        with contextlib.suppress(OSError):
+            if file := _locked(lock.parent):
+                shutil.rmtree(lock.parent, ignore_errors=True)
+                file.close()
+
+
+def _remove(folder: str, pid: int, lock: IO[bytes] | None) -> None:
     if os.getpid() == pid:
         shutil.rmtree(folder, ignore_errors=True)
+    if lock:  # open as long as the process lives
+        lock.close()
 
 
 def _let_others_read(folder: Path) -> None:
