@@ -169,7 +169,8 @@ def test_what_a_run_shows_is_read():
 
 def test_a_command_says_how_the_test_ended():
     test = FailingTest(path="tests/test_a.py", names=["test_a[b c]"], runner="pytest")
-    assert "python -m pytest -q --tb=short 'tests/test_a.py::test_a[b c]' 2>&1" in test.command()
+    words = "python -m pytest -q --tb=short -o addopts= -p no:cacheprovider"
+    assert f"{words} 'tests/test_a.py::test_a[b c]' 2>&1" in test.command()
     assert test.command().endswith('echo "exit ${PIPESTATUS[0]}"')
     assert test.command(otherwise="git checkout a").endswith("|| git checkout a")
 

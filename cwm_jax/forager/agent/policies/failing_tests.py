@@ -63,7 +63,9 @@ class FailingTest:
         """Of ``python -m``."""
         names = [] if whole_file else self.names
         if self.runner == "pytest":
-            return f"pytest -q --tb=short {shlex.quote('::'.join([self.path, *names]))}"
+            # A project's own options may be of plugins that are not there, as those of coverage.
+            words = "pytest -q --tb=short -o addopts= -p no:cacheprovider"
+            return f"{words} {shlex.quote('::'.join([self.path, *names]))}"
         module = self.path.removesuffix(".py").removeprefix(f"{self.folder}/").replace("/", ".")
         return f"unittest -q {'.'.join([module, *(n.split('[')[0] for n in names)])}"
 
