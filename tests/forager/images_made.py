@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def image_of(store: Store, checkout: Path, *, name: str, recipe: Recipe = RECIPE
             source=str(checkout),
             commit=found.commit,
             recipe=recipe,
-            python="3.11.0",
+            python=platform.python_version(),
             tests=found.tests,
             flaky=found.flaky,
         )

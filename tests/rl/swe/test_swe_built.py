@@ -1,6 +1,8 @@
 """Tasks in an image that `forage images` makes: its environment is there, its future is not."""
 
+import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +49,7 @@ def image(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("images") / "project-1"
     (folder / "root/venv/bin").mkdir(parents=True)
     (folder / "root/testbed").mkdir()
+    write_manifest(folder, platform.python_version())
     (folder / "root/venv/bin/tool").write_text("#!/bin/sh\necho a tool of the image\n")
     (folder / "root/testbed/made by [installing]").write_text("old\n")
     work = tmp_path_factory.mktemp("work")
@@ -69,6 +72,10 @@ def image(tmp_path_factory) -> dict[str, str]:
     for path in [folder / "root", *(folder / "root").rglob("*")]:
         path.chmod(0o777)
     return found
+
+
+def write_manifest(folder: Path, python: str) -> None:
+    (folder / "manifest.json").write_text(json.dumps({"python": python}))
 
 
 def task(image: dict[str, str], *, changed: bool, **more) -> Task:
@@ -153,6 +160,11 @@ def test_what_cannot_be_is_refused(image, tmp_path):
     subprocess.run(["cp", "-r", f"{image['built']}/repository.git", str(tmp_path)], check=True)
     with pytest.raises(EnvironmentFailure, match="is no image on this machine"):
         workspace_maker(gone.repository, PROFILES["small"])()
+    (tmp_path / "root").mkdir()
+    for python, said in (("2.7.18", "is of Python 2.7.18"), (None, "no manifest that can be")):
+        write_manifest(tmp_path, python) if python else (tmp_path / "manifest.json").unlink()
+        with pytest.raises(EnvironmentFailure, match=said):
+            workspace_maker(gone.repository, PROFILES["small"])()
     twice = read_data(task(image, changed=True, change=FAULT.replace("x * 2", "x * 9")))
     with pytest.raises(EnvironmentFailure, match="git apply on this host"):
         workspace_maker(twice.repository, PROFILES["small"])()

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -109,7 +110,22 @@ def image_root(source: Mapping[str, Any]) -> Path | None:
             f"{source['built']} is no image on this machine; expected a folder that `forage "
             "images` has made, which can be made again from the task's repository"
         )
+    _check_interpreter(Path(source["built"]))
     return root
+
+
+def _check_interpreter(image: Path) -> None:
+    """Its packages are in a folder that is named after a version, and some are compiled for it."""
+    try:
+        python = json.loads((image / "manifest.json").read_bytes())["python"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EnvironmentFailure(f"{image} has no manifest that can be read: {error}") from error
+    own = platform.python_version()
+    if python.split(".")[:2] != own.split(".")[:2]:
+        raise EnvironmentFailure(
+            f"{image} is of Python {python} and this is {own}; expected the same minor version, as "
+            "the image runs this machine's: make it again here"
+        )
 
 
 def _history(source: Mapping[str, Any]) -> str:
