@@ -18,7 +18,7 @@ from convert import save_hf
 from cwm_jax.__main__ import main
 from cwm_jax.data.chat import Message
 from cwm_jax.data.encoding import dialog_tokens
-from cwm_jax.data.shards import MASKED_MARK, OBSERVATION_MARK
+from cwm_jax.data.shards import OBSERVATION_MARK, TOKEN_BITS
 from cwm_jax.data.trajectories import Trajectory
 from cwm_jax.evals.models.forcing import ForcedScorer
 from cwm_jax.evals.models.in_process import open_folder
@@ -409,7 +409,7 @@ def expected_losses() -> dict[str, tuple[float, int, int]]:
     marks = [dialog_tokens(TOKENIZER, each.messages) for each in asked]
     rows = np.zeros((2, max(map(len, marks))), np.int32)
     for row, marked in zip(rows, marks, strict=True):
-        row[: len(marked)] = marked & ~(OBSERVATION_MARK | MASKED_MARK)
+        row[: len(marked)] = marked & TOKEN_BITS
     whole = np.asarray(jax.jit(forward, static_argnums=1)(PARAMS, CONFIG, rows))
     found = {}
     for each, marked, tokens, logits in zip(asked, marks, rows, whole, strict=True):

@@ -23,7 +23,7 @@ from cwm_jax.rl.envs.swe.environment import workspace_maker
 from cwm_jax.rl.envs.swe.grading import grade, is_of_tests
 from cwm_jax.rl.envs.swe.profiles import PROFILES
 from cwm_jax.storage import StorageError
-from cwm_jax.trace.corpus.engines import LocalEngine, RayEngine
+from cwm_jax.trace.corpus.engines import LocalEngine
 from tests.forager.images_made import image_of, repository
 from tests.forager.packages_made import FILES, PASSED
 
@@ -49,10 +49,9 @@ def images(store, tmp_path_factory) -> list[Path]:
     return sorted(found)
 
 
-def made(images, folder, *, count=COUNT, workers=1, engine=None, **settings) -> list[Trial]:
+def made(images, folder, *, count=COUNT, workers=1, **settings) -> list[Trial]:
     chosen = MutateFixSettings(timeout_s=30.0, **settings)
-    engine = engine or LocalEngine(workers)
-    return mutate_fix(images, folder, chosen, count=count, engine=engine)
+    return mutate_fix(images, folder, chosen, count=count, engine=LocalEngine(workers))
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +111,20 @@ def test_four_workers_give_the_same_bytes(one, images, tmp_path):
     assert same
 
 
-def test_ray_gives_the_same_bytes(one, images, tmp_path):
+def test_ray_gives_the_same_bytes(one, store, tmp_path):
+    """In a process of its own, as Ray and jax fork in each other's way."""
     pytest.importorskip("ray")
-    made(images, tmp_path / "other", engine=RayEngine(workers=2), count=1)
+    line = [*command(store, tmp_path / "other", count=1, workers=2), "--engine", "ray"]
+    subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
     found = (tmp_path / "other/trials.jsonl").read_bytes()
     assert found and (one[0] / "trials.jsonl").read_bytes().startswith(found)
+
+
+def command(store: Store, folder: Path, *, count: int, workers: int) -> list[str]:
+    code = "import sys; from cwm_jax.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    line = [sys.executable, "-c", code, "forage", "tasks", "mutate-fix", "--timeout", "30"]
+    line += ["--images", str(store.folder), "--out", str(folder)]
+    return [*line, "--count", str(count), "--workers", str(workers)]
 
 
 def test_another_seed_gives_other_tasks(one, images, tmp_path):
@@ -137,10 +145,7 @@ def test_a_run_goes_on_and_refuses_other_settings(one, images, tmp_path):
 
 def test_killed_at_any_moment_it_loses_the_trials_in_flight_alone(one, images, store, tmp_path):
     folder = tmp_path / "run"
-    code = "import sys; from cwm_jax.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    line = [sys.executable, "-c", code, "forage", "tasks", "mutate-fix", "--images"]
-    line += [str(store.folder), "--out", str(folder), "--count", str(COUNT), "--workers", "1"]
-    line += ["--timeout", "30"]
+    line = command(store, folder, count=COUNT, workers=1)
     for wait_for in (1, 2):
         process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL)
         path, deadline = folder / "trials.jsonl", time.monotonic() + 120
