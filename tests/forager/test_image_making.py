@@ -122,7 +122,9 @@ def in_order(folder: Path, rows):
     return [images[row.image] for row in rows]
 
 
-def test_the_same_source_gives_the_same_image(tmp_path, given):
+def test_the_same_source_gives_the_same_image(tmp_path, given, monkeypatch):
     checkout = repository(tmp_path / "shapes", ("All", FILES))
-    (one,), (two,) = made(tmp_path / "one", checkout), made(tmp_path / "two", checkout)
+    monkeypatch.chdir(tmp_path)
+    (one,), (two,) = made(tmp_path / "one", checkout), made(Path("two"), checkout)
+    assert Store(Path("two")).find(two.image).path == tmp_path / "two/images" / two.image
     assert one.image == two.image

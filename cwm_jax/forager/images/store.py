@@ -160,6 +160,7 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
+        folder = folder.absolute()  # tasks name images by their paths
         self.folder = folder
         self._images, self._drafts = folder / "images", folder / "drafts"
         if folder.exists() and not self._images.is_dir() and any(folder.iterdir()):
