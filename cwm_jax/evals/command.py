@@ -226,7 +226,7 @@ def _model(args: argparse.Namespace) -> Model:
             dtype=args.dtype,
             kv_dtype=args.kv_dtype,
         )
-    from cwm_jax.evals.models.openai import ServerModel, ServerOptions
+    from cwm_jax.evals.models.openai import ServerModel, ServerOptions, read_api_key
     from cwm_jax.tokenizer import load_tokenizer
 
     for name in ("max_length", "dtype", "kv_dtype"):
@@ -237,7 +237,7 @@ def _model(args: argparse.Namespace) -> Model:
             )
     options = ServerOptions(
         model=args.model_name,
-        api_key=_api_key(args),
+        api_key=read_api_key(args.api_key, args.api_key_file),
         completions=args.completions,
         timeout_s=args.timeout,
         retries=args.retries,
@@ -249,15 +249,6 @@ def _model(args: argparse.Namespace) -> Model:
 
 def _say(text: str) -> None:
     print(f"eval: {text}", file=sys.stderr, flush=True)
-
-
-def _api_key(args: argparse.Namespace) -> str | None:
-    if args.api_key_file is None:
-        return args.api_key
-    key = args.api_key_file.read_text(encoding="utf-8").split("\n")[0].strip()
-    if not key:
-        raise ValueError(f"{args.api_key_file} has no key; expected it in the first line")
-    return key
 
 
 def _load(args: argparse.Namespace, mode: str, values: Mapping[str, str], model: Model) -> EvalSet:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 
-from cwm_jax.evals.contamination import LEAST_WORDS, word_shingles, words_of
+from cwm_jax.evals.contamination import LEAST_WORDS, training_texts, word_shingles, words_of
 from cwm_jax.trace.corpus.deduplication import minhash
 
 # Source: the repositories of SWE-bench's test split (Jimenez et al., arXiv 2310.06770, table of
@@ -120,6 +121,14 @@ class KnownTexts:
         if similar[best] < self._jaccard:
             return None
         return Near(self._names[best], float(similar[best]))
+
+
+def known_texts(paths: Iterable[str]) -> KnownTexts | None:
+    """Those of training data at the paths, as `training_texts` reads it; None if there are none."""
+    texts = {
+        f"{path}:{name}": text for path in paths for name, text in training_texts(Path(path), None)
+    }
+    return KnownTexts(texts) if texts else None
 
 
 def _is_long(text: str) -> bool:

@@ -151,16 +151,19 @@ def test_disk(self):
 
 def test_nothing_of_hostile_tests_escapes_or_stays(tmp_path):
     before = {path.name for path in Path.home().iterdir()}
+    # By this word its processes are told from those of tests that run at the same time.
+    command = RECIPE.command.replace("python ", "python -X hostile ")
+    recipe = dataclasses.replace(RECIPE, command=command)
     with socket.create_server(("127.0.0.1", 0)) as server:  # of the host
         tests = HOSTILE.replace("HOST_PORT", str(server.getsockname()[1])).strip()
-        found = tried(tmp_path / "draft", project(tmp_path / "project", tests))
+        found = tried(tmp_path / "draft", project(tmp_path / "project", tests), recipe)
     assert outcomes(found) == [f"{n} passed" for n in ("daemon", "disk", "forks", "home", "socket")]
     root = tmp_path / "draft/root"
     assert (root / "venv/bin/activate").exists()  # both runs were on copies
     assert not [*root.glob("testbed/*")]
     assert {path.name for path in Path.home().iterdir()} == before
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if readable(path)]
-    assert not [line for line in lines if b"unittest\0discover" in line]
+    assert not [line for line in lines if b"-X\0hostile" in line]
 
 
 def readable(path: Path) -> bool:

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from cwm_jax.data.chat import THINK_CLOSING, Message
@@ -361,6 +362,16 @@ def _is_too_long(refusal: RefusalError) -> bool:
     if refusal.status not in (400, 413, 422):
         return False
     return bool(_TOO_LONG.search(refusal.text)) or "context_length_exceeded" in refusal.text
+
+
+def read_api_key(key: str | None, file: Path | None) -> str | None:
+    """The key, or a file's first line where there is one; raises ValueError if that is empty."""
+    if file is None:
+        return key
+    found = file.read_text(encoding="utf-8").split("\n")[0].strip()
+    if not found:
+        raise ValueError(f"{file} has no key; expected it in the first line")
+    return found
 
 
 def _asked_wait_s(retry_after: str | None) -> float | None:

@@ -187,27 +187,18 @@ def _model(args: argparse.Namespace) -> Model:
             dtype=args.dtype,
             kv_dtype=args.kv_dtype,
         )
-    from cwm_jax.evals.models.openai import ServerModel, ServerOptions
+    from cwm_jax.evals.models.openai import ServerModel, ServerOptions, read_api_key
     from cwm_jax.tokenizer import load_tokenizer
 
     given = {"timeout_s": args.timeout, "retries": args.retries}
     options = ServerOptions(
         model=args.model,
-        api_key=_api_key(args),
+        api_key=read_api_key(args.api_key, args.api_key_file),
         completions=bool(args.completions),
         **{name: value for name, value in given.items() if value is not None},
     )
     tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
     return ServerModel(args.url, tokenizer, options, say=_say)
-
-
-def _api_key(args: argparse.Namespace) -> str | None:
-    if args.api_key_file is None:
-        return args.api_key
-    key = args.api_key_file.read_text(encoding="utf-8").split("\n")[0].strip()
-    if not key:
-        raise ValueError(f"{args.api_key_file} has no key; expected it in the first line")
-    return key
 
 
 def _say(text: str) -> None:

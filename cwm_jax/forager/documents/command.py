@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.evals.contamination import training_texts
 from cwm_jax.forager.decontamination import (
     KERNEL_BENCHMARKS,
     LEAN_BENCHMARKS,
     SWE_BENCH,
     Exclusions,
-    KnownTexts,
+    known_texts,
 )
 from cwm_jax.forager.documents.collection import MAX_CHARS, Document, Dropped, write_documents
 from cwm_jax.forager.documents.compiler import (
@@ -141,15 +140,10 @@ def _add_numbers(part: argparse.ArgumentParser, options: Any, *names: str) -> No
 def _guarded(found: Callable[[argparse.Namespace], Found], args: argparse.Namespace) -> int:
     """2 for what a user has caused."""
     try:
-        texts = {
-            f"{path}:{name}": text
-            for path in args.decontaminate
-            for name, text in training_texts(Path(path), None)
-        }
         counts = write_documents(
             Path(args.out),
             found(args),
-            known=KnownTexts(texts) if texts else None,
+            known=known_texts(args.decontaminate),
             max_chars=args.max_chars,
         )
     except (ValueError, OSError, SandboxError) as error:

@@ -14,11 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cwm_jax.forager.images.archive import Member
+from cwm_jax.rl.envs.swe.workspaces.checkout import AUTHOR, MESSAGE, let_others_read
 
 BRANCH = "refs/heads/main"
 # The same files give the same commit everywhere, on whatever day.
-_AUTHOR = b"Project <project@localhost> 1735689600 +0000"
-_MESSAGE = b"The project as it is\n"
 _GIT_S = 1800.0  # assumed: a large history over a network
 # Both assumed: what a checkout in a sandbox has room for.
 _MOST_FILES = 200_000  # with folders
@@ -81,7 +80,7 @@ def history_up_to(repository: Path, commit: str, target: Path) -> None:
     line = ["fetch", "--quiet", "--no-tags", "--no-auto-maintenance", "--update-shallow", "--stdin"]
     git([*line, "--", str(repository.resolve())], folder=target, stdin=refspecs, protocol="file")
     (target / "FETCH_HEAD").unlink(missing_ok=True)
-    _let_others_read(target)
+    let_others_read(target)
 
 
 def import_files(files: Mapping[bytes, Member], target: Path) -> str:
@@ -99,7 +98,7 @@ def import_files(files: Mapping[bytes, Member], target: Path) -> str:
     finally:
         for path in (index, target / "index"):
             path.unlink(missing_ok=True)
-    _let_others_read(target)
+    let_others_read(target)
     return resolve(target, BRANCH)
 
 
@@ -171,18 +170,11 @@ def _init(target: Path) -> None:
 
 def _stream(files: Mapping[bytes, Member]) -> Iterator[bytes]:
     """For git fast-import. Source: git-fast-import(1)."""
-    yield b"commit %s\ncommitter %s\n" % (BRANCH.encode(), _AUTHOR)
-    yield b"data %d\n%s" % (len(_MESSAGE), _MESSAGE)
+    yield b"commit %s\ncommitter %s\n" % (BRANCH.encode(), AUTHOR.encode())
+    yield b"data %d\n%s" % (len(MESSAGE.encode()), MESSAGE.encode())
     for path, member in files.items():
         quoted = path.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n")
         yield b'M %s inline "%s"\n' % (member.mode.encode(), quoted)
         yield b"data %d\n" % len(member.content)
         yield member.content
         yield b"\n"
-
-
-def _let_others_read(folder: Path) -> None:
-    """The uid inside a sandbox is another one."""
-    folder.chmod(0o755)
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)

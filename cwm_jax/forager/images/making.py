@@ -19,7 +19,7 @@ from cwm_jax.forager.images.builds import Attempt, BuildLimits, attempt
 from cwm_jax.forager.images.distributions import download_sdist
 from cwm_jax.forager.images.index_access import Index, index_access
 from cwm_jax.forager.images.recipe import Recipe, recipes
-from cwm_jax.forager.images.report import BuildRow
+from cwm_jax.forager.images.report import FAILURES, BuildRow
 from cwm_jax.forager.images.source import Source, SourceError, open_source
 from cwm_jax.forager.images.store import Manifest, Store
 from cwm_jax.rl.environment import EnvironmentFailure
@@ -27,8 +27,7 @@ from cwm_jax.rl.envs.swe.workspaces.checkout import files_of
 from cwm_jax.storage import LineFile, StorageError
 from cwm_jax.trace.corpus.engines import Engine
 
-# From the least that an attempt can come to, to the most.
-_FURTHEST = ("sandbox", "disk", "install", "timeout", "no-tests", "tests-fail")
+_ORDER = list(FAILURES)  # from the least that a source can come to, to the most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +132,7 @@ def _candidates(source: Source) -> Iterator[tuple[str, Recipe]]:
 
 
 def _progress(found: Attempt) -> tuple[int, float]:
-    return _FURTHEST.index(found.failure), found.share
+    return _ORDER.index(found.failure), found.share
 
 
 def _told(spec: str, found: Attempt, began: float, *, image: str = "") -> BuildRow:

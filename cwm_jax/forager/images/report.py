@@ -10,6 +10,7 @@ from typing import Any
 
 from cwm_jax.config.schema import check_types, from_json, nearest_hint, to_json
 
+# From the least that a source can come to, to the most.
 FAILURES = {
     "excluded": "no data may come from the project",
     "source": "it is not there, or may not be used",

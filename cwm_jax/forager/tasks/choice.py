@@ -10,14 +10,8 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
-# Percent of all trajectories. Source: the report, section 6 (mutate-fix is 45 % of them).
-SHARES: Mapping[str, int] = {
-    "functions": 7,
-    "arguments": 9,
-    "variables": 6,
-    "statements": 11,
-    "operators": 12,
-}
+from cwm_jax.rl.envs.mutations import SHARES
+
 Place = TypeVar("Place")
 
 

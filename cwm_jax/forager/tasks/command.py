@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.evals.contamination import training_texts
-from cwm_jax.forager.decontamination import KnownTexts
+from cwm_jax.forager.decontamination import known_texts
 from cwm_jax.forager.documents.pull_requests import read_issues
 from cwm_jax.forager.images.store import Store
 from cwm_jax.forager.tasks.issue_fix import IssueFixSettings, issue_fix
@@ -83,22 +82,12 @@ def _mutate_fix(args: argparse.Namespace, images: Sequence[Path]) -> list[Trial]
     settings = MutateFixSettings(
         seed=args.seed, timeout_s=args.timeout, per_function=args.per_function
     )
-    engine, known = engine_of(args), _known(args)
+    engine, known = engine_of(args), known_texts(args.decontaminate)
     return mutate_fix(images, args.out, settings, count=args.count, engine=engine, known=known)
 
 
 def _issue_fix(args: argparse.Namespace, images: Sequence[Path]) -> list[Trial]:
     issues = read_issues(args.issues) if args.issues else {}
     settings = IssueFixSettings(timeout_s=args.timeout, issues=issues)
-    engine, known = engine_of(args), _known(args)
+    engine, known = engine_of(args), known_texts(args.decontaminate)
     return issue_fix(images, args.out, settings, count=args.count, engine=engine, known=known)
-
-
-def _known(args: argparse.Namespace) -> KnownTexts | None:
-    """None where there is nothing to stay away from."""
-    texts = {
-        f"{path}:{name}": text
-        for path in args.decontaminate
-        for name, text in training_texts(Path(path), None)
-    }
-    return KnownTexts(texts) if texts else None

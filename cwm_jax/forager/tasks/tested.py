@@ -10,20 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cwm_jax.forager.images.builds import suite_of
+from cwm_jax.forager.images.builds import BuildLimits, suite_of
 from cwm_jax.forager.images.store import Image, read_image
 from cwm_jax.forager.tasks.statement import Failure, read_failure
 from cwm_jax.rl.envs.swe.suite import Suite, suite_results
 from cwm_jax.rl.envs.swe.workspaces.checkout import bare_repository, files_of, image_root
 from cwm_jax.rl.envs.swe.workspaces.local import LocalWorkspace
 from cwm_jax.rl.envs.swe.workspaces.protocol import Workspace
-from cwm_jax.sandbox import ShellLimits
 
-_MIB = 1 << 20
-# As of an image's own tests (assumed).
-LIMITS = ShellLimits(
-    memory_bytes=4096 * _MIB, scratch_bytes=1024 * _MIB, output_bytes=8 * _MIB, processes=256
-)
+_LIMITS = BuildLimits().test  # as of an image's own tests
 _ONE_TEST = {
     "pytest": "python -m pytest -p no:cacheprovider -o addopts= --tb=short {name}",
     "unittest": "python -m unittest {name}",
@@ -62,7 +57,7 @@ class Tested:
         """A new one; of another commit where one is given."""
         repository = self.repository if commit is None else {**self.repository, "commit": commit}
         root = image_root(repository)
-        return LocalWorkspace(bare_repository(repository), base=root, limits=LIMITS)
+        return LocalWorkspace(bare_repository(repository), base=root, limits=_LIMITS)
 
     def failing(self, workspace: Workspace) -> list[str]:
         """Tests that pass in the image and do not with what the workspace has.

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cwm_jax.rl.environment import EnvironmentFailure, Task
 from cwm_jax.rl.envs.swe.calls import Call, CallResult, CallsFailed, call_all
+from cwm_jax.rl.envs.swe.patches import diff_of_file
 from cwm_jax.rl.envs.swe.shipped.mutations import KINDS, Mutation, mutations
 
 _REPOSITORY = Path(__file__).with_name("repository")
@@ -87,13 +88,7 @@ def hidden_calls() -> list[Call]:
 
 def diff_of(before: Mapping[str, str], after: Mapping[str, str]) -> str:
     """A patch as git writes it, between files that are all there before and after."""
-    parts = []
-    for path in sorted(before):
-        old, new = (files[path].splitlines(keepends=True) for files in (before, after))
-        lines = difflib.unified_diff(old, new, f"a/{path}", f"b/{path}")
-        if text := "".join(lines):
-            parts.append(f"diff --git a/{path} b/{path}\n{text}")
-    return "".join(parts)
+    return "".join(diff_of_file(path, before[path], after[path]) for path in sorted(before))
 
 
 def half_mended(broken: str, whole: str) -> str:

@@ -27,8 +27,8 @@ from cwm_jax.rl.envs.swe.patches import ENCODING
 
 _BRANCH = "refs/heads/main"
 # The same files give the same commit everywhere.
-_AUTHOR = "Project <project@localhost> 1735689600 +0000"
-_MESSAGE = "The project as it is\n"
+AUTHOR = "Project <project@localhost> 1735689600 +0000"
+MESSAGE = "The project as it is\n"
 _GIT_S = 600.0  # assumed: fetching a large history from disk
 _FILE_MODES = (b"100644", b"100755")
 _TREE_BYTES = 64 << 20  # assumed: the sandbox of calls has 512 MiB for everything
@@ -64,7 +64,7 @@ def bare_repository(source: Mapping[str, Any]) -> Path:
                     _fetch(folder, changed, draft)
             else:
                 _fetch(_history(source), source["commit"], draft)
-            _let_others_read(draft)
+            let_others_read(draft)
             draft.rename(target)
     return target
 
@@ -148,7 +148,7 @@ def _changed(source: Mapping[str, Any], folder: Path) -> str:
     apply = ["apply", "--cached", "--whitespace=nowarn"]
     _git(apply, folder=folder, stdin=source["change"].encode(**ENCODING))
     tree = _git(["write-tree"], folder=folder).decode().strip()
-    commit = f"tree {tree}\nauthor {_AUTHOR}\ncommitter {_AUTHOR}\n\n{_MESSAGE}"
+    commit = f"tree {tree}\nauthor {AUTHOR}\ncommitter {AUTHOR}\n\n{MESSAGE}"
     written = ["hash-object", "-w", "-t", "commit", "--stdin"]
     name = _git(written, folder=folder, stdin=commit.encode()).decode().strip()
     _git(["update-ref", _BRANCH, name], folder=folder)
@@ -203,7 +203,7 @@ def _remove(folder: str, pid: int, lock: IO[bytes] | None) -> None:
         lock.close()
 
 
-def _let_others_read(folder: Path) -> None:
+def let_others_read(folder: Path) -> None:
     """The uid inside a sandbox is another one."""
     folder.chmod(0o755)
     for path in folder.rglob("*"):
@@ -212,8 +212,8 @@ def _let_others_read(folder: Path) -> None:
 
 def _commit(files: Mapping[str, str]) -> bytes:
     """A stream for git fast-import. Source: git-fast-import(1)."""
-    message = _MESSAGE.encode()
-    head = f"commit {_BRANCH}\ncommitter {_AUTHOR}\ndata {len(message)}\n".encode() + message
+    message = MESSAGE.encode()
+    head = f"commit {_BRANCH}\ncommitter {AUTHOR}\ndata {len(message)}\n".encode() + message
     parts = [head]
     for path, text in sorted(files.items()):
         content = text.encode()
